@@ -1,0 +1,213 @@
+"""python -m precompute.build: three models and preference data -> a cache.
+
+Plan first, then one shard after the other (each whole or not there at all), the manifest last. A build that was killed
+goes on where it stopped when the same command is given again.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from precompute.corpus import Corpus, load_corpus
+from precompute.models import ModelFolder, check_vocabularies, load_models, load_tokenizer, resolve
+from precompute.options import BuildOptions
+from precompute.plan import (
+    build_identity,
+    log_threshold,
+    make_plan,
+    read_earlier,
+    resolve_device,
+    sample_rows,
+    support_rule,
+)
+from precompute.report import plan_text, summary_text
+from precompute.score import Scorer, batches_by_length
+from precompute.support import SupportRule
+from shards.batches import BatchReader
+from shards.command import run_command
+from shards.errors import OptionError
+from shards.manifest import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    PROVENANCE_FILE,
+    VOCABULARY_FILE,
+    Manifest,
+    Plan,
+    ShardEntry,
+    ShardPlan,
+    file_sha256,
+)
+from shards.schema import Role
+from shards.scores import Response, Scores
+from shards.statistics import add_shard, new_histograms
+from shards.writer import remove_temporary_files, write_json, write_shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a build reads, before any model is loaded."""
+
+    folders: dict[Role, ModelFolder]
+    vocabulary: dict[str, int]
+    corpus: Corpus
+    identity: dict[str, Any]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V: the tokenizer's largest id + 1; the widths of output layers may be larger."""
+        return max(self.vocabulary.values()) + 1
+
+
+def build(options: BuildOptions) -> Manifest:
+    """Build, finish or recognise the cache that the options ask for. Raises AlignDistilError."""
+    out = Path(options.out)
+    inputs = read_inputs(options)
+    earlier = read_earlier(out, inputs.identity)
+    if isinstance(earlier, Manifest):
+        print(f"{out}: already built from the same inputs, nothing to do")
+        return earlier
+    scorer = load_scorer(options, inputs)
+    out.mkdir(parents=True, exist_ok=True)
+    remove_temporary_files(out)
+    plan = begin(out, options, inputs, scorer) if earlier is None else earlier
+    rule = support_rule(options, inputs.vocabulary_size, plan.log_threshold)
+    todo = [shard for shard in plan.shards if not (out / shard.file).exists()]
+    speed = _tokens_per_second(scorer, inputs.corpus, rule, options.batch_tokens)
+    print(plan_text(plan, inputs.corpus, todo, options.top_k, speed))
+    write_shards(out, plan, todo, inputs.corpus, scorer, rule, options.batch_tokens)
+    return finish(out, plan, inputs.corpus)
+
+
+def read_inputs(options: BuildOptions) -> Inputs:
+    """Find the models, compare their tokenizers, tokenise the data."""
+    folders = {role: resolve(name) for role, name in options.model_names.items()}
+    tokenizers = {
+        role: load_tokenizer(folder, trust_remote_code=options.trust_remote_code) for role, folder in folders.items()
+    }
+    vocabulary = check_vocabularies(tokenizers)
+    size = max(vocabulary.values()) + 1
+    if options.top_k > size:
+        raise OptionError(f"top_k: expected at most the vocabulary's {size} tokens, got {options.top_k}")
+    corpus = load_corpus(
+        options.data,
+        tokenizer=tokenizers["reference"],
+        split=options.split,
+        responses=options.responses,
+        max_length=options.max_length,
+        limit=options.limit,
+        on_overlong=options.on_overlong,
+        on_empty=options.on_empty,
+        progress=True,
+    )
+    identity = build_identity(options, folders, vocabulary, tokenizers["reference"].chat_template, corpus)
+    return Inputs(folders=folders, vocabulary=vocabulary, corpus=corpus, identity=identity)
+
+
+def load_scorer(options: BuildOptions, inputs: Inputs) -> Scorer:
+    device = resolve_device(options.device)
+    models = load_models(
+        inputs.folders,
+        inputs.vocabulary_size,
+        dtype=options.dtype,
+        device=str(device),
+        device_map=options.device_map,
+        attn_implementation=options.attn_implementation,
+        trust_remote_code=options.trust_remote_code,
+    )
+    return Scorer(
+        models=models,
+        pairs=options.served_pairs,
+        nodes=options.nodes,
+        chunk_positions=options.chunk_positions,
+        device=device,
+    )
+
+
+def begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer) -> Plan:
+    """Set the threshold, plan the shards and write the plan."""
+    threshold = None
+    if options.support == "adaptive":
+        highest = support_rule(options, inputs.vocabulary_size, None).highest
+        threshold = log_threshold(scorer, inputs.corpus.responses, options, highest)
+    plan = make_plan(options, inputs.identity, inputs.corpus, inputs.vocabulary_size, threshold)
+    places = {role: str(folder.path.resolve()) for role, folder in inputs.folders.items() if folder.commit is None}
+    places |= {role: folder.name for role, folder in inputs.folders.items() if folder.commit is not None}
+    write_json(out, VOCABULARY_FILE, inputs.vocabulary)
+    write_json(out, PROVENANCE_FILE, {"models": dict(sorted(places.items())), "data": options.data})
+    write_json(out, PLAN_FILE, plan.to_json())
+    return plan
+
+
+def write_shards(
+    out: Path,
+    plan: Plan,
+    todo: Sequence[ShardPlan],
+    corpus: Corpus,
+    scorer: Scorer,
+    rule: SupportRule,
+    batch_tokens: int,
+) -> None:
+    """Score and write the shards that are not there yet, with a bar in response tokens."""
+    done = plan.positions - sum(shard.positions for shard in todo)
+    with tqdm(total=plan.positions, initial=done, unit="tok", desc="scoring", smoothing=0.05) as bar:
+        for shard in todo:
+            rows = corpus.responses[shard.first_row : shard.first_row + shard.rows]
+            scores: dict[int, Scores] = {}
+            for batch in batches_by_length(rows, batch_tokens):
+                scores |= zip(batch, scorer.score([rows[i] for i in batch], rule), strict=True)
+                bar.update(sum(scores[i].num_positions for i in batch))
+            responses = [
+                Response(
+                    sample_id=row.sample_id,
+                    pair_id=row.pair_id,
+                    chosen=row.chosen,
+                    response_start=row.response_start,
+                    input_ids=row.input_ids,
+                    loss_mask=row.loss_mask,
+                    scores=scores[i],
+                )
+                for i, row in enumerate(rows)
+            ]
+            write_shard(out, shard.file, plan, responses)
+
+
+def finish(out: Path, plan: Plan, corpus: Corpus) -> Manifest:
+    """Read every shard back, checking it, and write the manifest."""
+    reader = BatchReader(out, plan)
+    histograms = new_histograms(plan)
+    entries = []
+    for i, shard in enumerate(tqdm(plan.shards, unit="shard", desc="checking")):
+        kept = add_shard(histograms, reader, i)
+        path = out / shard.file
+        entries.append(ShardEntry(file=shard.file, entries=kept, bytes=path.stat().st_size, sha256=file_sha256(path)))
+    statistics = {name: histogram.summary() for name, histogram in histograms.items()}
+    manifest = Manifest(plan=plan, entries=tuple(entries), statistics=statistics)
+    print(summary_text(manifest, corpus))
+    write_json(out, MANIFEST_FILE, manifest.to_json())
+    print(f"{out}: done")
+    return manifest
+
+
+def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_tokens: int) -> float:
+    """Speed on one batch of typical rows, after one to warm up; for the plan's estimate only."""
+    rows = sample_rows(corpus.responses, 16)
+    batch = [rows[i] for i in batches_by_length(rows, batch_tokens)[0]][:4]
+    scorer.score(batch[:1], rule)
+    start = time.perf_counter()
+    positions = sum(scores.num_positions for scores in scorer.score(batch, rule))
+    return positions / (time.perf_counter() - start)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = HfArgumentParser([BuildOptions], prog="python -m precompute.build", description=__doc__)
+    (options,) = parser.parse_args_into_dataclasses(arguments)
+    build(options)
+
+
+if __name__ == "__main__":
+    run_command(main)

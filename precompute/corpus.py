@@ -1,0 +1,149 @@
+"""Reads a data source into tokenised responses, and counts what was cut, skipped or doubtful on the way.
+
+A skipped response leaves the other one of its pair in. `pair_id` is the number of the row in its source, whatever was
+skipped before it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from tqdm import tqdm
+
+from precompute.data import Row, read_rows
+from precompute.tokenize import (
+    Layout,
+    Role,
+    SkippedResponse,
+    TokenizedResponse,
+    find_layout,
+    tokenize_row,
+    used_values,
+)
+from shards.errors import DataError, OptionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Responses = Literal["chosen", "rejected", "both"]
+OnSkip = Literal["skip", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Corpus:
+    """Tokenised responses in source order, chosen before rejected, and how they came about.
+
+    `skipped` counts responses by reason, under "overlong" and "empty". `truncated` and `prompt_not_prefix` count the
+    kept responses that were cut, and those whose prompt reads otherwise alone than with the response behind it.
+    data_sha256 covers the columns in use of every row read, whatever file format held them.
+    """
+
+    responses: list[TokenizedResponse]
+    rows_read: int
+    skipped: dict[str, int]
+    truncated: int
+    prompt_not_prefix: int
+    data_sha256: str
+
+
+def load_corpus(
+    data: str,
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    split: str = "train",
+    responses: Responses = "chosen",
+    max_length: int = 2048,
+    limit: int | None = None,
+    on_overlong: OnSkip = "skip",
+    on_empty: OnSkip = "error",
+    progress: bool = False,
+) -> Corpus:
+    """Tokenises the first `limit` rows of `data`, or all of them; `read_rows` says what `data` can be.
+
+    The first row tells the layout, and every other row must have it. `responses` picks from preference rows; the other
+    layouts have one response a row, which "chosen" means. max_length is in tokens, prompt and response together.
+
+    Raises DataError for a row that cannot be used, where no response is left, and for an overlong or empty response
+    where that is to be an error; OptionError for an option out of range; ModelError for a tokenizer that lacks what the
+    format needs.
+    """
+    _check_options(responses, max_length, limit, {"on_overlong": on_overlong, "on_empty": on_empty})
+    on_skip = {"overlong": on_overlong, "empty": on_empty}
+    kept: list[TokenizedResponse] = []
+    skipped = dict.fromkeys(on_skip, 0)
+    rows_read, digest = 0, hashlib.sha256()
+    rows = tqdm(islice(read_rows(data, split), limit), desc=f"tokenizing {data}", unit=" rows", disable=not progress)
+    for canonical, outcomes in _tokenized(rows, tokenizer, responses, max_length):
+        rows_read += 1
+        digest.update(canonical)
+        for outcome in outcomes:
+            if isinstance(outcome, TokenizedResponse):
+                kept.append(outcome)
+            elif on_skip[outcome.reason] == "error":
+                raise DataError(outcome.message)
+            else:
+                skipped[outcome.reason] += 1
+    if not kept:
+        counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        raise DataError(f"{data}: no response left: {rows_read} rows read, skipped {counts}")
+    return Corpus(
+        responses=kept,
+        rows_read=rows_read,
+        skipped=skipped,
+        truncated=sum(response.truncated for response in kept),
+        prompt_not_prefix=sum(not response.prompt_is_prefix for response in kept),
+        data_sha256=digest.hexdigest(),
+    )
+
+
+def _tokenized(
+    rows: Iterable[tuple[str, Row]], tokenizer: "PreTrainedTokenizerBase", responses: Responses, max_length: int
+) -> Iterator[tuple[bytes, list[TokenizedResponse | SkippedResponse]]]:
+    """For each row its canonical bytes and its responses."""
+    layout: Layout | None = None
+    for pair_id, (where, row) in enumerate(rows):
+        layout = layout or find_layout(row, where)
+        values = used_values(row, layout, where)
+        canonical = _canonical_json(values, where)
+        outcomes = tokenize_row(
+            values,
+            where=where,
+            pair_id=pair_id,
+            layout=layout,
+            tokenizer=tokenizer,
+            roles=_wanted_roles(responses, layout, where),
+            max_length=max_length,
+        )
+        yield canonical, outcomes
+
+
+def _wanted_roles(responses: Responses, layout: Layout, where: str) -> tuple[Role, ...]:
+    if responses == "chosen":
+        return layout.roles[:1]
+    if "rejected" not in layout.roles:
+        columns = "+".join(layout.columns)
+        raise DataError(f"{where}: expected a column rejected, which responses {responses} asks for, got {columns}")
+    return layout.roles if responses == "both" else ("rejected",)
+
+
+def _canonical_json(values: Mapping[str, Any], where: str) -> bytes:
+    try:
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return text.encode() + b"\n"
+    except (TypeError, ValueError) as exc:  # bytes and dates of Arrow files; half a surrogate pair
+        raise DataError(f"{where}: expected text and other values that JSON has, got {exc}") from exc
+
+
+def _check_options(responses: str, max_length: int, limit: int | None, on_skip: Mapping[str, str]) -> None:
+    if responses not in get_args(Responses):
+        raise OptionError(f"responses: expected one of {', '.join(get_args(Responses))}, got {responses}")
+    if max_length < 2:
+        raise OptionError(f"max_length: expected 2 or more, got {max_length}")
+    if limit is not None and limit < 1:
+        raise OptionError(f"limit: expected 1 or more, got {limit}")
+    for name, choice in on_skip.items():
+        if choice not in get_args(OnSkip):
+            raise OptionError(f"{name}: expected one of {', '.join(get_args(OnSkip))}, got {choice}")

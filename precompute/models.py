@@ -1,0 +1,230 @@
+"""The models by role: where they are, what they are (identity), and their hidden states and float32 logits."""
+
+import contextlib
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from shards.errors import ModelError, VocabularyMismatch
+from shards.head import LogitTransform, probe_ids
+from shards.manifest import file_sha256
+from shards.schema import Role
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFolder:
+    """A model on this disk: a full model, or a peft adapter with its base. `commit` is the hub's, if it came from it."""
+
+    name: str
+    path: Path
+    commit: str | None
+    base: "ModelFolder | None" = None
+
+
+def resolve(name: str) -> ModelFolder:
+    """Find a folder or fetch a hub name, and check that safetensors weights are there. Raises ModelError."""
+    path, commit = Path(name), None
+    if not path.is_dir():
+        if path.is_absolute() or name.startswith("."):
+            raise ModelError(f"{name}: expected a model folder, found none")
+        try:
+            path = Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.onnx"]))
+        except Exception as exc:
+            raise ModelError(f"{name}: expected a model folder or a hub name, got {_first_line(exc)}") from exc
+        commit = path.name
+    if (path / ADAPTER_CONFIG).is_file():
+        _require_weights(name, path, "adapter_model")
+        config = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        base = config.get("base_model_name_or_path")
+        if not base:
+            raise ModelError(f"{name}/{ADAPTER_CONFIG}: expected base_model_name_or_path, got {base!r}")
+        return ModelFolder(name=name, path=path, commit=commit, base=resolve(base))
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{name}: expected a model folder with config.json, found none")
+    _require_weights(name, path, "model")
+    return ModelFolder(name=name, path=path, commit=commit)
+
+
+def _require_weights(name: str, path: Path, stem: str) -> None:
+    if any(path.glob(f"{stem}*.safetensors")):
+        return
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern))
+    found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
+    raise ModelError(f"{name}: expected {stem}*.safetensors, found {found}")
+
+
+def identity(folder: ModelFolder) -> dict[str, Any]:
+    """What a model is: sha256 over its safetensors and its config, its width, its base, its hub commit."""
+    stem = "adapter_model" if folder.base else "model"
+    config_file = ADAPTER_CONFIG if folder.base else "config.json"
+    weights = hashlib.sha256()
+    for path in sorted(folder.path.glob(f"{stem}*.safetensors")):
+        weights.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    config = json.loads((folder.path / config_file).read_text(encoding="utf-8"))
+    config.pop("base_model_name_or_path", None)  # a path; the base itself is identified below
+    facts: dict[str, Any] = {
+        "weights_sha256": weights.hexdigest(),
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "hub_commit": folder.commit,
+    }
+    if folder.base:
+        return facts | {"base": identity(folder.base)}
+    return facts | {"vocabulary_width": AutoConfig.from_pretrained(folder.path).get_text_config().vocab_size}
+
+
+def load_tokenizer(folder: ModelFolder, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a role; an adapter without one has its base's. Raises ModelError where there is none."""
+    if not (folder.path / "tokenizer_config.json").is_file() and folder.base:
+        return load_tokenizer(folder.base, trust_remote_code=trust_remote_code)
+    if not any((folder.path / f).is_file() for f in ("tokenizer_config.json", "tokenizer.json")):
+        raise ModelError(f"{folder.name}: expected a tokenizer in the folder, found none")
+    return AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
+
+
+def check_vocabularies(tokenizers: Mapping[Role, Any]) -> dict[str, int]:
+    """The token-to-id map that all roles share. Raises VocabularyMismatch naming the first token that differs."""
+    maps = {role: tokenizer.get_vocab() for role, tokenizer in tokenizers.items()}
+    first_role, first = next(iter(maps.items()))
+    for role, other in maps.items():
+        if other == first:
+            continue
+        differing = {token for token in first.keys() | other.keys() if first.get(token) != other.get(token)}
+        token = min(differing, key=lambda t: (min(m[t] for m in (first, other) if t in m), t))
+        raise VocabularyMismatch(
+            f"tokenizers of {first_role} and {role} differ: token {token!r} has id {first.get(token, 'none')} in "
+            f"{first_role} and {other.get(token, 'none')} in {role}"
+        )
+    return dict(sorted(first.items(), key=lambda item: (item[1], item[0])))
+
+
+class RoleModel:
+    """One role: hidden states of its body, and float32 logits of its output layer."""
+
+    def __init__(
+        self, role: Role, model: PreTrainedModel, vocabulary_size: int, *, peft_model: Any = None, adapted: bool = False
+    ) -> None:
+        self.role = role
+        self.model = model
+        self.vocabulary_size = vocabulary_size
+        self._peft_model = peft_model
+        self._adapted = adapted
+        self._transform = LogitTransform.of(model.config)
+        with self.active():
+            module = model.get_output_embeddings()
+            if module is None:
+                raise ModelError(f"{role}: expected a model with an output layer, got {type(model).__name__}")
+            width = module.weight.shape[0]
+            if width < vocabulary_size:
+                raise ModelError(f"{role}: expected an output layer of {vocabulary_size} rows or more, got {width}")
+            self._head = module if module.weight.dtype == torch.float32 else copy.deepcopy(module).float()
+            self.device = module.weight.device
+            self._check_head(module)
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Switch a shared base to this role: its adapter on, or all adapters off."""
+        if self._peft_model is None:
+            yield
+        elif self._adapted:
+            self._peft_model.set_adapter(self.role, inference_mode=True)
+            yield
+        else:
+            with self._peft_model.disable_adapter():
+                yield
+
+    def hidden(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
+        """Last hidden states, (B, T, H), in the body's dtype."""
+        device = self.model.device
+        inputs = {"input_ids": input_ids_BT.to(device), "attention_mask": attention_mask_BT.to(device)}
+        return self.model.base_model(**inputs, use_cache=False)[0]
+
+    def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        """Float32 logits over the vocabulary, (N, V), on the device of the output layer. Call inside `active`."""
+        product_NW = self._head(hidden_NH.to(self.device, torch.float32))
+        return self._transform(product_NW[:, : self.vocabulary_size], torch)
+
+    @torch.no_grad()
+    def _check_head(self, module: Any) -> None:
+        """Compare body, output layer and transform with the model's own logits, in the model's own dtype."""
+        ids_BT = torch.tensor([probe_ids(self.vocabulary_size)])
+        mask_BT = torch.ones_like(ids_BT)
+        hidden_TH = self.hidden(ids_BT, mask_BT)[0]
+        ours_TV = self._transform(module(hidden_TH.to(module.weight.device)), torch).float()
+        device = self.model.device
+        theirs = self.model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False)
+        theirs_TV = theirs.logits[0].float().to(ours_TV.device)
+        allowed = (2**-7 if module.weight.dtype == torch.bfloat16 else 1e-5) * float(theirs_TV.abs().max()) + 1e-6
+        worst = float((ours_TV - theirs_TV).abs().nan_to_num(nan=float("inf")).max())
+        if worst > allowed and bool(torch.isfinite(theirs_TV).all()):
+            raise ModelError(
+                f"{self.role}: expected the logits of {type(self.model).__name__} from its body and output layer, "
+                f"got a difference of {worst:.2g}; this model class is not supported"
+            )
+
+
+def load_models(
+    folders: Mapping[Role, ModelFolder], vocabulary_size: int, *, dtype: str, device: str, **kwargs: Any
+) -> dict[Role, RoleModel]:
+    """Load every role, a base that roles share only once. Raises ModelError.
+
+    dtype is auto, bfloat16 or float32; kwargs go to from_pretrained (device_map, attn_implementation,
+    trust_remote_code).
+    """
+    bases: dict[Path, PreTrainedModel] = {}
+    wrapped: dict[Path, Any] = {}
+    for role, folder in folders.items():
+        base = folder.base or folder
+        path = base.path.resolve()
+        if path not in bases:
+            bases[path] = _load_base(role, base, dtype=dtype, device=device, **kwargs)
+        if folder.base:
+            wrapped[path] = _add_adapter(wrapped.get(path), bases[path], folder, role)
+    return {
+        role: RoleModel(
+            role,
+            bases[(path := (folder.base or folder).path.resolve())],
+            vocabulary_size,
+            peft_model=wrapped.get(path),
+            adapted=folder.base is not None,
+        )
+        for role, folder in folders.items()
+    }
+
+
+def _load_base(role: Role, folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
+    given = {key: value for key, value in kwargs.items() if value is not None}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder.path, dtype=dtype, use_safetensors=True, **given)
+    except (OSError, ValueError, RuntimeError) as exc:
+        raise ModelError(f"{role} ({folder.name}): expected a causal language model, got {_first_line(exc)}") from exc
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        raise ModelError(
+            f"{role} ({folder.name}): expected float32 or bfloat16 weights, got {model.dtype}; choose one with --dtype"
+        )
+    return model.eval() if "device_map" in given else model.to(torch.device(device)).eval()
+
+
+def _add_adapter(wrapped: Any, base: PreTrainedModel, folder: ModelFolder, role: Role) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as exc:
+        raise ModelError(f"{role} ({folder.name}): is a peft adapter; install aligndistil-offline[peft]") from exc
+    if wrapped is None:
+        return PeftModel.from_pretrained(base, folder.path, adapter_name=role).eval()
+    wrapped.load_adapter(folder.path, adapter_name=role)
+    return wrapped.eval()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

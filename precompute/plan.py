@@ -1,0 +1,146 @@
+"""Before the work: identity of the inputs, shard boundaries, the support's threshold."""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from precompute.corpus import Corpus
+from precompute.models import ModelFolder, identity
+from precompute.options import BuildOptions
+from precompute.score import Scorer, batches_by_length
+from precompute.support import SupportRule, find_threshold
+from precompute.tokenize import TokenizedResponse
+from shards.errors import CacheConflict
+from shards.manifest import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    SHARD_GLOB,
+    Manifest,
+    Plan,
+    ShardPlan,
+    canonical_json,
+    read_json,
+    refuse_difference,
+)
+from shards.schema import Role
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
+
+
+def build_identity(
+    options: BuildOptions,
+    folders: Mapping[Role, ModelFolder],
+    vocabulary: Mapping[str, int],
+    chat_template: Any,
+    corpus: Corpus,
+) -> dict[str, Any]:
+    """Everything that the bytes of a cache depend on. Paths and process counts are no part of it."""
+    tokens = hashlib.sha256()
+    for row in corpus.responses:
+        tokens.update(row.input_ids.astype("<i4").tobytes() + row.loss_mask.tobytes())
+    device = resolve_device(options.device)
+    return {
+        "models": {role: identity(folder) for role, folder in folders.items()},
+        "tokenizer": {
+            "vocabulary_sha256": hashlib.sha256(canonical_json(vocabulary)).hexdigest(),
+            "chat_template_sha256": chat_template and hashlib.sha256(canonical_json(chat_template)).hexdigest(),
+        },
+        "data": {"rows_sha256": corpus.data_sha256, "tokens_sha256": tokens.hexdigest()},
+        "options": options.identity(),
+        "numerics": {
+            "dtype": options.dtype,
+            "attn_implementation": options.attn_implementation,
+            "device_map": options.device_map,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "num_threads": torch.get_num_threads(),
+            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        },
+    }
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one, else the processor."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def read_earlier(folder: Path, asked: Mapping[str, Any]) -> Manifest | Plan | None:
+    """What an earlier build with the same inputs left in `folder`: a finished cache, a plan to go on with, or nothing.
+
+    Raises CacheConflict where the folder holds another build, naming the first field that differs.
+    """
+    for file in (MANIFEST_FILE, PLAN_FILE):
+        path = folder / file
+        if path.exists():
+            data = read_json(path)
+            earlier = Manifest.from_json(data, str(path)) if file == MANIFEST_FILE else Plan.from_json(data, str(path))
+            plan = earlier.plan if isinstance(earlier, Manifest) else earlier
+            refuse_difference(plan.identity, asked, str(folder))
+            return earlier
+    stray = sorted(folder.glob(SHARD_GLOB))
+    if stray:
+        raise CacheConflict(f"{folder}: expected no shards without a {PLAN_FILE}, found {stray[0].name}")
+    return None
+
+
+def make_plan(
+    options: BuildOptions, asked: Mapping[str, Any], corpus: Corpus, vocabulary_size: int, log_threshold: float | None
+) -> Plan:
+    return Plan(
+        identity=asked,
+        roles=tuple(options.model_names),
+        pairs=options.served_pairs,
+        nodes=options.nodes,
+        vocabulary_size=vocabulary_size,
+        values=options.values,
+        rows_per_batch=options.rows_per_batch,
+        log_threshold=log_threshold,
+        skipped=dict(sorted(corpus.skipped.items())),
+        truncated=corpus.truncated,
+        shards=tuple(plan_shards(corpus.responses, options.tokens_per_shard)),
+    )
+
+
+def plan_shards(rows: Sequence[TokenizedResponse], tokens_per_shard: int) -> list[ShardPlan]:
+    """Cut the rows, in order, after every `tokens_per_shard` response tokens (a row is never cut)."""
+    positions = np.array([int(row.loss_mask.sum()) for row in rows])
+    shards: list[ShardPlan] = []
+    first = 0
+    while first < len(rows):
+        reached = np.cumsum(positions[first:])
+        count = int(np.searchsorted(reached, tokens_per_shard)) + 1
+        count = min(count, len(rows) - first)
+        file = f"part-{len(shards):05d}.arrow"
+        shards.append(ShardPlan(file=file, first_row=first, rows=count, positions=int(reached[count - 1])))
+        first += count
+    return shards
+
+
+def sample_rows(rows: Sequence[TokenizedResponse], count: int) -> list[TokenizedResponse]:
+    """Up to `count` rows, evenly spread over the data: the fixed sample that the threshold is set on."""
+    picked = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))
+    return [rows[i] for i in picked]
+
+
+def log_threshold(scorer: Scorer, rows: Sequence[TokenizedResponse], options: BuildOptions, highest: int) -> float:
+    """The threshold with which the sample keeps top_k tokens on average."""
+    sample = sample_rows(rows, options.sample_rows)
+    ranked = [
+        scorer.ranked_scores([sample[i] for i in batch], highest)
+        for batch in batches_by_length(sample, options.batch_tokens)
+    ]
+    return find_threshold(np.concatenate(ranked), top_k=options.top_k, lowest=options.min_top_k)
+
+
+def support_rule(options: BuildOptions, vocabulary_size: int, threshold: float | None) -> SupportRule:
+    """The rule that keeps tokens; a fixed support has no threshold."""
+    if options.support == "fixed":
+        return SupportRule(lowest=options.top_k, highest=options.top_k, log_threshold=None)
+    highest = min(options.max_top_k, vocabulary_size)
+    return SupportRule(lowest=min(options.min_top_k, highest), highest=highest, log_threshold=threshold)

@@ -1,0 +1,58 @@
+"""What the build tells a person: the plan before the work, the summary after it."""
+
+from collections.abc import Sequence
+
+from precompute.corpus import Corpus
+from shards.manifest import Manifest, Plan, ShardPlan
+from shards.statistics import distribution_table
+
+
+def plan_text(plan: Plan, corpus: Corpus, todo: Sequence[ShardPlan], top_k: int, tokens_per_second: float) -> str:
+    """Rows, response tokens, projected bytes (before compression) and time."""
+    left = sum(shard.positions for shard in todo)
+    per_position = bytes_per_position(plan, top_k)
+    lines = [
+        f"{'rows':>18}  {plan.rows:,} of {corpus.rows_read:,} rows read{_skipped(plan)}",
+        f"{'response tokens':>18}  {plan.positions:,} in {len(plan.shards):,} shards"
+        + (f", {plan.positions - left:,} already done" if left < plan.positions else ""),
+        f"{'projected size':>18}  {plan.positions * per_position / 2**20:,.1f} MiB "
+        f"({per_position:,.0f} bytes per response token before compression)",
+        f"{'projected time':>18}  {duration(left / tokens_per_second)} at {tokens_per_second:,.0f} response tokens/s",
+    ]
+    return "\n".join(lines)
+
+
+def summary_text(manifest: Manifest, corpus: Corpus) -> str:
+    """Skipped rows by reason, bytes per token, coverage and D_t."""
+    plan = manifest.plan
+    total = sum(entry.bytes for entry in manifest.entries)
+    lines = [
+        f"{'rows':>18}  {plan.rows:,}{_skipped(plan)}; {plan.truncated:,} cut at max_length",
+        f"{'prompt boundary':>18}  {corpus.prompt_not_prefix:,} rows whose prompt alone tokenises otherwise",
+        f"{'size':>18}  {total / 2**20:,.1f} MiB, {total / plan.positions:,.1f} bytes per response token, "
+        f"{sum(e.entries for e in manifest.entries) / plan.positions:.1f} tokens kept on average",
+        distribution_table(manifest.statistics),
+    ]
+    return "\n".join(lines)
+
+
+def bytes_per_position(plan: Plan, top_k: int) -> float:
+    """Bytes of the stored values of one response position with top_k tokens, before compression."""
+    width = {"position": 1.0, "node": len(plan.nodes) - 1.0, "entry": float(top_k), "token": 1.0, "row": 0.0}
+    return sum(
+        width[column.level] * column.value_type.bit_width / 8 for column in plan.columns() if width[column.level]
+    )
+
+
+def duration(seconds: float) -> str:
+    """A length of time for a person: 4 s, 2 min 5 s, 3 h 20 min."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def _skipped(plan: Plan) -> str:
+    counted = [f"{count:,} skipped as {reason}" for reason, count in plan.skipped.items() if count]
+    return "".join(f", {text}" for text in counted)

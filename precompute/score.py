@@ -1,0 +1,119 @@
+"""Forward passes: tokenised responses -> log-probs at response positions only, in chunks, never a whole (T, V) tensor.
+
+Dimensions: B responses of a batch, T tokens, N response positions of the batch, C positions of a chunk, V vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from precompute.models import RoleModel
+from precompute.support import SupportRule, l1_distances, node_strengths, summarise, token_scores
+from precompute.tokenize import TokenizedResponse
+from shards.errors import NonFiniteLogits
+from shards.nodes import StrengthNodes
+from shards.schema import Pair, Role
+from shards.scores import Scores, concatenate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer:
+    """Scores batches of responses with the models of all roles. Deterministic for a given batch.
+
+    Raises NonFiniteLogits naming role, sample and position.
+    """
+
+    models: Mapping[Role, RoleModel]
+    pairs: Sequence[Pair]
+    nodes: StrengthNodes
+    chunk_positions: int
+    device: torch.device
+
+    def score(self, batch: Sequence[TokenizedResponse], rule: SupportRule) -> list[Scores]:
+        """The scores of each response of the batch."""
+        parts = [
+            summarise(logprobs, next_ids_C, rule=rule, pairs=self.pairs, nodes=self.nodes)
+            for logprobs, next_ids_C in self._chunks(batch)
+        ]
+        joined = concatenate(parts)
+        ends = np.cumsum([int(row.loss_mask.sum()) for row in batch])
+        return [joined.slice(start, stop) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
+
+    def ranked_scores(self, batch: Sequence[TokenizedResponse], highest: int) -> np.ndarray:
+        """The best `highest` token scores of every position, falling, (N, highest); for setting the threshold."""
+        ranked = []
+        for logprobs, _ in self._chunks(batch):
+            strengths = node_strengths(l1_distances(logprobs), self.pairs, self.nodes, logprobs["dpo"].dtype)
+            ranked.append(token_scores(logprobs, strengths).topk(highest, dim=-1).values.cpu().numpy())
+        return np.concatenate(ranked)
+
+    @torch.no_grad()
+    def _chunks(self, batch: Sequence[TokenizedResponse]) -> Iterator[tuple[dict[Role, torch.Tensor], torch.Tensor]]:
+        """Log-probs of all roles, (C, V) float32, and the actual next ids, (C,), position after position."""
+        input_ids_BT, attention_mask_BT = pad(batch)
+        row_N, token_N = np.concatenate(
+            [(np.full(len(tokens), i), tokens) for i, tokens in enumerate(np.flatnonzero(r.loss_mask) for r in batch)],
+            axis=1,
+        )
+        hidden = {}
+        for role, model in self.models.items():
+            with model.active():
+                # the hidden state of the token before predicts a response token
+                hidden[role] = model.hidden(input_ids_BT, attention_mask_BT)[row_N, token_N - 1]
+        next_ids_N = input_ids_BT[row_N, token_N].to(self.device)
+        for start in range(0, len(row_N), self.chunk_positions):
+            chunk = slice(start, start + self.chunk_positions)
+            logprobs = {}
+            for role, model in self.models.items():
+                with model.active():
+                    logits_CV = model.logits(hidden[role][chunk]).to(self.device)
+                self._require_finite(logits_CV, role, batch, row_N[chunk], token_N[chunk])
+                logprobs[role] = logits_CV.log_softmax(-1)
+            yield logprobs, next_ids_N[chunk]
+
+    @staticmethod
+    def _require_finite(
+        logits_CV: torch.Tensor,
+        role: Role,
+        batch: Sequence[TokenizedResponse],
+        row_C: np.ndarray,
+        token_C: np.ndarray,
+    ) -> None:
+        bad_C = ~torch.isfinite(logits_CV).all(dim=-1)
+        if not bool(bad_C.any()):
+            return
+        first = int(bad_C.nonzero()[0, 0])
+        logit = logits_CV[first][~torch.isfinite(logits_CV[first])][0].item()
+        raise NonFiniteLogits(
+            f"{role}: expected finite logits, got {logit} for sample {batch[row_C[first]].sample_id} "
+            f"at token {token_C[first]}"
+        )
+
+
+def pad(batch: Sequence[TokenizedResponse]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded input ids and attention mask, (B, T) int64. The padding id is never attended to."""
+    longest = max(len(row.input_ids) for row in batch)
+    input_ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
+    attention_mask_BT = torch.zeros_like(input_ids_BT)
+    for i, row in enumerate(batch):
+        input_ids_BT[i, : len(row.input_ids)] = torch.from_numpy(row.input_ids.astype(np.int64))
+        attention_mask_BT[i, : len(row.input_ids)] = 1
+    return input_ids_BT, attention_mask_BT
+
+
+def batches_by_length(rows: Sequence[TokenizedResponse], batch_tokens: int) -> list[list[int]]:
+    """Indices of `rows` in batches of similar length, the longest first, each within the budget of padded tokens.
+
+    A row that is longer than the budget is a batch of its own.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].input_ids), i))
+    batches: list[list[int]] = []
+    for i in order:
+        longest = len(rows[batches[-1][0]].input_ids) if batches else 0
+        if batches and longest * (len(batches[-1]) + 1) <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

@@ -1,0 +1,78 @@
+"""Record batches of the shards of one build: opened, checked against the schema and against their crc32."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from shards import codec, schema
+from shards.errors import CacheDamaged
+from shards.manifest import Plan
+
+MAX_OPEN_FILES = 32
+
+
+class BatchReader:
+    """Reads record batches of a build's shards, some columns at a time. Nothing is memory-mapped.
+
+    Instances can be pickled and used after a fork: files are opened when they are needed.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+        self._files: OrderedDict[tuple[int, tuple[str, ...]], pa.ipc.RecordBatchFileReader] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": OrderedDict()}
+
+    def num_batches(self, shard: int) -> int:
+        """Record batches of a shard: rows_per_batch rows each, the last one fewer."""
+        return -(-self.plan.shards[shard].rows // self.plan.rows_per_batch)
+
+    def read(self, shard: int, batch: int, names: Sequence[str]) -> pa.RecordBatch:
+        """Some columns of one record batch, compared with their crc32.
+
+        Raises CacheDamaged, naming file and record batch, where it cannot be decoded or a column was altered.
+        """
+        where = f"{self.folder / self.plan.shards[shard].file} record batch {batch}"
+        file = self._open(shard, tuple(names))
+        try:
+            found = file.get_batch_with_custom_metadata(batch)
+        except (pa.ArrowException, OSError, ValueError) as exc:
+            raise CacheDamaged(f"{where}: expected a readable record batch, got {one_line(exc)}") from exc
+        codec.check_crc32(found.batch, found.custom_metadata, where)
+        return found.batch
+
+    def _open(self, shard: int, names: tuple[str, ...]) -> pa.ipc.RecordBatchFileReader:
+        key = (shard, names)
+        if key not in self._files:
+            self._files[key] = open_shard(self.folder / self.plan.shards[shard].file, self.plan, names)
+            if len(self._files) > MAX_OPEN_FILES:
+                self._files.popitem(last=False)
+        self._files.move_to_end(key)
+        return self._files[key]
+
+
+def open_shard(path: Path, plan: Plan, names: Sequence[str]) -> pa.ipc.RecordBatchFileReader:
+    """Open a shard for some of its columns. Raises CacheDamaged unless it is an Arrow file of this build."""
+    try:
+        found = pa.ipc.open_file(pa.OSFile(str(path), "rb")).schema
+    except (pa.ArrowException, OSError) as exc:
+        raise CacheDamaged(f"{path}: expected an Arrow IPC file, got {one_line(exc)}") from exc
+    expected = schema.arrow_schema(plan.columns(), build_sha256=plan.sha256)
+    if not found.equals(expected):
+        differing = next((f"{e} is {f}" for e, f in zip(expected, found, strict=False) if e != f), found.names)
+        raise CacheDamaged(f"{path}: expected the columns of format version {schema.FORMAT_VERSION}, got {differing}")
+    owner = (found.metadata or {}).get(schema.BUILD_KEY, b"").decode()
+    if owner != plan.sha256:
+        raise CacheDamaged(f"{path}: expected a shard of build {plan.sha256[:12]}, got one of {owner[:12] or 'none'}")
+    fields = [expected.get_field_index(name) for name in names]
+    options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+    return pa.ipc.open_file(pa.OSFile(str(path), "rb"), options=options)
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

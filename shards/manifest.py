@@ -1,0 +1,207 @@
+"""The plan of a build and the manifest of a finished cache: what it was made from, and the table of its shards.
+
+`plan.json` is written before the work: identity, the support's threshold and the shard boundaries. `manifest.json` is
+written last, when every shard lies in its place: the same, with bytes and sha256 of each shard and the statistics.
+No manifest, no cache. `vocabulary.json` holds the token-to-id map; `provenance.json` holds paths, which are no part of
+the identity.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.errors import CacheConflict, CacheDamaged, CacheMissing
+from shards.nodes import StrengthNodes
+from shards.schema import FORMAT_NAME, FORMAT_VERSION, Column, Pair, Role, columns
+
+PLAN_FILE = "plan.json"
+MANIFEST_FILE = "manifest.json"
+VOCABULARY_FILE = "vocabulary.json"
+PROVENANCE_FILE = "provenance.json"
+SHARD_GLOB = "part-*.arrow"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardPlan:
+    """One shard: its file, its first row in the cache, its rows and their response positions."""
+
+    file: str
+    first_row: int
+    rows: int
+    positions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """One finished shard: its plan's file, the kept tokens in it, its size and its sha256."""
+
+    file: str
+    entries: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a build will write; a pure function of models, data and options.
+
+    identity        nested mapping of everything that the bytes depend on: models, tokenizer, data, options, numerics
+    log_threshold   a token is kept where its score, a log-prob, exceeds this; None for a fixed support
+    skipped         responses left out, by reason; truncated: responses cut at max_length
+    """
+
+    identity: Mapping[str, Any]
+    roles: tuple[Role, ...]
+    pairs: tuple[Pair, ...]
+    nodes: StrengthNodes
+    vocabulary_size: int
+    values: str
+    rows_per_batch: int
+    log_threshold: float | None
+    skipped: Mapping[str, int]
+    truncated: int
+    shards: tuple[ShardPlan, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def positions(self) -> int:
+        return sum(shard.positions for shard in self.shards)
+
+    def columns(self) -> tuple[Column, ...]:
+        return columns(self.roles, self.pairs)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT_NAME,
+            "format_version": FORMAT_VERSION,
+            "identity": self.identity,
+            "roles": list(self.roles),
+            "pairs": [str(pair) for pair in self.pairs],
+            "gain_nodes": list(self.nodes.gains),
+            "strength_nodes": list(self.nodes.strengths),
+            "vocabulary_size": self.vocabulary_size,
+            "values": self.values,
+            "rows_per_batch": self.rows_per_batch,
+            "log_threshold": self.log_threshold,
+            "rows": self.rows,
+            "positions": self.positions,
+            "skipped": dict(self.skipped),
+            "truncated": self.truncated,
+            "shards": [asdict(shard) for shard in self.shards],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> "Plan":
+        """Read what `to_json` wrote. Raises CacheDamaged, naming the file and what is wrong."""
+        if data.get("format") != FORMAT_NAME:
+            raise CacheDamaged(f"{where}: expected format {FORMAT_NAME!r}, got {data.get('format')!r}")
+        if data.get("format_version") != FORMAT_VERSION:
+            raise CacheDamaged(f"{where}: expected format_version {FORMAT_VERSION}, got {data.get('format_version')!r}")
+        try:
+            return cls(
+                identity=dict(data["identity"]),
+                roles=tuple(data["roles"]),
+                pairs=tuple(Pair.parse(text) for text in data["pairs"]),
+                nodes=StrengthNodes(gains=tuple(data["gain_nodes"]), strengths=tuple(data["strength_nodes"])),
+                vocabulary_size=int(data["vocabulary_size"]),
+                values=str(data["values"]),
+                rows_per_batch=int(data["rows_per_batch"]),
+                log_threshold=data["log_threshold"],
+                skipped=dict(data["skipped"]),
+                truncated=int(data["truncated"]),
+                shards=tuple(ShardPlan(**shard) for shard in data["shards"]),
+            )
+        except (KeyError, TypeError, ValueError) as exc:
+            raise CacheDamaged(f"{where}: expected a plan of format version {FORMAT_VERSION}, got {exc!r}") from exc
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the build; every shard carries it."""
+        return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A finished cache: its plan, an entry for every planned shard in order, and statistics of the values."""
+
+    plan: Plan
+    entries: tuple[ShardEntry, ...]
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        merged = self.plan.to_json()
+        merged["build_sha256"] = self.plan.sha256
+        merged["shards"] = [
+            asdict(planned) | asdict(entry) for planned, entry in zip(self.plan.shards, self.entries, strict=True)
+        ]
+        return merged | {"statistics": dict(self.statistics)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> "Manifest":
+        try:
+            entries = tuple(ShardEntry(**{k: s[k] for k in ShardEntry.__slots__}) for s in data["shards"])
+            planned = [{k: s[k] for k in ShardPlan.__slots__} for s in data["shards"]]
+            statistics = data["statistics"]
+            build_sha256 = data["build_sha256"]
+        except (KeyError, TypeError) as exc:
+            raise CacheDamaged(f"{where}: expected a table of shards, got {exc!r}") from exc
+        plan = Plan.from_json({**data, "shards": planned}, where)
+        if plan.sha256 != build_sha256:
+            raise CacheDamaged(f"{where}: expected build_sha256 {build_sha256}, got {plan.sha256} from its fields")
+        return cls(plan=plan, entries=entries, statistics=statistics)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value that hashes are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises CacheMissing without the file and CacheDamaged where it is not a JSON object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise CacheMissing(f"{path.parent}: expected a cache, found no {path.name}") from exc
+    except ValueError as exc:
+        raise CacheDamaged(f"{path}: expected JSON, got {exc}") from exc
+    if not isinstance(data, dict):
+        raise CacheDamaged(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished cache. Raises CacheMissing, saying whether a build was begun there."""
+    path = folder / MANIFEST_FILE
+    if not path.exists() and (folder / PLAN_FILE).exists():
+        raise CacheMissing(f"{folder}: expected a finished cache, found a build that was begun; run it again to finish")
+    return Manifest.from_json(read_json(path), str(path))
+
+
+def refuse_difference(found: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
+    """Raise CacheConflict naming the first field in which two identities differ."""
+    for field_name, old, new in _differences(found, asked):
+        raise CacheConflict(f"{where}: holds another build, {field_name}: expected {old}, got {new}")
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{name}.{key}" if name else key
+            yield from _differences(old.get(key), new.get(key), inner)
+    elif old != new:
+        yield name, json.dumps(old), json.dumps(new)

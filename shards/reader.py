@@ -1,0 +1,148 @@
+"""ShardCache: random access to a finished cache, checked before use."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards import codec, schema
+from shards.batches import BatchReader
+from shards.compose import Teacher, compose
+from shards.errors import CacheDamaged, CacheMissing, TeacherUnavailable
+from shards.manifest import PROVENANCE_FILE, VOCABULARY_FILE, Manifest, read_json, read_manifest
+from shards.schema import Pair, Role
+from shards.scores import Response, concatenate
+from shards.teacher import TeacherSpec
+
+INDEX_COLUMNS = (schema.PAIR_ID, schema.CHOSEN, schema.LOSS_MASK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowIndex:
+    """What is known of every row without its values, each (rows,): pair_id, chosen, tokens T and positions N."""
+
+    pair_id: np.ndarray
+    chosen: np.ndarray
+    num_tokens: np.ndarray
+    num_positions: np.ndarray
+
+
+class ShardCache:
+    """A finished cache in a folder: `len(cache)` responses, read in any order.
+
+    Opening reads the manifest and checks that every shard is there with its recorded size. Every record batch's
+    columns are compared with their crc32 when they are decoded. Nothing is memory-mapped. Instances can be pickled and
+    used after a fork.
+
+    Raises CacheMissing where there is no finished cache and CacheDamaged where a file is not what the manifest says.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest: Manifest = read_manifest(self.folder)
+        self.plan = self.manifest.plan
+        self._first_rows = np.array([shard.first_row for shard in self.plan.shards], dtype=np.int64)
+        self.batches = BatchReader(self.folder, self.plan)
+        self._check_sizes()
+
+    def __len__(self) -> int:
+        return self.plan.rows
+
+    def __getitem__(self, row: int) -> Response:
+        """One response with everything that is stored about it. Negative rows count from the end."""
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"{self.folder}: expected a row under {len(self)}, got {row}")
+        return self.read([row % len(self)])[0]
+
+    @cached_property
+    def vocabulary(self) -> Mapping[str, int]:
+        """The token-to-id map of the models' tokenizer."""
+        return read_json(self.folder / VOCABULARY_FILE)
+
+    @cached_property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the models and the data lay when the cache was built; no part of its identity."""
+        return read_json(self.folder / PROVENANCE_FILE)
+
+    @cached_property
+    def index(self) -> RowIndex:
+        """Lengths, pairs and preference of all rows; reads the small columns of every shard once."""
+        parts: list[tuple[int, bool, int, int]] = []
+        for shard in range(len(self.plan.shards)):
+            for batch in range(self.batches.num_batches(shard)):
+                columns = self.batches.read(shard, batch, INDEX_COLUMNS)
+                masks = columns[schema.LOSS_MASK]
+                for pair_id, chosen, mask in zip(
+                    columns[schema.PAIR_ID].to_pylist(), columns[schema.CHOSEN].to_pylist(), masks, strict=True
+                ):
+                    tokens = mask.values.to_numpy(zero_copy_only=False)
+                    parts.append((pair_id, chosen, len(tokens), int(tokens.sum())))
+        pair_ids, chosens, lengths, positions = zip(*parts, strict=True)
+        return RowIndex(
+            pair_id=np.array(pair_ids, dtype=np.int64),
+            chosen=np.array(chosens, dtype=bool),
+            num_tokens=np.array(lengths, dtype=np.int64),
+            num_positions=np.array(positions, dtype=np.int64),
+        )
+
+    def read(
+        self, rows: Sequence[int], *, roles: Iterable[Role] | None = None, pairs: Iterable[Pair] | None = None
+    ) -> list[Response]:
+        """The responses of `rows`, in that order, with the values of these roles and pairs (all, unless given).
+
+        Raises CacheDamaged where a record batch cannot be decoded or a column differs from its crc32.
+        """
+        roles = self.plan.roles if roles is None else tuple(roles)
+        pairs = self.plan.pairs if pairs is None else tuple(pairs)
+        names = tuple(column.name for column in schema.columns(roles, pairs))
+        places = [self._place(row) for row in rows]
+        decoded = {}
+        for shard, batch in sorted({place[:2] for place in places}):
+            columns = self.batches.read(shard, batch, names)
+            decoded[shard, batch] = codec.decode(columns, roles, pairs, len(self.plan.nodes))
+        return [decoded[shard, batch][offset] for shard, batch, offset in places]
+
+    def check(self, spec: TeacherSpec) -> None:
+        """Raise TeacherUnavailable, saying what is missing, unless this cache can give the teacher of `spec`."""
+        missing = [r for r in dict.fromkeys((spec.anchor, "dpo", spec.negative)) if r not in self.plan.roles]
+        if missing:
+            raise TeacherUnavailable(
+                f"{self.folder}: a teacher with {spec} needs the model {missing[0]!r}, the cache was built with "
+                f"{', '.join(self.plan.roles)}"
+            )
+        if spec.pair not in self.plan.pairs:
+            raise TeacherUnavailable(
+                f"{self.folder}: a teacher with {spec} needs the pair {spec.pair}, the cache serves "
+                f"{', '.join(map(str, self.plan.pairs))}; build with --pairs {spec.pair}"
+            )
+        name, value, highest = (
+            ("gain", spec.gain, self.plan.nodes.gains[-1])
+            if spec.strength == "adaptive"
+            else ("strength beta / kl_coef", spec.constant_strength, self.plan.nodes.strengths[-1])
+        )
+        if value > highest:
+            raise TeacherUnavailable(f"{self.folder}: expected a {name} of {highest:g} or less, got {value:g}")
+
+    def teacher(self, rows: Sequence[int], spec: TeacherSpec) -> Teacher:
+        """The teacher of `spec` at all positions of `rows`, one after the other."""
+        self.check(spec)
+        roles = {spec.anchor, spec.negative, "dpo"}
+        responses = self.read(rows, roles=(r for r in schema.ROLES if r in roles), pairs=(spec.pair,))
+        return compose(concatenate([response.scores for response in responses]), spec, self.plan.nodes)
+
+    def _place(self, row: int) -> tuple[int, int, int]:
+        """(shard, record batch, row of the batch)."""
+        shard = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        return shard, *divmod(row - int(self._first_rows[shard]), self.plan.rows_per_batch)
+
+    def _check_sizes(self) -> None:
+        for entry in self.manifest.entries:
+            path = self.folder / entry.file
+            if not path.is_file():
+                raise CacheMissing(f"{path}: expected a shard of {entry.bytes} bytes, found no file")
+            size = path.stat().st_size
+            if size != entry.bytes:
+                raise CacheDamaged(f"{path}: expected {entry.bytes} bytes, got {size}")

@@ -1,0 +1,100 @@
+"""What a cache holds, in numbers: support sizes, coverage and D_t, with memory that does not grow with the rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from shards import schema
+from shards.batches import BatchReader
+from shards.manifest import Plan
+from shards.schema import Role
+
+QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts over equal bins of [0, high], with the exact mean and extremes; a quantile is off by a bin at most."""
+
+    high: float
+    bins: int
+    counts: np.ndarray = field(init=False)
+    total: float = 0.0
+    lowest: float = np.inf
+    highest: float = -np.inf
+
+    def __post_init__(self) -> None:
+        self.counts = np.zeros(self.bins, dtype=np.int64)
+
+    def add(self, values: np.ndarray) -> None:
+        if not len(values):
+            return
+        index = np.clip((values / self.high * self.bins).astype(np.int64), 0, self.bins - 1)
+        self.counts += np.bincount(index, minlength=self.bins)
+        self.total += float(values.sum(dtype=np.float64))
+        self.lowest = min(self.lowest, float(values.min()))
+        self.highest = max(self.highest, float(values.max()))
+
+    def quantile(self, q: float) -> float:
+        """The middle of the bin that holds the q-quantile, kept inside the observed range."""
+        rank = q * (self.counts.sum() - 1)
+        bin_index = int(np.searchsorted(np.cumsum(self.counts), rank, side="right"))
+        return float(np.clip((bin_index + 0.5) * self.high / self.bins, self.lowest, self.highest))
+
+    def summary(self) -> dict[str, Any]:
+        count = int(self.counts.sum())
+        numbers = {f"p{round(100 * q):02d}": self.quantile(q) for q in QUANTILES}
+        stats = {"mean": self.total / count, "min": self.lowest, **numbers, "max": self.highest}
+        return {name: round(value, 6) for name, value in stats.items()}
+
+
+def _collect(histograms: Mapping[str, Histogram], columns: Mapping[str, np.ndarray], roles: tuple[Role, ...]) -> None:
+    """Add one record batch's positions to the histograms of `new_histograms`."""
+    histograms["support_count"].add(columns[schema.SUPPORT_COUNT])
+    for role in roles:
+        coverage = -np.expm1(columns[schema.tail_logprob_column(role)].astype(np.float64))
+        histograms[f"coverage_{role}"].add(np.clip(coverage, 0.0, 1.0))
+    for negative in schema.NEGATIVES:
+        name = schema.l1_distance_column(negative)
+        if name in columns:
+            histograms[name].add(columns[name])
+
+
+def new_histograms(plan: Plan) -> dict[str, Histogram]:
+    distances = [schema.l1_distance_column(n) for n in schema.NEGATIVES if n in plan.roles]
+    return {
+        "support_count": Histogram(plan.vocabulary_size + 1, min(plan.vocabulary_size + 1, 1 << 18)),
+        **{f"coverage_{role}": Histogram(1.0, 10_000) for role in plan.roles},
+        **{name: Histogram(2.0, 20_000) for name in distances},
+    }
+
+
+def position_columns(plan: Plan) -> tuple[str, ...]:
+    """The columns that `collect` reads."""
+    wanted = [schema.SUPPORT_COUNT, *(schema.tail_logprob_column(r) for r in plan.roles)]
+    return (*wanted, *(schema.l1_distance_column(n) for n in schema.NEGATIVES if n in plan.roles))
+
+
+def add_shard(histograms: Mapping[str, Histogram], reader: BatchReader, shard: int) -> int:
+    """Add a shard's values to the histograms; returns its kept tokens."""
+    names = position_columns(reader.plan)
+    entries = 0
+    for batch in range(reader.num_batches(shard)):
+        found = reader.read(shard, batch, names)
+        columns = {name: found.column(name).flatten().to_numpy() for name in names}
+        _collect(histograms, columns, reader.plan.roles)
+        entries += int(columns[schema.SUPPORT_COUNT].sum(dtype=np.int64))
+    return entries
+
+
+def distribution_table(statistics: Mapping[str, Mapping[str, float]]) -> str:
+    """The distributions of a manifest as a table: one line each, mean and quantiles."""
+    heads = list(next(iter(statistics.values())))
+    width = max(len(name) for name in statistics)
+    lines = [" " * width + "".join(f"{head:>9}" for head in heads)]
+    for name, numbers in statistics.items():
+        cells = (f"{n:9.1f}" if name == "support_count" else f"{n:9.4f}" for n in numbers.values())
+        lines.append(f"{name:<{width}}" + "".join(cells))
+    return "\n".join(lines)

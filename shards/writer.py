@@ -1,0 +1,68 @@
+"""Writing a cache so that a name exists only when its content is whole: temporary name, fsync, rename."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from shards import codec
+from shards.manifest import Plan
+from shards.schema import arrow_schema
+from shards.scores import Response
+
+COMPRESSION_LEVEL = 3
+
+
+def write_shard(folder: Path, file: str, plan: Plan, responses: Sequence[Response]) -> None:
+    """Write one shard of `plan`, its rows in order, as an Arrow IPC file of zstd-compressed record batches."""
+    table = plan.columns()
+    schema = arrow_schema(table, build_sha256=plan.sha256)
+    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL), use_threads=False)
+    temporary = _temporary(folder, file)
+    with pa.OSFile(str(temporary), "wb") as sink:
+        writer = pa.ipc.new_file(sink, schema, options=options)
+        for start in range(0, len(responses), plan.rows_per_batch):
+            batch = codec.encode(responses[start : start + plan.rows_per_batch], table, schema)
+            writer.write_batch(batch, custom_metadata=codec.crc32_metadata(batch))
+        writer.close()  # on success only: a file without its footer is not an Arrow file
+    _publish(temporary, folder / file)
+
+
+def write_json(folder: Path, file: str, value: Any) -> None:
+    """Write a JSON file atomically."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    temporary = _temporary(folder, file)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    _publish(temporary, folder / file)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what an interrupted build left under temporary names."""
+    for path in _temporary_files(folder):
+        path.unlink(missing_ok=True)
+
+
+def _temporary_files(folder: Path) -> Iterable[Path]:
+    return folder.glob(".*.aligndistil-tmp")
+
+
+def _temporary(folder: Path, file: str) -> Path:
+    return folder / f".{file}.{os.getpid()}.aligndistil-tmp"
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Flush to the disk, then take the final name, then flush the folder."""
+    _fsync(temporary)
+    temporary.replace(path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
