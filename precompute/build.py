@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
@@ -204,7 +204,7 @@ def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = HfArgumentParser([BuildOptions], prog="python -m precompute.build", description=__doc__)
+    parser = HfArgumentParser(cast(Any, BuildOptions), prog="python -m precompute.build", description=__doc__)
     (options,) = parser.parse_args_into_dataclasses(arguments)
     build(options)
 

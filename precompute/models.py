@@ -13,17 +13,18 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from shards.errors import ModelError, VocabularyMismatch
+from shards.errors import ModelError
 from shards.head import LogitTransform, probe_ids
 from shards.manifest import file_sha256
 from shards.schema import Role
+from shards.vocabulary import require_same_vocabulary
 
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFolder:
-    """A model on this disk: a full model, or a peft adapter with its base. `commit` is the hub's, if it came from it."""
+    """A model on this disk: a full model, or a peft adapter with its base. `commit`: the hub's, if it came from it."""
 
     name: str
     path: Path
@@ -96,14 +97,7 @@ def check_vocabularies(tokenizers: Mapping[Role, Any]) -> dict[str, int]:
     maps = {role: tokenizer.get_vocab() for role, tokenizer in tokenizers.items()}
     first_role, first = next(iter(maps.items()))
     for role, other in maps.items():
-        if other == first:
-            continue
-        differing = {token for token in first.keys() | other.keys() if first.get(token) != other.get(token)}
-        token = min(differing, key=lambda t: (min(m[t] for m in (first, other) if t in m), t))
-        raise VocabularyMismatch(
-            f"tokenizers of {first_role} and {role} differ: token {token!r} has id {first.get(token, 'none')} in "
-            f"{first_role} and {other.get(token, 'none')} in {role}"
-        )
+        require_same_vocabulary(first, other, first_role, role)
     return dict(sorted(first.items(), key=lambda item: (item[1], item[0])))
 
 
@@ -204,14 +198,14 @@ def load_models(
 def _load_base(role: Role, folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
     given = {key: value for key, value in kwargs.items() if value is not None}
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder.path, dtype=dtype, use_safetensors=True, **given)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder.path, dtype=dtype, use_safetensors=True, **given)
     except (OSError, ValueError, RuntimeError) as exc:
         raise ModelError(f"{role} ({folder.name}): expected a causal language model, got {_first_line(exc)}") from exc
     if model.dtype not in (torch.float32, torch.bfloat16):
         raise ModelError(
             f"{role} ({folder.name}): expected float32 or bfloat16 weights, got {model.dtype}; choose one with --dtype"
         )
-    return model.eval() if "device_map" in given else model.to(torch.device(device)).eval()
+    return model.eval() if "device_map" in given else model.to(device).eval()
 
 
 def _add_adapter(wrapped: Any, base: PreTrainedModel, folder: ModelFolder, role: Role) -> Any:

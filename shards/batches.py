@@ -32,6 +32,10 @@ class BatchReader:
         """Record batches of a shard: rows_per_batch rows each, the last one fewer."""
         return -(-self.plan.shards[shard].rows // self.plan.rows_per_batch)
 
+    def num_rows(self, shard: int, batch: int) -> int:
+        """Rows of one record batch."""
+        return min(self.plan.rows_per_batch, self.plan.shards[shard].rows - batch * self.plan.rows_per_batch)
+
     def read(self, shard: int, batch: int, names: Sequence[str]) -> pa.RecordBatch:
         """Some columns of one record batch, compared with their crc32.
 
@@ -41,8 +45,12 @@ class BatchReader:
         file = self._open(shard, tuple(names))
         try:
             found = file.get_batch_with_custom_metadata(batch)
+            found.batch.validate(full=True)  # altered lengths or offsets would have us read past a buffer's end
         except (pa.ArrowException, OSError, ValueError) as exc:
             raise CacheDamaged(f"{where}: expected a readable record batch, got {one_line(exc)}") from exc
+        expected = self.num_rows(shard, batch)
+        if found.batch.num_rows != expected:
+            raise CacheDamaged(f"{where}: expected {expected} rows, got {found.batch.num_rows}")
         codec.check_crc32(found.batch, found.custom_metadata, where)
         return found.batch
 
@@ -58,20 +66,27 @@ class BatchReader:
 
 def open_shard(path: Path, plan: Plan, names: Sequence[str]) -> pa.ipc.RecordBatchFileReader:
     """Open a shard for some of its columns. Raises CacheDamaged unless it is an Arrow file of this build."""
+    expected = schema.arrow_schema(plan.columns(), build_sha256=plan.sha256)
     try:
         found = pa.ipc.open_file(pa.OSFile(str(path), "rb")).schema
-    except (pa.ArrowException, OSError) as exc:
+        differing = None if found.equals(expected) else _difference(expected, found)
+        owner = (found.metadata or {}).get(schema.BUILD_KEY, b"").decode()
+    except (pa.ArrowException, OSError, ValueError) as exc:  # ValueError: a name that is not UTF-8
         raise CacheDamaged(f"{path}: expected an Arrow IPC file, got {one_line(exc)}") from exc
-    expected = schema.arrow_schema(plan.columns(), build_sha256=plan.sha256)
-    if not found.equals(expected):
-        differing = next((f"{e} is {f}" for e, f in zip(expected, found, strict=False) if e != f), found.names)
+    if differing is not None:
         raise CacheDamaged(f"{path}: expected the columns of format version {schema.FORMAT_VERSION}, got {differing}")
-    owner = (found.metadata or {}).get(schema.BUILD_KEY, b"").decode()
     if owner != plan.sha256:
         raise CacheDamaged(f"{path}: expected a shard of build {plan.sha256[:12]}, got one of {owner[:12] or 'none'}")
     fields = [expected.get_field_index(name) for name in names]
     options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
     return pa.ipc.open_file(pa.OSFile(str(path), "rb"), options=options)
+
+
+def _difference(expected: pa.Schema, found: pa.Schema) -> str:
+    for ours, theirs in zip(expected, found, strict=False):
+        if ours != theirs:
+            return f"{theirs} where {ours} belongs"
+    return f"{len(found)} columns where {len(expected)} belong"
 
 
 def one_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ and counts are exact.
 
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -33,32 +33,37 @@ def encode(responses: Sequence[Response], table: Sequence[Column], arrow_schema:
 
 def decode(batch: pa.RecordBatch, roles: Iterable[Role], pairs: Iterable[Pair], num_nodes: int) -> list[Response]:
     """The rows of a record batch, with the values of these roles and pairs only; arrays are read-only views."""
-    rows = {column.name: _rows(batch.column(column.name)) for column in schema.columns(roles, pairs)}
-    roles = [role for role in schema.ROLES if schema.logprobs_column(role) in rows]
-    negatives = [role for role in schema.NEGATIVES if schema.l1_distance_column(role) in rows]
     pairs = tuple(pairs)
-    return [
-        Response(
-            sample_id=rows[schema.SAMPLE_ID][i],
-            pair_id=rows[schema.PAIR_ID][i],
-            chosen=rows[schema.CHOSEN][i],
-            response_start=rows[schema.RESPONSE_START][i],
-            input_ids=rows[schema.INPUT_IDS][i],
-            loss_mask=rows[schema.LOSS_MASK][i],
-            scores=Scores(
-                support_count=rows[schema.SUPPORT_COUNT][i],
-                support_ids=rows[schema.SUPPORT_IDS][i],
-                logprobs={r: rows[schema.logprobs_column(r)][i] for r in roles},
-                next_logprob={r: rows[schema.next_logprob_column(r)][i] for r in roles},
-                tail_logprob={r: rows[schema.tail_logprob_column(r)][i] for r in roles},
-                l1_distance={n: rows[schema.l1_distance_column(n)][i] for n in negatives},
-                tail_logpartition={
-                    p: rows[schema.tail_logpartition_column(p)][i].reshape(-1, num_nodes - 1) for p in pairs
-                },
-            ),
-        )
-        for i in range(batch.num_rows)
-    ]
+    return [decode_row(row, pairs, num_nodes) for row in split_rows(batch, schema.columns(roles, pairs))]
+
+
+def split_rows(batch: pa.RecordBatch, table: Iterable[Column]) -> list[dict[str, Any]]:
+    """The values of each row, column name -> flat array, or a plain value at level `row`."""
+    columns = {column.name: _rows(batch.column(column.name)) for column in table}
+    return [{name: rows[i] for name, rows in columns.items()} for i in range(batch.num_rows)]
+
+
+def decode_row(row: Mapping[str, Any], pairs: Iterable[Pair], num_nodes: int) -> Response:
+    """A row of `split_rows`, with the values of the roles that it holds and of these pairs."""
+    roles = [role for role in schema.ROLES if schema.logprobs_column(role) in row]
+    negatives = [role for role in schema.NEGATIVES if schema.l1_distance_column(role) in row]
+    return Response(
+        sample_id=row[schema.SAMPLE_ID],
+        pair_id=row[schema.PAIR_ID],
+        chosen=row[schema.CHOSEN],
+        response_start=row[schema.RESPONSE_START],
+        input_ids=row[schema.INPUT_IDS],
+        loss_mask=row[schema.LOSS_MASK],
+        scores=Scores(
+            support_count=row[schema.SUPPORT_COUNT],
+            support_ids=row[schema.SUPPORT_IDS],
+            logprobs={r: row[schema.logprobs_column(r)] for r in roles},
+            next_logprob={r: row[schema.next_logprob_column(r)] for r in roles},
+            tail_logprob={r: row[schema.tail_logprob_column(r)] for r in roles},
+            l1_distance={n: row[schema.l1_distance_column(n)] for n in negatives},
+            tail_logpartition={p: row[schema.tail_logpartition_column(p)].reshape(-1, num_nodes - 1) for p in pairs},
+        ),
+    )
 
 
 def crc32_metadata(batch: pa.RecordBatch) -> dict[bytes, bytes]:
@@ -72,8 +77,8 @@ def check_crc32(batch: pa.RecordBatch, metadata: pa.KeyValueMetadata | None, whe
     if metadata is None or schema.CRC32_KEY not in metadata:
         raise CacheDamaged(f"{where}: expected crc32 metadata, got none")
     try:
-        expected = json.loads(metadata[schema.CRC32_KEY])
-    except ValueError as exc:
+        expected = dict(json.loads(metadata[schema.CRC32_KEY]))
+    except (ValueError, TypeError) as exc:
         raise CacheDamaged(f"{where}: expected crc32 metadata to be a JSON object: {exc}") from exc
     for name in batch.schema.names:
         found = column_crc32(batch.column(name))
@@ -90,7 +95,7 @@ def column_crc32(array: pa.Array) -> int:
         values, offsets = _flat(array)
         return zlib.crc32(offsets.astype("<i4").tobytes(), zlib.crc32(values.tobytes()))
     if pa.types.is_string(array.type):
-        texts = [text.as_py().encode() for text in array]
+        texts = array.cast(pa.binary()).to_pylist()
         offsets = np.cumsum([0, *map(len, texts)])
         return zlib.crc32(offsets.astype("<i4").tobytes(), zlib.crc32(b"".join(texts)))
     return zlib.crc32(array.to_numpy(zero_copy_only=False).tobytes())

@@ -16,6 +16,7 @@ from typing import Any
 from shards.errors import CacheConflict, CacheDamaged, CacheMissing
 from shards.nodes import StrengthNodes
 from shards.schema import FORMAT_NAME, FORMAT_VERSION, Column, Pair, Role, columns
+from shards.teacher import TeacherSpec
 
 PLAN_FILE = "plan.json"
 MANIFEST_FILE = "manifest.json"
@@ -32,6 +33,11 @@ class ShardPlan:
     first_row: int
     rows: int
     positions: int
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ShardPlan":
+        counts = {name: int(data[name]) for name in ("first_row", "rows", "positions")}
+        return cls(file=str(data["file"]), **counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,13 +118,32 @@ class Plan:
                 vocabulary_size=int(data["vocabulary_size"]),
                 values=str(data["values"]),
                 rows_per_batch=int(data["rows_per_batch"]),
-                log_threshold=data["log_threshold"],
+                log_threshold=None if data["log_threshold"] is None else float(data["log_threshold"]),
                 skipped=dict(data["skipped"]),
                 truncated=int(data["truncated"]),
-                shards=tuple(ShardPlan(**shard) for shard in data["shards"]),
+                shards=tuple(ShardPlan.from_json(shard) for shard in data["shards"]),
             )
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as exc:
             raise CacheDamaged(f"{where}: expected a plan of format version {FORMAT_VERSION}, got {exc!r}") from exc
+
+    def lacks(self, spec: TeacherSpec) -> str | None:
+        """What this cache lacks for the teacher of `spec`, in words; None where it serves it."""
+        missing = [r for r in dict.fromkeys((spec.anchor, "dpo", spec.negative)) if r not in self.roles]
+        if missing:
+            built = ", ".join(self.roles)
+            return f"a teacher with {spec} needs the model {missing[0]!r}, the cache was built with {built}"
+        if spec.pair not in self.pairs:
+            served = ", ".join(map(str, self.pairs))
+            return (
+                f"a teacher with {spec} needs the pair {spec.pair}, the cache serves {served}; "
+                f"build with --pairs {spec.pair}"
+            )
+        name, value, highest = (
+            ("gain", spec.gain, self.nodes.gains[-1])
+            if spec.strength == "adaptive"
+            else ("strength beta / kl_coef", spec.constant_strength, self.nodes.strengths[-1])
+        )
+        return f"expected a {name} of {highest:g} or less, got {value:g}" if value > highest else None
 
     @property
     def sha256(self) -> str:
@@ -174,14 +199,18 @@ def canonical_json(value: Any) -> bytes:
 def read_json(path: Path) -> dict[str, Any]:
     """Raises CacheMissing without the file and CacheDamaged where it is not a JSON object."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (FileNotFoundError, NotADirectoryError) as exc:
         raise CacheMissing(f"{path.parent}: expected a cache, found no {path.name}") from exc
-    except ValueError as exc:
+    except (OSError, ValueError) as exc:
         raise CacheDamaged(f"{path}: expected JSON, got {exc}") from exc
     if not isinstance(data, dict):
         raise CacheDamaged(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name}, which JSON does not have")
 
 
 def read_manifest(folder: Path) -> Manifest:

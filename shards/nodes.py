@@ -8,6 +8,7 @@ known and nothing is extrapolated.
 Dimensions: N positions, J nodes.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,7 +25,8 @@ DEFAULT_STRENGTH_NODES = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
 class StrengthNodes:
     """w_0 = 0 and w_j(t) = max(gains[j] * D_t + 1e-3, strengths[j]), strictly increasing in j at every position.
 
-    Both lists start with 0, increase strictly and have the same length, at least 3. Raises OptionError otherwise.
+    Both lists start with 0, are finite, increase strictly and have the same length, at least 3. Raises OptionError
+    otherwise.
     """
 
     gains: tuple[float, ...] = DEFAULT_GAIN_NODES
@@ -32,7 +34,8 @@ class StrengthNodes:
 
     def __post_init__(self) -> None:
         for name, nodes in (("gain_nodes", self.gains), ("strength_nodes", self.strengths)):
-            if len(nodes) < 3 or nodes[0] != 0 or any(b <= a for a, b in pairwise(nodes)):
+            rising = all(math.isfinite(b) and a < b for a, b in pairwise(nodes))
+            if len(nodes) < 3 or nodes[0] != 0 or not rising:
                 raise OptionError(f"{name}: expected 0 and at least two more increasing numbers, got {list(nodes)}")
         if len(self.gains) != len(self.strengths):
             raise OptionError(
@@ -57,7 +60,7 @@ def interpolate(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A convex function known at nodes, at another strength inside them: (estimate, lower bound, upper bound), (N,).
 
-    At a node the estimate is the node's value. Rows of -inf (an empty tail) come back as -inf. The caller has checked
+    At a node all three are the node's value. Rows of -inf (an empty tail) come back as -inf. The caller has checked
     that 0 <= strength <= the last node.
     """
     empty_N = np.any(np.isneginf(values_NJ), axis=1)
@@ -75,9 +78,12 @@ def interpolate(
 
     lower_N = np.minimum(lower_N, upper_N)  # equal at a node, up to rounding
     estimate_N = np.clip(_cubic(nodes_NJ, values_NJ, strength_N, left_N), lower_N, upper_N)
-    estimate_N = np.where(strength_N == x_left, y_left, np.where(strength_N == x_right, y_right, estimate_N))
-    estimate_N, lower_N, upper_N = (np.where(empty_N, -np.inf, found_N) for found_N in (estimate_N, lower_N, upper_N))
-    return estimate_N, lower_N, upper_N
+
+    def known(found_N: np.ndarray) -> np.ndarray:
+        found_N = np.where(strength_N == x_left, y_left, np.where(strength_N == x_right, y_right, found_N))
+        return np.where(empty_N, -np.inf, found_N)
+
+    return known(estimate_N), known(lower_N), known(upper_N)
 
 
 def _cubic(nodes_NJ: np.ndarray, values_NJ: np.ndarray, strength_N: np.ndarray, left_N: np.ndarray) -> np.ndarray:

@@ -53,9 +53,7 @@ class ShardCache:
 
     def __getitem__(self, row: int) -> Response:
         """One response with everything that is stored about it. Negative rows count from the end."""
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"{self.folder}: expected a row under {len(self)}, got {row}")
-        return self.read([row % len(self)])[0]
+        return self.read([row + len(self) if row < 0 else row])[0]
 
     @cached_property
     def vocabulary(self) -> Mapping[str, int]:
@@ -93,7 +91,8 @@ class ShardCache:
     ) -> list[Response]:
         """The responses of `rows`, in that order, with the values of these roles and pairs (all, unless given).
 
-        Raises CacheDamaged where a record batch cannot be decoded or a column differs from its crc32.
+        Raises IndexError for a row that is not there, and CacheDamaged where a record batch cannot be decoded or a
+        column differs from its crc32.
         """
         roles = self.plan.roles if roles is None else tuple(roles)
         pairs = self.plan.pairs if pairs is None else tuple(pairs)
@@ -107,24 +106,9 @@ class ShardCache:
 
     def check(self, spec: TeacherSpec) -> None:
         """Raise TeacherUnavailable, saying what is missing, unless this cache can give the teacher of `spec`."""
-        missing = [r for r in dict.fromkeys((spec.anchor, "dpo", spec.negative)) if r not in self.plan.roles]
-        if missing:
-            raise TeacherUnavailable(
-                f"{self.folder}: a teacher with {spec} needs the model {missing[0]!r}, the cache was built with "
-                f"{', '.join(self.plan.roles)}"
-            )
-        if spec.pair not in self.plan.pairs:
-            raise TeacherUnavailable(
-                f"{self.folder}: a teacher with {spec} needs the pair {spec.pair}, the cache serves "
-                f"{', '.join(map(str, self.plan.pairs))}; build with --pairs {spec.pair}"
-            )
-        name, value, highest = (
-            ("gain", spec.gain, self.plan.nodes.gains[-1])
-            if spec.strength == "adaptive"
-            else ("strength beta / kl_coef", spec.constant_strength, self.plan.nodes.strengths[-1])
-        )
-        if value > highest:
-            raise TeacherUnavailable(f"{self.folder}: expected a {name} of {highest:g} or less, got {value:g}")
+        lacking = self.plan.lacks(spec)
+        if lacking is not None:
+            raise TeacherUnavailable(f"{self.folder}: {lacking}")
 
     def teacher(self, rows: Sequence[int], spec: TeacherSpec) -> Teacher:
         """The teacher of `spec` at all positions of `rows`, one after the other."""
@@ -135,6 +119,8 @@ class ShardCache:
 
     def _place(self, row: int) -> tuple[int, int, int]:
         """(shard, record batch, row of the batch)."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self.folder}: expected a row under {len(self)}, got {row}")
         shard = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         return shard, *divmod(row - int(self._first_rows[shard]), self.plan.rows_per_batch)
 

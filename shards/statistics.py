@@ -50,8 +50,10 @@ class Histogram:
         return {name: round(value, 6) for name, value in stats.items()}
 
 
-def _collect(histograms: Mapping[str, Histogram], columns: Mapping[str, np.ndarray], roles: tuple[Role, ...]) -> None:
-    """Add one record batch's positions to the histograms of `new_histograms`."""
+def add_positions(
+    histograms: Mapping[str, Histogram], columns: Mapping[str, np.ndarray], roles: tuple[Role, ...]
+) -> None:
+    """Add the values of one record batch, flat, to the histograms of `new_histograms`."""
     histograms["support_count"].add(columns[schema.SUPPORT_COUNT])
     for role in roles:
         coverage = -np.expm1(columns[schema.tail_logprob_column(role)].astype(np.float64))
@@ -72,7 +74,7 @@ def new_histograms(plan: Plan) -> dict[str, Histogram]:
 
 
 def position_columns(plan: Plan) -> tuple[str, ...]:
-    """The columns that `collect` reads."""
+    """The columns that `add_positions` reads."""
     wanted = [schema.SUPPORT_COUNT, *(schema.tail_logprob_column(r) for r in plan.roles)]
     return (*wanted, *(schema.l1_distance_column(n) for n in schema.NEGATIVES if n in plan.roles))
 
@@ -84,7 +86,7 @@ def add_shard(histograms: Mapping[str, Histogram], reader: BatchReader, shard: i
     for batch in range(reader.num_batches(shard)):
         found = reader.read(shard, batch, names)
         columns = {name: found.column(name).flatten().to_numpy() for name in names}
-        _collect(histograms, columns, reader.plan.roles)
+        add_positions(histograms, columns, reader.plan.roles)
         entries += int(columns[schema.SUPPORT_COUNT].sum(dtype=np.int64))
     return entries
 

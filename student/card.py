@@ -1,0 +1,67 @@
+"""The model card of a distilled student."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from shards.manifest import Plan
+
+CARD_FILE = "README.md"
+
+
+def write_model_card(trainer: Any) -> None:
+    """Write README.md into the trainer's output folder: what it was distilled from, and how."""
+    args = trainer.args
+    caches = trainer.train_dataset.caches
+    data = ModelCardData(library_name="transformers", tags=["aligndistil", "distillation", "alignment"])
+    last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
+    measured = "".join(
+        f"| {name} | {last[name]:.4g} |\n"
+        for name in ("loss", "kl_teacher", "kl_reference", "expected_reward", "strength", "support_mass")
+        if name in last
+    )
+    text = f"""---
+{data.to_yaml()}
+---
+
+# {Path(args.output_dir).name}
+
+Distilled token by token from a cached teacher with
+[AlignDistil](https://arxiv.org/abs/2503.02832), offline: the teacher was computed once and read from a cache.
+
+## Teacher
+
+| | |
+|---|---|
+| anchor / negative | {args.spec.anchor} / {args.spec.negative} |
+| strength | {args.spec.strength} |
+| beta, gain, kl_coef | {args.spec.beta:g}, {args.spec.gain:g}, {args.spec.kl_coef:g} |
+| divergence, reduction | {args.divergence}, {args.reduction} |
+
+## Cache
+
+{"".join(_cache_table(cache.plan, len(cache)) for cache in caches)}
+## Training
+
+| | |
+|---|---|
+| started from | {Path(args.model).name if args.model else "the cache's reference"} |
+| responses | {len(trainer.train_dataset):,} {args.train_on if args.train_on != "both" else "chosen and rejected"} |
+| steps, global batch size | {trainer.state.global_step}, {trainer.run_identity()["global_batch_size"]} |
+| learning rate, schedule | {args.learning_rate:g}, {getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)} |
+
+## At the last logged step
+
+| | |
+|---|---|
+{measured}"""
+    ModelCard(text).save(Path(args.output_dir) / CARD_FILE)
+
+
+def _cache_table(plan: Plan, rows: int) -> str:
+    lines = [f"| build | `{plan.sha256[:16]}` |", f"| rows, response tokens | {rows:,}, {plan.positions:,} |"]
+    lines += [
+        f"| {role} weights | `{facts['weights_sha256'][:16]}` |" for role, facts in plan.identity["models"].items()
+    ]
+    return "| | |\n|---|---|\n" + "\n".join(lines) + "\n\n"

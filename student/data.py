@@ -1,0 +1,227 @@
+"""Cached responses as a map-style data set, the order in which they are read, and the batches.
+
+Dimensions: B sequences of a micro-batch, T tokens, N response positions of the micro-batch, M kept tokens of them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from shards import ShardCache, TeacherSpec
+from shards.compose import compose
+from shards.errors import DataError
+from shards.manifest import refuse_difference
+from shards.nodes import StrengthNodes
+from shards.schema import ROLES
+from shards.scores import Response, concatenate, segment_starts
+
+
+class BatchItem(NamedTuple):
+    """A row of the data set; one that does not count fills up the last batch and weighs nothing."""
+
+    row: int
+    counts: bool
+
+
+class CachedResponses(Dataset):
+    """The chosen, the rejected or all responses of one or more caches.
+
+    Raises CacheConflict where the caches come from different models, DataError where no response is left.
+    """
+
+    def __init__(
+        self, folders: Sequence[str | Path], *, train_on: Literal["chosen", "rejected", "both"] = "chosen"
+    ) -> None:
+        self.caches = [ShardCache(folder) for folder in folders]
+        for cache in self.caches[1:]:
+            refuse_difference(_comparable(self.caches[0]), _comparable(cache), f"{cache.folder}")
+        places: list[np.ndarray] = []
+        lengths: list[np.ndarray] = []
+        for number, cache in enumerate(self.caches):
+            index = cache.index
+            wanted = np.ones(len(cache), bool) if train_on == "both" else index.chosen == (train_on == "chosen")
+            rows = np.flatnonzero(wanted)
+            places.append(np.stack([np.full_like(rows, number), rows], axis=1))
+            lengths.append(index.num_tokens[rows])
+        self._places = np.concatenate(places)
+        self.lengths = np.concatenate(lengths)
+        self.roles = self.caches[0].plan.roles
+        self.spec: TeacherSpec | None = None
+        if not len(self):
+            raise DataError(f"{', '.join(str(f) for f in folders)}: expected {train_on} responses, found none")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def nodes(self) -> StrengthNodes:
+        return self.caches[0].plan.nodes
+
+    def use(self, spec: TeacherSpec) -> None:
+        """Read only what the teacher of `spec` and the log need. Raises TeacherUnavailable."""
+        for cache in self.caches:
+            cache.check(spec)
+        self.spec = spec
+
+    def __getitem__(self, item: BatchItem) -> tuple[Response, bool]:
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: Sequence[BatchItem]) -> list[tuple[Response, bool]]:
+        """The responses of a micro-batch, each with whether it counts."""
+        assert self.spec is not None, "call use(spec) first"
+        needed = {"dpo", "reference", self.spec.anchor, self.spec.negative}
+        roles = [role for role in ROLES if role in needed]
+        found: dict[int, Response] = {}
+        for number in np.unique(self._places[[item.row for item in items], 0]):
+            rows = [item.row for item in items if self._places[item.row, 0] == number]
+            cached = [int(self._places[row, 1]) for row in rows]
+            found |= zip(rows, self.caches[number].read(cached, roles=roles, pairs=[self.spec.pair]), strict=True)
+        return [(found[item.row], item.counts) for item in items]
+
+
+class GlobalBatchSampler(Sampler[list[BatchItem]]):
+    """Micro-batches of one rank. The global batches are a pure function of (seed, epoch, global batch size).
+
+    Rows are shuffled and cut into global batches; inside a global batch they are sorted by length, the longest first,
+    and dealt out so that the micro-batches that run at the same time on all ranks are as alike, and as little padded,
+    as can be. The last global batch is filled up with items that do not count (the shortest row), so that every rank
+    has the same number of micro-batches and no row counts twice.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        *,
+        seed: int,
+        micro_batch_size: int,
+        accumulation_steps: int,
+        world_size: int,
+        rank: int,
+        shuffle: bool = True,
+    ) -> None:
+        self.lengths = lengths
+        self.seed = seed
+        self.micro_batch_size = micro_batch_size
+        self.accumulation_steps = accumulation_steps
+        self.world_size = world_size
+        self.rank = rank
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.micro_batch_size * self.accumulation_steps * self.world_size
+
+    @property
+    def num_global_batches(self) -> int:
+        return -(-len(self.lengths) // self.global_batch_size)
+
+    def __len__(self) -> int:
+        return self.num_global_batches * self.accumulation_steps
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def global_batches(self) -> Iterator[list[BatchItem]]:
+        """The batches of the epoch, the same on every rank."""
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.lengths))
+        else:
+            order = np.argsort(-self.lengths, kind="stable")
+        filler = BatchItem(int(np.argmin(self.lengths)), False)
+        for start in range(0, len(order), self.global_batch_size):
+            rows = order[start : start + self.global_batch_size]
+            rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
+            items = [BatchItem(int(row), True) for row in rows]
+            yield items + [filler] * (self.global_batch_size - len(items))
+
+    def __iter__(self) -> Iterator[list[BatchItem]]:
+        at_once = self.micro_batch_size * self.world_size
+        for items in self.global_batches():
+            for start in range(0, len(items), at_once):
+                yield items[start + self.rank : start + at_once : self.world_size]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collator:
+    """Responses -> one micro-batch of tensors, with the teacher composed. Values float32.
+
+    input_ids, attention_mask   (B, T)
+    position                    (N,)   b * T + t of the hidden state that predicts the response token
+    support_count, support_ids  (N,), (M,)
+    teacher_logprobs, teacher_tail       (M,), (N,)   log p* of the kept tokens, of the tail
+    reference_logprobs, reference_tail   (M,), (N,)
+    reward                      (M,)   beta * (l_dpo - l_negative) of the kept tokens
+    dpo_reward                  (N,)   its expectation under dpo, on the support
+    strength, tail_bound        (N,)   w_t; the bound on the interpolated tail, nats
+    coefficient                 (N,)   factor of a position's divergence in the sum that `num_items` divides
+    counts                      (N,)   1, or 0 at the positions of rows that fill up the batch
+    num_items, num_sequences, num_positions   what counts: the unit of the reduction, sequences, response positions
+    """
+
+    spec: TeacherSpec
+    nodes: StrengthNodes
+    reduction: Literal["sequence", "token"]
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[tuple[Response, bool]]) -> dict[str, Any]:
+        responses = [response for response, _ in rows]
+        scores = concatenate([response.scores for response in responses])
+        teacher = compose(scores, self.spec, self.nodes)
+        size_B = np.array([response.scores.num_positions for response in responses])
+        counts_B = np.array([counts for _, counts in rows], dtype=np.float64)
+        counts_N = np.repeat(counts_B, size_B)
+        per_row_N = np.repeat(size_B, size_B) if self.reduction == "sequence" else np.ones(len(counts_N))
+        num_sequences, num_positions = int(counts_B.sum()), int(counts_N.sum())
+
+        dpo_M = scores.logprobs["dpo"].astype(np.float64)
+        reward_M = self.spec.beta * (dpo_M - scores.logprobs[self.spec.negative])
+        floats = {
+            "teacher_logprobs": teacher.logprobs,
+            "teacher_tail": teacher.tail_logprob,
+            "reference_logprobs": scores.logprobs["reference"],
+            "reference_tail": scores.tail_logprob["reference"],
+            "reward": reward_M,
+            "dpo_reward": np.add.reduceat(np.exp(dpo_M) * reward_M, segment_starts(scores.support_count)),
+            "strength": teacher.strength,
+            "tail_bound": teacher.tail_bound,
+            "coefficient": teacher.weight * counts_N / per_row_N,
+            "counts": counts_N,
+        }
+        return {
+            **self._pad(responses),
+            "support_count": torch.from_numpy(scores.support_count.astype(np.int64)),
+            "support_ids": torch.from_numpy(scores.support_ids.astype(np.int64)),
+            **{name: torch.from_numpy(values.astype(np.float32)) for name, values in floats.items()},
+            "num_items": torch.tensor(num_sequences if self.reduction == "sequence" else num_positions),
+            "num_sequences": torch.tensor(num_sequences),
+            "num_positions": torch.tensor(num_positions),
+        }
+
+    def _pad(self, responses: Sequence[Response]) -> dict[str, torch.Tensor]:
+        longest = max(len(response.input_ids) for response in responses)
+        input_ids_BT = np.full((len(responses), longest), self.pad_token_id, dtype=np.int64)
+        attention_mask_BT = np.zeros_like(input_ids_BT)
+        positions = []
+        for row, response in enumerate(responses):
+            input_ids_BT[row, : len(response.input_ids)] = response.input_ids
+            attention_mask_BT[row, : len(response.input_ids)] = 1
+            positions.append(row * longest + np.flatnonzero(response.loss_mask) - 1)
+        return {
+            "input_ids": torch.from_numpy(input_ids_BT),
+            "attention_mask": torch.from_numpy(attention_mask_BT),
+            "position": torch.from_numpy(np.concatenate(positions)),
+        }
+
+
+def _comparable(cache: ShardCache) -> dict[str, Any]:
+    """What caches that are read together must agree on."""
+    plan = cache.plan.to_json()
+    identity = cache.plan.identity
+    facts = {name: plan[name] for name in ("roles", "pairs", "gain_nodes", "strength_nodes", "vocabulary_size")}
+    return {"models": identity["models"], "tokenizer": identity["tokenizer"], **facts}

@@ -1,0 +1,129 @@
+"""The student's forward pass with the loss inside it: body, output layer in chunks, sparse divergence.
+
+The object that wrappers (DDP, FSDP, DeepSpeed, peft) see, and that is saved, stays the PreTrainedModel: only its
+`forward` is exchanged, and without targets it does what it always did.
+
+Dimensions: B sequences, T tokens, N response positions, C positions of a chunk, V vocabulary, H hidden size.
+"""
+
+from typing import Any
+
+import torch
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from shards import Divergence
+from shards.errors import ModelError
+from shards.head import LogitTransform, probe_ids
+from student.loss import SparseTargets, position_metrics, sparse_divergence
+
+
+class DistillForward:
+    """Replaces `model.forward`: with `targets` it returns loss and metrics, without them it is the model's own.
+
+    Returns {"loss_sum": sum over positions of coefficient * divergence, "metrics": (len(METRICS),) sums over the
+    positions that count}. Logits exist for `chunk_positions` positions at a time; they are computed again for the
+    backward pass. Raises ModelError for a model whose logits are not those of its body and output layer.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, vocabulary_size: int, divergence: Divergence, chunk_positions: int
+    ) -> None:
+        self.model = model
+        self.vocabulary_size = vocabulary_size
+        self.divergence = divergence
+        self.chunk_positions = chunk_positions
+        self._transform = LogitTransform.of(model.config)
+        self._own_forward = model.forward
+        self._check_head()
+
+    def install(self) -> None:
+        """Put this in the place of the model's forward."""
+        self.model.forward = self
+
+    def restore(self) -> None:
+        """Give the model its own forward back."""
+        if "forward" in vars(self.model):
+            del self.model.forward
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *args: Any,
+        targets: SparseTargets | None = None,
+        position: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if targets is None:
+            return self._own_forward(input_ids, attention_mask, *args, **kwargs)
+        hidden_BTH = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+        hidden_NH = hidden_BTH.flatten(0, 1)[position]
+        return self.distill(hidden_NH, targets)
+
+    def distill(self, hidden_NH: torch.Tensor, targets: SparseTargets) -> dict[str, torch.Tensor]:
+        """Loss and metrics from the hidden states of the response positions."""
+        # float32 at least: bf16 logits lie 0.125 apart where the teacher's signal is a tenth of a nat
+        hidden_NH = hidden_NH.to(torch.promote_types(hidden_NH.dtype, torch.float32))
+        head = self._float_head(hidden_NH.dtype)
+        losses, metrics = [], []
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            for positions, part in targets.chunks(self.chunk_positions):
+                chunk = (hidden_NH[positions], part, head)
+                if torch.is_grad_enabled():
+                    loss, measured = checkpoint(self._chunk, *chunk, use_reentrant=False)
+                else:
+                    loss, measured = self._chunk(*chunk)
+                losses.append(loss)
+                metrics.append(measured)
+        return {"loss_sum": torch.stack(losses).sum(), "metrics": torch.stack(metrics).sum(0)}
+
+    def _chunk(self, hidden_CH: torch.Tensor, targets: SparseTargets, head: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        logits_CV = self._transform(head(hidden_CH)[:, : self.vocabulary_size], torch)
+        value_C, student_M, student_tail_C = sparse_divergence(logits_CV, targets, self.divergence)
+        with torch.no_grad():
+            measured_CX = position_metrics(student_M, student_tail_C, targets)
+            # doubles: a run's sums are over millions of positions
+            sums_X = (measured_CX * targets.counts[:, None]).double().sum(0)
+        return (value_C * targets.coefficient).sum(), sums_X
+
+    def _float_head(self, dtype: torch.dtype) -> Any:
+        """The output module itself, or a call of it with its parameters in `dtype` where they are narrower."""
+        module = self.model.get_output_embeddings()
+        parameters = dict(module.named_parameters())
+        if any(parameter.numel() == 0 for parameter in parameters.values()):
+            raise ModelError(
+                f"{type(self.model).__name__}: expected the weight of the output layer, got an empty one (DeepSpeed "
+                "ZeRO-3); shard with FSDP2 or ZeRO-2"
+            )
+        if all(parameter.dtype == dtype for parameter in parameters.values()):
+            return module
+        wide = {name: parameter.to(dtype) for name, parameter in parameters.items()}
+        return lambda hidden_CH: functional_call(module, wide, (hidden_CH,))
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Compare body, output layer and transform with the model's own logits, in the model's own dtype."""
+        model = self.model
+        module = model.get_output_embeddings()
+        name = type(model).__name__
+        if module is None:
+            raise ModelError(f"student: expected a model with an output layer, got {name}")
+        width = module.weight.shape[0]
+        if width < self.vocabulary_size:
+            raise ModelError(f"student: expected an output layer of {self.vocabulary_size} rows or more, got {width}")
+        training = model.training
+        model.eval()
+        ids_BT = torch.tensor([probe_ids(self.vocabulary_size)], device=model.device)
+        hidden_TH = model.base_model(input_ids=ids_BT, use_cache=False)[0][0]
+        ours_TV = self._transform(module(hidden_TH), torch).float()
+        theirs_TV = self._own_forward(input_ids=ids_BT, use_cache=False).logits[0].float()
+        model.train(training)
+        allowed = (2**-7 if module.weight.dtype == torch.bfloat16 else 1e-5) * float(theirs_TV.abs().max()) + 1e-6
+        worst = float((ours_TV - theirs_TV).abs().nan_to_num(nan=float("inf")).max())
+        if worst > allowed:
+            raise ModelError(
+                f"student: expected the logits of {name} from its body and output layer, got a difference of "
+                f"{worst:.2g}; this model class is not supported"
+            )

@@ -1,0 +1,129 @@
+"""DistillArguments: every flag of `python -m student.train` - transformers' TrainingArguments, and what is ours."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers import TrainingArguments
+
+from shards import Divergence, TeacherSpec
+from shards.errors import OptionError
+
+DEFAULT_GLOBAL_BATCH_SIZE = 128
+
+
+def _flag(default: Any, text: str) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(kw_only=True)
+class DistillArguments(TrainingArguments):
+    """TrainingArguments with the released off-policy recipe as defaults, plus teacher, loss and data.
+
+    Raises OptionError for values out of range, for options that contradict each other and for options of
+    TrainingArguments that cannot mean anything here.
+    """
+
+    shards: list[str] = _flag(["shards"], "folders of caches; several must come from the same models")
+    eval_shards: list[str] = _flag([], "caches to evaluate on")
+    model: str | None = _flag(None, "student to start from; default: the reference that the cache was built with")
+    train_on: Literal["chosen", "rejected", "both"] = _flag("chosen", "which of the cached responses to train on")
+
+    teacher: Literal["aligndistil", "adaptive", "contrastive", "linear"] = _flag("aligndistil", "a named teacher")
+    anchor: Literal["dpo", "reference"] | None = _flag(None, "what the teacher starts from; default: the teacher's")
+    negative: Literal["reverse", "reference"] | None = _flag(None, "what it moves away from; default: the teacher's")
+    strength: Literal["adaptive", "constant"] | None = _flag(None, "gain * D_t + 1e-3, or beta / kl_coef")
+    beta: float = _flag(0.1, "reward scale of the DPO models")
+    gain: float = _flag(10.0, "growth of an adaptive strength with D_t")
+    kl_coef: float = _flag(0.05, "weight of the KL penalty of a constant strength")
+
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = _flag("reverse_kl", "between student and teacher")
+    jsd_weight: float = _flag(0.5, "the teacher's share in the mixture of the generalised JSD")
+    reduction: Literal["sequence", "token"] = _flag("sequence", "mean over each sequence first, or over all tokens")
+    chunk_positions: int = _flag(256, "response positions whose logits exist at a time")
+    global_batch_size: int | None = _flag(
+        None,
+        f"sequences per optimizer step, {DEFAULT_GLOBAL_BATCH_SIZE} unless accumulation is given; sets accumulation",
+    )
+
+    dtype: Literal["float32", "bfloat16", "auto"] = _flag("float32", "dtype of the student's weights")
+    attn_implementation: str | None = _flag(None, "as in transformers' from_pretrained")
+    trust_remote_code: bool = _flag(False, "run code that comes with the model")
+    use_peft: bool = _flag(False, "train LoRA adapters; the saved model has them merged")
+    lora_r: int = _flag(16, "rank of the adapters")
+    lora_alpha: int = _flag(32, "scale of the adapters")
+    lora_dropout: float = _flag(0.0, "dropout of the adapters")
+    lora_target_modules: list[str] | None = _flag(None, "modules to adapt; default: all linear layers of the body")
+
+    learning_rate: float = _flag(1e-6, "peak learning rate")
+    lr_scheduler_type: str = _flag("cosine_with_min_lr", "schedule of the learning rate")
+    lr_scheduler_kwargs: dict | str | None = _flag({"min_lr_rate": 0.1}, "arguments of the schedule")
+    warmup_steps: float = _flag(0.1, "steps of linear warm-up; a share of all steps when under 1")
+    adam_beta2: float = _flag(0.95, "beta2 of AdamW")
+    num_train_epochs: float = _flag(1.0, "passes over the rows")
+    gradient_accumulation_steps: int = _flag(None, "micro-batches per step; default: from global_batch_size")
+    bf16: bool = _flag(None, "bf16 autocast; default: where the GPU has it")
+    logging_steps: float = _flag(1, "steps between two logs")
+    logging_nan_inf_filter: bool = _flag(False, "hide a loss that is NaN (off: it is shown)")
+
+    def __post_init__(self) -> None:
+        if self.lr_scheduler_type != "cosine_with_min_lr" and self.lr_scheduler_kwargs == {"min_lr_rate": 0.1}:
+            self.lr_scheduler_kwargs = None  # they are the default schedule's
+        if self.bf16 is None:
+            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
+        self._set_accumulation()
+        self._refuse()
+        _ = self.spec, self.loss_divergence
+        super().__post_init__()
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """The teacher: the preset with the given fields put in its place."""
+        chosen = {"anchor": self.anchor, "negative": self.negative, "strength": self.strength}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return TeacherSpec.preset(self.teacher, beta=self.beta, gain=self.gain, kl_coef=self.kl_coef, **given)
+
+    @property
+    def loss_divergence(self) -> Divergence:
+        return Divergence(name=self.divergence, jsd_weight=self.jsd_weight)
+
+    def _set_accumulation(self) -> None:
+        """global_batch_size = per_device_train_batch_size * gradient_accumulation_steps * world size."""
+        at_once = self.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+        if self.gradient_accumulation_steps is None:
+            wanted = DEFAULT_GLOBAL_BATCH_SIZE if self.global_batch_size is None else self.global_batch_size
+            if wanted < 1 or wanted % at_once:
+                raise OptionError(
+                    f"global_batch_size: expected a multiple of {at_once} (per_device_train_batch_size * processes), "
+                    f"got {wanted}"
+                )
+            self.gradient_accumulation_steps = wanted // at_once
+        elif (
+            self.global_batch_size is not None and self.global_batch_size != at_once * self.gradient_accumulation_steps
+        ):
+            raise OptionError(
+                "global_batch_size and gradient_accumulation_steps: expected one of them, got "
+                f"{self.global_batch_size} and {self.gradient_accumulation_steps}"
+            )
+        self.global_batch_size = at_once * self.gradient_accumulation_steps
+
+    def _refuse(self) -> None:
+        refused = {
+            "label_smoothing_factor": (0.0, "targets are whole distributions"),
+            "use_liger_kernel": (False, "the loss is fused with the output layer already"),
+            "train_sampling_strategy": ("random", "the order is the cache's own, a function of seed and epoch"),
+            "auto_find_batch_size": (False, "the batch size is part of the order"),
+            "dataloader_drop_last": (False, "the last batch is filled up with rows of weight zero"),
+            "neftune_noise_alpha": (None, "the teacher was computed without noise"),
+        }
+        for name, (neutral, reason) in refused.items():
+            if getattr(self, name) != neutral:
+                raise OptionError(f"{name}: expected {neutral!r} here ({reason}), got {getattr(self, name)!r}")
+        for name in ("chunk_positions", "lora_r"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if not self.shards:
+            raise OptionError("shards: expected one or more folders, got none")

@@ -1,0 +1,126 @@
+"""python -m student.train: a cache and a student -> a distilled model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from shards import ShardCache
+from shards.command import run_command
+from shards.errors import ModelError, OptionError
+from student.data import CachedResponses
+from student.options import DistillArguments
+from student.trainer import DistillTrainer, base_model
+
+
+def train(args: DistillArguments) -> DistillTrainer:
+    """Train a student and save it with tokenizer and model card. Raises AlignDistilError."""
+    set_seed(args.seed)
+    train_data = CachedResponses(args.shards, train_on=args.train_on)
+    train_data.use(args.spec)
+    eval_data = CachedResponses(args.eval_shards, train_on=args.train_on) if args.eval_shards else None
+    source = args.model or _reference_of(train_data.caches[0])
+    tokenizer = _load_tokenizer(source, args)
+    trainer = DistillTrainer(
+        model=_add_lora(_load_student(source, args), args),
+        args=args,
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(args))
+    if eval_data is not None:
+        trainer.log_metrics("eval", trainer.evaluate())
+    save(trainer, tokenizer)
+    return trainer
+
+
+def save(trainer: DistillTrainer, tokenizer: Any) -> None:
+    """An ordinary transformers folder: weights (adapters merged), tokenizer, model card."""
+    trainer.save_state()
+    out = Path(trainer.args.output_dir or ".")
+    if trainer.args.use_peft and not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:
+        trainer.distill_forward.restore()
+        if trainer.is_world_process_zero():
+            trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(out)
+            tokenizer.save_pretrained(out)
+    else:
+        trainer.save_model(str(out))
+        trainer.distill_forward.restore()
+    trainer.create_model_card()
+
+
+def _reference_of(cache: ShardCache) -> str:
+    source = cache.provenance["models"]["reference"]
+    if Path(source).is_absolute() and not Path(source).is_dir():
+        raise ModelError(f"{cache.folder}: was built with the reference {source}, which is not there; give --model")
+    return source
+
+
+def _load_tokenizer(source: str, args: DistillArguments) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"{source}: expected a tokenizer beside the student, got {_first_line(exc)}") from exc
+
+
+def _load_student(source: str, args: DistillArguments) -> Any:
+    kwargs: dict[str, Any] = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, "use_safetensors": True}
+    if args.attn_implementation is not None:
+        kwargs["attn_implementation"] = args.attn_implementation
+    try:
+        if (Path(source) / "adapter_config.json").is_file():
+            from peft import AutoPeftModelForCausalLM
+
+            return AutoPeftModelForCausalLM.from_pretrained(source, **kwargs).merge_and_unload()
+        return AutoModelForCausalLM.from_pretrained(source, **kwargs)
+    except (OSError, ValueError, ImportError) as exc:
+        raise ModelError(f"{source}: expected a causal language model, got {_first_line(exc)}") from exc
+
+
+def _add_lora(model: Any, args: DistillArguments) -> Any:
+    if not args.use_peft:
+        return model
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as exc:
+        raise OptionError("use_peft: expected peft to be installed; install aligndistil-offline[peft]") from exc
+    config = LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=args.lora_target_modules or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    adapted = get_peft_model(model, config)
+    if args.gradient_checkpointing:
+        base_model(adapted).enable_input_require_grads()
+    return adapted
+
+
+def _checkpoint(args: DistillArguments) -> str | None:
+    """The checkpoint that --resume_from_checkpoint names; `true` is the last one in the output folder, if any."""
+    wanted, out = args.resume_from_checkpoint, args.output_dir or "."
+    if wanted is None or str(wanted).lower() == "false":
+        return None
+    if str(wanted).lower() == "true":
+        return get_last_checkpoint(out) if Path(out).is_dir() else None
+    if not Path(wanted).is_dir():
+        raise OptionError(f"resume_from_checkpoint: expected a folder, got {wanted!r}")
+    return str(wanted)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = HfArgumentParser(cast(Any, DistillArguments), prog="python -m student.train", description=__doc__)
+    (args,) = parser.parse_args_into_dataclasses(arguments)
+    train(args)
+
+
+if __name__ == "__main__":
+    run_command(main)

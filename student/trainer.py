@@ -1,0 +1,285 @@
+"""DistillTrainer: a transformers.Trainer that distils from cached teachers.
+
+It owns three things that Trainer would get wrong for this loss: the order of the data, the count that the loss is
+divided by (over all micro-batches of a step and all ranks, never an average of averages), and evaluation (one sum over
+all rows). Everything else is Trainer's.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
+
+from shards.errors import CacheConflict, OptionError
+from shards.manifest import refuse_difference
+from shards.vocabulary import require_same_vocabulary
+from student.card import write_model_card
+from student.data import CachedResponses, Collator, GlobalBatchSampler
+from student.forward import DistillForward
+from student.loss import METRICS, SparseTargets
+from student.options import DistillArguments
+
+logger = logging.get_logger(__name__)
+
+RUN_FILE = "distill_run.json"
+LOW_SUPPORT_MASS = 0.8
+
+
+class DistillTrainer(Trainer):
+    """Distils `model` from the teacher that `args` name, composed from cached responses.
+
+    model               a PreTrainedModel, or a PeftModel around one, with the tokenizer of the cache
+    train_dataset, eval_dataset   CachedResponses
+    processing_class    the student's tokenizer; compared with the cache's, and saved with the model
+
+    Raises VocabularyMismatch, TeacherUnavailable, ModelError, and OptionError for several GPUs without a launcher.
+    """
+
+    args: DistillArguments
+    train_dataset: CachedResponses
+    eval_dataset: CachedResponses | None
+
+    def __init__(
+        self,
+        model: Any,
+        args: DistillArguments,
+        train_dataset: CachedResponses,
+        eval_dataset: CachedResponses | None = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if args.n_gpu > 1:
+            raise OptionError(
+                f"expected one GPU per process, got {args.n_gpu} without a launcher; run "
+                f"torchrun --nproc_per_node {args.n_gpu} -m student.train ..."
+            )
+        if processing_class is not None:
+            vocabulary = train_dataset.caches[0].vocabulary
+            require_same_vocabulary(vocabulary, processing_class.get_vocab(), "the cache", "the student")
+        for dataset in filter(None, (train_dataset, eval_dataset)):
+            dataset.use(args.spec)
+        pad_token_id = getattr(processing_class, "pad_token_id", None) or 0
+        collator = Collator(
+            spec=args.spec, nodes=train_dataset.nodes, reduction=args.reduction, pad_token_id=pad_token_id
+        )
+        super().__init__(
+            model,
+            args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        # the sums below are divided by global counts, so Trainer must not divide again
+        self.loss_is_scaled_for_ga = True
+        self.distill_forward = DistillForward(
+            base_model(model),
+            vocabulary_size=train_dataset.caches[0].plan.vocabulary_size,
+            divergence=args.loss_divergence,
+            chunk_positions=args.chunk_positions,
+        )
+        self.distill_forward.install()
+        self._sampler = self._make_sampler(train_dataset, args.per_device_train_batch_size, shuffle=True)
+        self.add_callback(_EpochOrder(self._sampler, self.run_identity()))
+        self._train_sums = _Sums()
+        self._eval_sums = _Sums()
+        self._warned_of_support = False
+
+    def run_identity(self) -> dict[str, Any]:
+        """What a checkpoint belongs to: caches, teacher, loss and order. A resumed run must have the same."""
+        args = self.args
+        return {
+            "caches": [cache.plan.sha256 for cache in self.train_dataset.caches],
+            "train_on": args.train_on,
+            "teacher": {name: getattr(args.spec, name) for name in args.spec.__slots__},
+            "divergence": args.divergence,
+            "jsd_weight": args.jsd_weight,
+            "reduction": args.reduction,
+            "seed": self._sampler.seed,
+            "global_batch_size": self._sampler.global_batch_size,
+        }
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer.train; raises CacheConflict where the checkpoint belongs to another run."""
+        if isinstance(resume_from_checkpoint, str):
+            path = Path(resume_from_checkpoint) / RUN_FILE
+            if not path.is_file():
+                raise CacheConflict(f"{resume_from_checkpoint}: expected a checkpoint with {RUN_FILE}, found none")
+            refuse_difference(json.loads(path.read_text()), self.run_identity(), resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Micro-batches of this rank. Not prepared by accelerate: the sampler knows about ranks already."""
+        return self._loader(self.train_dataset, self._sampler)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """All rows once, in order of length, shared out to the ranks."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(dataset, CachedResponses):
+            raise OptionError(f"eval_dataset: expected CachedResponses, got {type(dataset).__name__}")
+        dataset.use(self.args.spec)
+        return self._loader(dataset, self._make_sampler(dataset, self.args.eval_batch_size, shuffle=False))
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor]:
+        """The micro-batches of a step, and the number of items that count in them on all ranks."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        num_items = torch.stack([batch["num_items"] for batch in batches]).sum().to(device)
+        return batches, self.accelerator.reduce(num_items, reduction="sum")
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The sum over this micro-batch over the step's global count; times the ranks, which wrappers average."""
+        assert num_items_in_batch is not None, "get_batch_samples counts them"
+        outputs = self._distill(model, inputs)
+        self._train_sums.add(outputs, inputs)
+        loss = outputs["loss_sum"] / num_items_in_batch * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor, None, None]:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = self._distill(model, inputs)
+        self._eval_sums.add(outputs, inputs)
+        return outputs["loss_sum"].detach(), None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Trainer's loop, with its average of batch losses replaced by sums over all rows over their count."""
+        self._eval_sums = _Sums()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        assert output.metrics is not None
+        for name, value in self._eval_sums.means(self.accelerator, self.args.reduction).items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = value
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer.log with the metrics of the steps since the last log."""
+        if "loss" in logs:
+            means = self._train_sums.means(self.accelerator, self.args.reduction)
+            means.pop("loss")  # Trainer's own, the mean over the steps since the last log
+            means["tokens_per_second"] = means.pop("num_positions") / self._train_sums.seconds()
+            logs |= means
+            self._train_sums = _Sums()
+            self._warn_of_support(means["support_mass"])
+        super().log(logs, start_time)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """README.md in the output folder: the cache, the teacher and the recipe."""
+        if self.is_world_process_zero():
+            write_model_card(self)
+
+    def _distill(self, model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        return model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            position=inputs["position"],
+            targets=SparseTargets(inputs),
+        )
+
+    def _prepare_input(self, data: Any) -> Any:
+        # Trainer casts floats to DeepSpeed's dtype here; targets stay float32
+        return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
+
+    def _make_sampler(self, dataset: CachedResponses, micro_batch_size: int, *, shuffle: bool) -> GlobalBatchSampler:
+        args = self.args
+        return GlobalBatchSampler(
+            dataset.lengths,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            micro_batch_size=micro_batch_size,
+            accumulation_steps=args.gradient_accumulation_steps if shuffle else 1,
+            world_size=args.world_size,
+            rank=args.process_index,
+            shuffle=shuffle,
+        )
+
+    def _loader(self, dataset: CachedResponses, sampler: GlobalBatchSampler) -> DataLoader:
+        args = self.args
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+
+    def _warn_of_support(self, mass: float) -> None:
+        if mass < LOW_SUPPORT_MASS and not self._warned_of_support:
+            self._warned_of_support = True
+            logger.warning(
+                f"the student has {mass:.3f} of its mass on the cached tokens, under {LOW_SUPPORT_MASS}: the targets "
+                "no longer describe what it says; build with a larger --top_k, or train less far"
+            )
+
+
+class _Sums:
+    """Sums of loss and metrics over micro-batches, on the device, without waiting for it."""
+
+    def __init__(self) -> None:
+        self._total: torch.Tensor | None = None
+        self._start = time.perf_counter()
+
+    def add(self, outputs: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> None:
+        counts = [inputs["num_sequences"].double(), inputs["num_positions"].double()]
+        loss = outputs["loss_sum"].detach().double()
+        row = torch.stack([loss, *(count.to(loss.device) for count in counts), *outputs["metrics"].double()])
+        self._total = row if self._total is None else self._total + row
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def means(self, accelerator: Any, reduction: str) -> dict[str, float]:
+        """Over all ranks: loss, metrics per response token, and KL and reward per sequence. Empty without batches."""
+        if self._total is None:
+            return {}
+        loss, sequences, positions, *sums = accelerator.reduce(self._total, reduction="sum").tolist()
+        of = dict(zip(METRICS, sums, strict=True))
+        per_sequence = {f"{name}_per_sequence": of[name] / sequences for name in ("kl_reference", "expected_reward")}
+        means = {name: total / positions for name, total in of.items()}
+        loss_mean = loss / (sequences if reduction == "sequence" else positions)
+        return {"loss": loss_mean, **means, **per_sequence, "num_positions": positions}
+
+
+class _EpochOrder(TrainerCallback):
+    """Tells the sampler which epoch it is, and leaves in every checkpoint what it belongs to."""
+
+    def __init__(self, sampler: GlobalBatchSampler, run: dict[str, Any]) -> None:
+        self.sampler = sampler
+        self.run = run
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # from the steps done, so that it is right after a resume, where Trainer's own epoch hook is hidden
+        self.sampler.set_epoch(state.global_step // self.sampler.num_global_batches)
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            (folder / RUN_FILE).write_text(json.dumps(self.run, indent=1) + "\n")
+
+
+def base_model(model: Any) -> PreTrainedModel:
+    """The PreTrainedModel itself, out of a PeftModel if it is in one."""
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
