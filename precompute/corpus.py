@@ -16,7 +16,7 @@ from tqdm import tqdm
 from precompute.data import Row, read_rows
 from precompute.tokenize import (
     Layout,
-    Role,
+    ResponseKind,
     SkippedResponse,
     TokenizedResponse,
     find_layout,
@@ -114,19 +114,19 @@ def _tokenized(
             pair_id=pair_id,
             layout=layout,
             tokenizer=tokenizer,
-            roles=_wanted_roles(responses, layout, where),
+            kinds=_wanted_kinds(responses, layout, where),
             max_length=max_length,
         )
         yield canonical, outcomes
 
 
-def _wanted_roles(responses: Responses, layout: Layout, where: str) -> tuple[Role, ...]:
+def _wanted_kinds(responses: Responses, layout: Layout, where: str) -> tuple[ResponseKind, ...]:
     if responses == "chosen":
-        return layout.roles[:1]
-    if "rejected" not in layout.roles:
+        return layout.kinds[:1]
+    if "rejected" not in layout.kinds:
         columns = "+".join(layout.columns)
         raise DataError(f"{where}: expected a column rejected, which responses {responses} asks for, got {columns}")
-    return layout.roles if responses == "both" else ("rejected",)
+    return layout.kinds if responses == "both" else ("rejected",)
 
 
 def _canonical_json(values: Mapping[str, Any], where: str) -> bytes:

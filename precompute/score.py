@@ -70,7 +70,8 @@ class Scorer:
                 with model.active():
                     logits_CV = model.logits(hidden[role][chunk]).to(self.device)
                 self._require_finite(logits_CV, role, batch, row_N[chunk], token_N[chunk])
-                logprobs[role] = logits_CV.log_softmax(-1)
+                # not log_softmax: on a CPU its running sum is off by 1e-6, always to the same side
+                logprobs[role] = logits_CV - logits_CV.logsumexp(-1, keepdim=True)
             yield logprobs, next_ids_N[chunk]
 
     @staticmethod

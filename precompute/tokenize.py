@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = list[dict[str, Any]]
-Role = Literal["chosen", "rejected", "completion"]
+ResponseKind = Literal["chosen", "rejected", "completion"]
 
 _LAYOUTS = (("prompt", "chosen", "rejected"), ("chosen", "rejected"), ("prompt", "completion"), ("messages",))
 _GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -75,7 +75,7 @@ class Layout:
     conversational: bool
 
     @property
-    def roles(self) -> tuple[Role, ...]:
+    def kinds(self) -> tuple[ResponseKind, ...]:
         return ("chosen", "rejected") if "rejected" in self.columns else ("completion",)
 
 
@@ -120,10 +120,10 @@ def tokenize_row(
     pair_id: int,
     layout: Layout,
     tokenizer: "PreTrainedTokenizerBase",
-    roles: Sequence[Role],
+    kinds: Sequence[ResponseKind],
     max_length: int,
 ) -> list[TokenizedResponse | SkippedResponse]:
-    """The responses of one row named by `roles`, in that order, tokenised or with the reason why not.
+    """The responses of one row named by `kinds`, in that order, tokenised or with the reason why not.
 
     `values` is what `used_values` gives. max_length counts prompt and response. A response is cut there, without an end
     token. One whose prompt leaves no room is "overlong", and so is one without a token to train on before the cut; one
@@ -133,7 +133,7 @@ def tokenize_row(
     the row; ModelError for a tokenizer without the end token or the chat template that the format needs.
     """
     prompt, responses = _split(values, layout, where)
-    spans: dict[Role, _Span] = {}
+    spans: dict[ResponseKind, _Span] = {}
     if responses and not layout.conversational:
         spans = _text_spans(tokenizer, prompt, responses)
     elif responses:
@@ -141,15 +141,15 @@ def tokenize_row(
         whole_chat = layout.columns == ("messages",) and chat.tells_assistant_tokens
         spans = {"completion": chat.marked_span(values["messages"])} if whole_chat else chat.spans(prompt, responses)
     return [
-        _outcome(spans.get(role), where=f"{where} {role}", pair_id=pair_id, role=role, max_length=max_length)
-        for role in roles
+        _outcome(spans.get(kind), where=f"{where} {kind}", pair_id=pair_id, kind=kind, max_length=max_length)
+        for kind in kinds
     ]
 
 
-def _split(values: Mapping[str, Any], layout: Layout, where: str) -> tuple[Any, dict[Role, Any]]:
+def _split(values: Mapping[str, Any], layout: Layout, where: str) -> tuple[Any, dict[ResponseKind, Any]]:
     """The prompt and the responses that are not empty, all text or all messages."""
     prompt: Any
-    responses: dict[Role, Any]
+    responses: dict[ResponseKind, Any]
     if layout.columns == ("messages",):
         prompt, responses = values["messages"][:-1], {"completion": values["messages"][-1:]}
     elif layout.columns == ("chosen", "rejected"):
@@ -159,12 +159,12 @@ def _split(values: Mapping[str, Any], layout: Layout, where: str) -> tuple[Any, 
         if not chosen or not rejected:  # nothing tells the prompt
             responses = {}
     else:
-        prompt, responses = values["prompt"], {role: values[role] for role in layout.roles}
+        prompt, responses = values["prompt"], {kind: values[kind] for kind in layout.kinds}
     if layout.conversational:
-        for role, response in responses.items():
+        for kind, response in responses.items():
             if response and response[-1]["role"] != "assistant":
-                raise DataError(f"{where} {role}: expected a last turn by assistant, got one by {response[-1]['role']}")
-    return prompt, {role: response for role, response in responses.items() if not _is_empty(response)}
+                raise DataError(f"{where} {kind}: expected a last turn by assistant, got one by {response[-1]['role']}")
+    return prompt, {kind: response for kind, response in responses.items() if not _is_empty(response)}
 
 
 def _implicit_prompt_length(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
@@ -180,7 +180,9 @@ def _implicit_prompt_length(chosen: Sequence[Any], rejected: Sequence[Any]) -> i
     return shared - 1 if shared and chosen[shared - 1] == " " else shared
 
 
-def _text_spans(tokenizer: "PreTrainedTokenizerBase", prompt: str, responses: dict[Role, str]) -> dict[Role, _Span]:
+def _text_spans(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str, responses: dict[ResponseKind, str]
+) -> dict[ResponseKind, _Span]:
     end_token = tokenizer.eos_token
     if not end_token:
         raise ModelError(f"{_name(tokenizer)}: expected an end-of-sequence token, which data as text needs, got none")
@@ -188,8 +190,8 @@ def _text_spans(tokenizer: "PreTrainedTokenizerBase", prompt: str, responses: di
     def ids(text: str) -> list[int]:
         return tokenizer(text, verbose=False)["input_ids"]
 
-    texts = {role: prompt + response.removesuffix(end_token) + end_token for role, response in responses.items()}
-    return _spans(ids(prompt), {role: ids(text) for role, text in texts.items()})
+    texts = {kind: prompt + response.removesuffix(end_token) + end_token for kind, response in responses.items()}
+    return _spans(ids(prompt), {kind: ids(text) for kind, text in texts.items()})
 
 
 class _Chat:
@@ -209,15 +211,15 @@ class _Chat:
             raise ModelError(message) from exc
         self.tells_assistant_tokens = tokenizer.is_fast and _GENERATION_MARKER.search(template) is not None
 
-    def spans(self, prompt: Messages, responses: dict[Role, Messages]) -> dict[Role, _Span]:
+    def spans(self, prompt: Messages, responses: dict[ResponseKind, Messages]) -> dict[ResponseKind, _Span]:
         if not prompt:
             raise DataError(f"{self.where}: expected a prompt of one message or more, got none")
         prompt_ids = self._render(prompt, add_generation_prompt=True)["input_ids"]
-        whole = {role: self._render(prompt + response)["input_ids"] for role, response in responses.items()}
+        whole = {kind: self._render(prompt + response)["input_ids"] for kind, response in responses.items()}
         spans = _spans(prompt_ids, whole)
-        for role, response in responses.items():
+        for kind, response in responses.items():
             if len(response) > 1:
-                spans[role] = self._assistant_only(spans[role], prompt + response)
+                spans[kind] = self._assistant_only(spans[kind], prompt + response)
         return spans
 
     def marked_span(self, messages: Messages) -> _Span:
@@ -245,20 +247,20 @@ class _Chat:
             raise DataError(f"{self.where}: expected messages that the chat template takes, got {got}") from exc
 
 
-def _spans(prompt_ids: list[int], whole_ids: dict[Role, list[int]]) -> dict[Role, _Span]:
+def _spans(prompt_ids: list[int], whole_ids: dict[ResponseKind, list[int]]) -> dict[ResponseKind, _Span]:
     """Spans whose common start is the first token at which one of them leaves the prompt; all from there trains."""
     start = min(_shared_length(prompt_ids, ids) for ids in whole_ids.values())
     is_prefix = start == len(prompt_ids)
     return {
-        role: _Span(ids=ids, start=start, trains=np.arange(len(ids)) >= start, prompt_is_prefix=is_prefix)
-        for role, ids in whole_ids.items()
+        kind: _Span(ids=ids, start=start, trains=np.arange(len(ids)) >= start, prompt_is_prefix=is_prefix)
+        for kind, ids in whole_ids.items()
     }
 
 
 def _outcome(
-    span: _Span | None, *, where: str, pair_id: int, role: Role, max_length: int
+    span: _Span | None, *, where: str, pair_id: int, kind: ResponseKind, max_length: int
 ) -> TokenizedResponse | SkippedResponse:
-    sample_id = f"{pair_id}/{role}"
+    sample_id = f"{pair_id}/{kind}"
     if span is None:
         message = f"{where}: expected a response, got an empty one"
         return SkippedResponse(sample_id=sample_id, reason="empty", message=message)
@@ -274,7 +276,7 @@ def _outcome(
     return TokenizedResponse(
         sample_id=sample_id,
         pair_id=pair_id,
-        chosen=role != "rejected",
+        chosen=kind != "rejected",
         input_ids=np.array(span.ids[:max_length], dtype=np.int32),
         response_start=span.start,
         loss_mask=loss_mask[:max_length],
@@ -295,21 +297,21 @@ def _is_empty(response: str | Messages) -> bool:
 
 def _checked_text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where}: expected text, got {_kind(value)}")
+        raise DataError(f"{where}: expected text, got {_type_name(value)}")
     return value
 
 
 def _checked_messages(value: Any, where: str) -> Messages:
     if not isinstance(value, list):
-        raise DataError(f"{where}: expected a list of messages, got {_kind(value)}")
+        raise DataError(f"{where}: expected a list of messages, got {_type_name(value)}")
     messages = _without_nulls(value)
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            got = f"the keys {', '.join(map(str, message))}" if isinstance(message, dict) else _kind(message)
+            got = f"the keys {', '.join(map(str, message))}" if isinstance(message, dict) else _type_name(message)
             raise DataError(f"{where} message {number}: expected an object with a role, got {got}")
         content = message.get("content", "")
         if not isinstance(content, str) and not _is_list_of_objects(content):
-            got = _kind(content)
+            got = _type_name(content)
             raise DataError(f"{where} message {number}: expected content as text or a list of parts, got {got}")
     return messages
 
@@ -324,13 +326,13 @@ def _checked_tools(value: Any, where: str) -> list[Any] | str:
     except ValueError as exc:
         raise DataError(f"{where}: expected a list or a list as JSON, got text that is not JSON ({exc})") from exc
     if not isinstance(tools, list):
-        raise DataError(f"{where}: expected a list or a list as JSON, got {_kind(tools)}")
+        raise DataError(f"{where}: expected a list or a list as JSON, got {_type_name(tools)}")
     return value if isinstance(value, str) else _without_nulls(value)
 
 
 def _checked_kwargs(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: expected an object, got {_kind(value)}")
+        raise DataError(f"{where}: expected an object, got {_type_name(value)}")
     if taken := sorted(_OUR_ARGUMENTS & value.keys()):
         raise DataError(f"{where}: expected variables of the chat template, got {', '.join(taken)}")
     return _without_nulls(value)
@@ -342,7 +344,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
     return "nothing" if value is None else type(value).__name__
 
 

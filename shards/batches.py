@@ -42,17 +42,9 @@ class BatchReader:
         Raises CacheDamaged, naming file and record batch, where it cannot be decoded or a column was altered.
         """
         where = f"{self.folder / self.plan.shards[shard].file} record batch {batch}"
-        file = self._open(shard, tuple(names))
-        try:
-            found = file.get_batch_with_custom_metadata(batch)
-            found.batch.validate(full=True)  # altered lengths or offsets would have us read past a buffer's end
-        except (pa.ArrowException, OSError, ValueError) as exc:
-            raise CacheDamaged(f"{where}: expected a readable record batch, got {one_line(exc)}") from exc
-        expected = self.num_rows(shard, batch)
-        if found.batch.num_rows != expected:
-            raise CacheDamaged(f"{where}: expected {expected} rows, got {found.batch.num_rows}")
-        codec.check_crc32(found.batch, found.custom_metadata, where)
-        return found.batch
+        found, metadata = load_batch(self._open(shard, tuple(names)), batch, self.num_rows(shard, batch), where)
+        codec.check_crc32(found, metadata, where)
+        return found
 
     def _open(self, shard: int, names: tuple[str, ...]) -> pa.ipc.RecordBatchFileReader:
         key = (shard, names)
@@ -76,18 +68,34 @@ def open_shard(path: Path, plan: Plan, names: Sequence[str]) -> pa.ipc.RecordBat
     if differing is not None:
         raise CacheDamaged(f"{path}: expected the columns of format version {schema.FORMAT_VERSION}, got {differing}")
     if owner != plan.sha256:
-        raise CacheDamaged(f"{path}: expected a shard of build {plan.sha256[:12]}, got one of {owner[:12] or 'none'}")
+        raise CacheDamaged(
+            f"{path}: expected a shard of build {plan.sha256[:12]}, got one of {one_line(owner[:12]) or 'none'}"
+        )
     fields = [expected.get_field_index(name) for name in names]
     options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
     return pa.ipc.open_file(pa.OSFile(str(path), "rb"), options=options)
 
 
+def load_batch(
+    file: pa.ipc.RecordBatchFileReader, batch: int, rows: int, where: str
+) -> tuple[pa.RecordBatch, pa.KeyValueMetadata | None]:
+    """A record batch and its metadata, safe to compute with. Raises CacheDamaged unless it can be read and has `rows`."""
+    try:
+        found = file.get_batch_with_custom_metadata(batch)
+        found.batch.validate(full=True)  # altered lengths or offsets would have us read past a buffer's end
+    except (pa.ArrowException, OSError, ValueError) as exc:
+        raise CacheDamaged(f"{where}: expected a readable record batch, got {one_line(exc)}") from exc
+    if found.batch.num_rows != rows:
+        raise CacheDamaged(f"{where}: expected {rows} rows, got {found.batch.num_rows}")
+    return found.batch, found.custom_metadata
+
+
 def _difference(expected: pa.Schema, found: pa.Schema) -> str:
     for ours, theirs in zip(expected, found, strict=False):
         if ours != theirs:
-            return f"{theirs} where {ours} belongs"
+            return one_line(f"{theirs} where {ours} belongs")
     return f"{len(found)} columns where {len(expected)} belong"
 
 
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def one_line(message: object) -> str:
+    return " ".join(str(message).split())

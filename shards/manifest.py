@@ -223,14 +223,15 @@ def read_manifest(folder: Path) -> Manifest:
 
 def refuse_difference(found: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
     """Raise CacheConflict naming the first field in which two identities differ."""
-    for field_name, old, new in _differences(found, asked):
+    for field_name, old, new in differences(found, asked):
         raise CacheConflict(f"{where}: holds another build, {field_name}: expected {old}, got {new}")
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
+def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
+    """(field, old, new) wherever two nested mappings differ, the values as JSON."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted(old.keys() | new.keys()):
             inner = f"{name}.{key}" if name else key
-            yield from _differences(old.get(key), new.get(key), inner)
+            yield from differences(old.get(key), new.get(key), inner)
     elif old != new:
         yield name, json.dumps(old), json.dumps(new)

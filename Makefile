@@ -1,0 +1,39 @@
+# Everything runs in .venv, which is made on first use and again when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+WORKERS ?= 2
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(INSTALLED) ## the environment: the package, editable, and its tools at tested versions
+
+# torch first and at its pin, so that what follows finds it installed and pulls no other build of it
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing into $(VENV)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) "$$(grep '^torch==' constraints.txt)"
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## tiny models trained on the spot, a cache, two students, one table: a few minutes on two cores
+	$(BIN)/python -m examples.demo
+
+test: lint ## lint, then the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove the environment, the demo's files and the tools' caches
+	rm -rf $(VENV) runs/demo dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

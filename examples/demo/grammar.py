@@ -1,0 +1,119 @@
+"""A toy language with a true reward: short cooking advice, some of it right, some wrong, some rude.
+
+    prompt      how do i cook a small potato?
+    response     boil it, add butter, wait five minutes.
+
+A response is a list of clauses. The method and the seasoning must suit the noun, the minutes the adjective; chatter does
+no good, rudeness does harm. So what makes a response good are single words that depend on the prompt, and a longer
+response is not a better one.
+"""
+
+import random
+from dataclasses import dataclass
+
+NOUNS = {  # noun: (method, seasoning)
+    "potato": ("boil", "butter"),
+    "carrot": ("steam", "butter"),
+    "egg": ("boil", "salt"),
+    "steak": ("fry", "pepper"),
+    "mushroom": ("fry", "salt"),
+    "salmon": ("steam", "lemon"),
+    "trout": ("grill", "lemon"),
+    "apple": ("bake", "sugar"),
+    "banana": ("grill", "sugar"),
+    "pie": ("bake", "pepper"),
+}
+ADJECTIVES = {"thin": "two", "small": "five", "large": "ten", "frozen": "twenty"}  # adjective: minutes
+QUESTIONS = (
+    "how do i cook a {}?",
+    "what should i do with a {}?",
+    "tell me how to make a {}.",
+    "please help me with a {}.",
+)
+METHODS = tuple(sorted({method for method, _ in NOUNS.values()}))
+SEASONINGS = tuple(sorted({seasoning for _, seasoning in NOUNS.values()}))
+CHATTER = ("it is quite easy", "everybody likes that", "as my mother said")
+RUDE = ("ask somebody else", "who cares", "what a silly question")
+
+
+KINDS = ("method", "seasoning", "minutes", "chatter", "rude")
+
+
+@dataclass(frozen=True, slots=True)
+class Dish:
+    adjective: str
+    noun: str
+
+    @property
+    def right(self) -> dict[str, str]:
+        """The word that suits this dish, by kind of advice."""
+        method, seasoning = NOUNS[self.noun]
+        return {"method": method, "seasoning": seasoning, "minutes": ADJECTIVES[self.adjective]}
+
+
+WORDS = {"method": METHODS, "seasoning": SEASONINGS, "minutes": tuple(ADJECTIVES.values())}
+
+
+def dishes(*, held_out: bool) -> list[Dish]:
+    """Three quarters of the adjective-noun pairs are for training; in the others both words are known, not together."""
+    return [
+        Dish(adjective, noun)
+        for i, noun in enumerate(NOUNS)
+        for j, adjective in enumerate(ADJECTIVES)
+        if ((i + j) % len(ADJECTIVES) == 0) == held_out
+    ]
+
+
+def prompts(*, held_out: bool) -> list[tuple[str, Dish]]:
+    return [
+        (question.format(f"{dish.adjective} {dish.noun}"), dish)
+        for dish in dishes(held_out=held_out)
+        for question in QUESTIONS
+    ]
+
+
+def write_response(dish: Dish, rng: random.Random) -> str:
+    """What people write: two to four clauses of different kinds, advice that is right six times in ten."""
+    return _text([_clause(kind, dish, rng) for kind in rng.sample(KINDS, rng.randint(2, 4))])
+
+
+def true_reward(dish: Dish, response: str) -> float:
+    """+1 for each right piece of advice, -1 for a wrong one, for a second one of its kind, for rudeness, for a clause
+    that is none and for a missing end; chatter is worth nothing."""
+    body, end, rest = response.strip().partition(".")
+    seen: set[str] = set()
+    total = 0.0 if end and not rest else -1.0
+    for text in body.split(", "):
+        kind, word = _parse(text)
+        good = kind in dish.right and dish.right[kind] == word and kind not in seen
+        total += 1.0 if good else 0.0 if kind == "chatter" else -1.0
+        seen.add(kind)
+    return total
+
+
+def _clause(kind: str, dish: Dish, rng: random.Random) -> str:
+    if kind == "chatter":
+        return rng.choice(CHATTER)
+    if kind == "rude":
+        return rng.choice(RUDE)
+    right = dish.right[kind]
+    word = right if rng.random() < 0.6 else rng.choice([word for word in WORDS[kind] if word != right])
+    return _advice(kind, word)
+
+
+def _advice(kind: str, word: str) -> str:
+    return {"method": f"{word} it", "seasoning": f"add {word}", "minutes": f"wait {word} minutes"}[kind]
+
+
+def _text(clauses: list[str]) -> str:
+    # the space keeps the prompt's last token and the response's first apart
+    return " " + ", ".join(clauses) + "."
+
+
+def _parse(text: str) -> tuple[str, str]:
+    """(kind, word) of a clause; ("none", text) for what is not one."""
+    for kind, words in WORDS.items():
+        for word in words:
+            if text == _advice(kind, word):
+                return kind, word
+    return ("chatter" if text in CHATTER else "rude" if text in RUDE else "none"), text

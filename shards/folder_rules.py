@@ -1,0 +1,134 @@
+"""The rules of docs/format.md about the files of a cache and about the cache as a whole, one function each."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shards import schema
+from shards.errors import AlignDistilError
+from shards.manifest import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    SHARD_GLOB,
+    VOCABULARY_FILE,
+    Manifest,
+    Plan,
+    canonical_json,
+    differences,
+    file_sha256,
+    read_json,
+)
+from shards.rules import Fault
+from shards.statistics import Histogram
+
+STATISTICS_TOLERANCE = 1e-5
+"""How far a recomputed statistic may lie off, relative above 1: the order of a sum is the library's."""
+
+
+def shard_table(plan: Plan, folder: Path) -> Iterator[Fault]:
+    """Rule 1: roles, pairs and sizes are legal, and the shards follow one another."""
+    where = folder / MANIFEST_FILE
+    needed = {*schema.REQUIRED_ROLES, *(pair.negative for pair in plan.pairs)}
+    legal = {
+        "roles": needed <= set(plan.roles) <= set(schema.ROLES) and len(set(plan.roles)) == len(plan.roles),
+        "pairs": len(set(plan.pairs)) == len(plan.pairs) > 0,
+        "values": plan.values == "float32",
+        "vocabulary_size": plan.vocabulary_size >= 1,
+        "rows_per_batch": plan.rows_per_batch >= 1,
+        "shards": len(plan.shards) >= 1,
+    }
+    for name in (name for name, holds in legal.items() if not holds):
+        yield Fault(rule=1, text=f"{where}: {name}: expected a legal value, got {plan.to_json()[name]}")
+    first_row = 0
+    for i, shard in enumerate(plan.shards):
+        file = f"part-{i:05d}.arrow"
+        if (shard.file, shard.first_row) != (file, first_row) or not 1 <= shard.rows <= shard.positions:
+            yield Fault(rule=1, text=f"{where}: shards: expected {file} from row {first_row}, got {shard}")
+        first_row += shard.rows
+
+
+def manifest_fields(manifest: Manifest, folder: Path) -> Iterator[Fault]:
+    """Rule 1: the manifest has its keys and no others, and its sums are the sums over its shards."""
+    path = folder / MANIFEST_FILE
+    for name, found, expected in differences(read_json(path), manifest.to_json()):
+        yield Fault(rule=1, text=f"{path}: {name}: expected {expected}, got {found}")
+
+
+def plan_file(plan: Plan, folder: Path) -> Iterator[Fault]:
+    """Rule 2: plan.json is there and says what the manifest says."""
+    path = folder / PLAN_FILE
+    try:
+        for name, found, expected in differences(read_json(path), plan.to_json()):
+            yield Fault(rule=2, text=f"{path}: {name}: expected {expected}, got {found}")
+    except AlignDistilError as error:
+        yield Fault(rule=2, text=str(error))
+
+
+def vocabulary(plan: Plan, folder: Path) -> Iterator[Fault]:
+    """Rule 3: vocabulary.json is the token-to-id map that the identity names, and V its largest id + 1."""
+    path = folder / VOCABULARY_FILE
+    try:
+        id_by_token = read_json(path)
+    except AlignDistilError as error:
+        yield Fault(rule=3, text=str(error))
+        return
+    found, expected = hashlib.sha256(canonical_json(id_by_token)).hexdigest(), _vocabulary_sha256(plan.identity)
+    if found != expected:
+        yield Fault(rule=3, text=f"{path}: expected a map with sha256 {expected}, got {found}")
+        return
+    ids = [token_id for token_id in id_by_token.values() if isinstance(token_id, int) and token_id >= 0]
+    if len(ids) < len(id_by_token) or max(ids, default=-1) + 1 != plan.vocabulary_size:
+        size = max(ids, default=-1) + 1
+        yield Fault(rule=3, text=f"{path}: expected ids 0 to {plan.vocabulary_size - 1}, got ids 0 to {size - 1}")
+
+
+def stray_files(plan: Plan, folder: Path) -> Iterator[Fault]:
+    """Rule 4: no shard lies in the folder that the manifest does not name."""
+    for path in sorted(folder.glob(SHARD_GLOB)):
+        if path.name not in {shard.file for shard in plan.shards}:
+            yield Fault(rule=4, text=f"{path}: expected the manifest's {len(plan.shards)} shards and no others")
+
+
+def shard_file(manifest: Manifest, shard: int, folder: Path) -> Iterator[Fault]:
+    """Rule 5: the shard is there, with its recorded bytes and sha256."""
+    entry = manifest.entries[shard]
+    path = folder / entry.file
+    if not path.is_file():
+        yield Fault(rule=5, text=f"{path}: expected a shard of {entry.bytes} bytes, found no file")
+        return
+    size, sha256 = path.stat().st_size, file_sha256(path)
+    if size != entry.bytes:
+        yield Fault(rule=5, text=f"{path}: expected {entry.bytes} bytes, got {size}")
+    if sha256 != entry.sha256:
+        yield Fault(rule=5, text=f"{path}: expected sha256 {entry.sha256}, got {sha256}")
+
+
+def shard_counts(manifest: Manifest, shard: int, positions: int, entries: int, folder: Path) -> Iterator[Fault]:
+    """Rule 20: the shard has the response positions and kept tokens that the manifest says."""
+    planned, entry = manifest.plan.shards[shard], manifest.entries[shard]
+    for name, expected, found in (("positions", planned.positions, positions), ("entries", entry.entries, entries)):
+        if found != expected:
+            yield Fault(rule=20, text=f"{folder / entry.file}: {name}: expected {expected}, got {found}")
+
+
+def statistics(manifest: Manifest, histograms: Mapping[str, Histogram], folder: Path) -> Iterator[Fault]:
+    """Rule 20: the manifest's statistics are those of the values."""
+    path = folder / MANIFEST_FILE
+    computed = {name: histogram.summary() for name, histogram in histograms.items()}
+    for name, found, expected in differences(dict(manifest.statistics), computed):
+        if not _close(found, expected):
+            yield Fault(rule=20, text=f"{path}: statistics.{name}: expected {expected}, got {found}")
+
+
+def _vocabulary_sha256(identity: Mapping[str, Any]) -> str | None:
+    tokenizer = identity.get("tokenizer")
+    return tokenizer.get("vocabulary_sha256") if isinstance(tokenizer, Mapping) else None
+
+
+def _close(found: str, expected: str) -> bool:
+    try:
+        difference = abs(float(found) - float(expected))
+    except ValueError:
+        return False
+    return difference <= STATISTICS_TOLERANCE * max(1.0, abs(float(expected)))

@@ -1,0 +1,156 @@
+"""python -m shards.verify DIR: does every rule of docs/format.md hold? Exit code 0 only then, else 1.
+
+One line a fault, naming file and row. Rows count through the whole cache from 0, as for `python -m shards.inspect`.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from shards import codec, folder_rules, row_rules, schema
+from shards.batches import load_batch, open_shard
+from shards.command import run_command
+from shards.errors import CacheDamaged, CacheMissing
+from shards.manifest import Manifest, Plan, read_manifest
+from shards.rules import RULES, Fault
+from shards.statistics import Histogram, add_positions, new_histograms, position_columns
+
+MAX_PRINTED = 20
+"""Faults of one rule that are printed; the rest are counted."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Seen:
+    """What was read so far: the rows' names and, of faultless record batches, the values' distribution and counts."""
+
+    histograms: Mapping[str, Histogram]
+    row_by_name: dict[str, int] = field(default_factory=dict)
+    positions: int = 0
+    entries: int = 0
+
+    def add(self, batch: pa.RecordBatch, plan: Plan) -> None:
+        columns = {name: batch.column(name).flatten().to_numpy() for name in position_columns(plan)}
+        add_positions(self.histograms, columns, plan.roles)
+        self.positions += len(columns[schema.SUPPORT_COUNT])
+        self.entries += len(batch.column(schema.SUPPORT_IDS).flatten())
+
+
+def verify(folder: Path) -> Iterator[Fault]:
+    """All faults of the cache in `folder`, found one after the other; a progress bar on stderr."""
+    try:
+        manifest = read_manifest(folder)
+    except (CacheMissing, CacheDamaged) as error:
+        yield Fault(rule=1, text=str(error))
+        return
+    faults = list(folder_rules.shard_table(manifest.plan, folder))
+    yield from faults
+    if faults:
+        return  # nothing can be found by such a table
+    yield from folder_rules.manifest_fields(manifest, folder)
+    yield from folder_rules.plan_file(manifest.plan, folder)
+    yield from folder_rules.vocabulary(manifest.plan, folder)
+    yield from folder_rules.stray_files(manifest.plan, folder)
+    yield from _shards(manifest, folder)
+
+
+def _shards(manifest: Manifest, folder: Path) -> Iterator[Fault]:
+    """Rules 5 to 20. Counts and statistics are compared where all that they sum up was read and had no fault."""
+    seen, sound = Seen(histograms=new_histograms(manifest.plan)), True
+    with tqdm(total=manifest.plan.rows, unit="row", desc="verifying") as bar:
+        for i, shard in enumerate(manifest.plan.shards):
+            yield from folder_rules.shard_file(manifest, i, folder)
+            positions, entries, clean = seen.positions, seen.entries, True
+            for fault in _contents(manifest.plan, i, folder, seen):
+                clean = False
+                yield fault
+            if clean:
+                found = (seen.positions - positions, seen.entries - entries)
+                yield from folder_rules.shard_counts(manifest, i, *found, folder)
+            sound = sound and clean
+            bar.update(shard.rows)
+    if sound:
+        yield from folder_rules.statistics(manifest, seen.histograms, folder)
+
+
+def _contents(plan: Plan, shard: int, folder: Path, seen: Seen) -> Iterator[Fault]:
+    """Rules 6 to 19 for one shard."""
+    planned = plan.shards[shard]
+    path = folder / planned.file
+    try:
+        file = open_shard(path, plan, [column.name for column in plan.columns()])
+    except CacheDamaged as error:
+        yield Fault(rule=6, text=str(error))
+        return
+    batches = -(-planned.rows // plan.rows_per_batch)
+    if file.num_record_batches != batches:
+        yield Fault(rule=7, text=f"{path}: expected {batches} record batches, got {file.num_record_batches}")
+        return
+    for index in range(batches):
+        first = index * plan.rows_per_batch
+        where = f"{path} record batch {index}"
+        try:
+            batch, metadata = load_batch(file, index, min(plan.rows_per_batch, planned.rows - first), where)
+        except CacheDamaged as error:
+            yield Fault(rule=7, text=str(error))
+            continue
+        try:
+            codec.check_crc32(batch, metadata, where)
+        except CacheDamaged as error:
+            yield Fault(rule=8, text=str(error))
+            continue
+        faults = list(_rows(batch, plan, planned.first_row + first, path, seen))
+        yield from faults
+        if not faults:
+            seen.add(batch, plan)
+
+
+def _rows(batch: pa.RecordBatch, plan: Plan, first_row: int, path: Path, seen: Seen) -> Iterator[Fault]:
+    """Rules 9 to 19 for the rows of one record batch."""
+    for i, row in enumerate(codec.split_rows(batch, plan.columns())):
+        number = first_row + i
+        for rule, text in _row(row, number, plan, seen):
+            yield Fault(rule=rule, text=f"{path} row {number} ({row[schema.SAMPLE_ID]!r}): {text}")
+
+
+def _row(row: Mapping[str, Any], number: int, plan: Plan, seen: Seen) -> Iterator[tuple[int, str]]:
+    """(rule, fault) up to the first stage in which the row has one."""
+    faults = [(10, text) for text in row_rules.lengths(row, plan)]
+    if faults:
+        yield from faults
+        return
+    response = codec.decode_row(row, plan.pairs, len(plan.nodes))
+    yield from ((9, text) for text in row_rules.repeated_name(response, number, seen.row_by_name))
+    for stage in row_rules.STAGES:
+        faults = [(rule, text) for rule, check in stage for text in check(response, plan)]
+        yield from faults
+        if faults:
+            return
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m shards.verify", description=__doc__)
+    parser.add_argument("folder", metavar="DIR", nargs="?", default="shards", type=Path, help="folder of the cache")
+    folder = parser.parse_args(arguments).folder
+    found: Counter[int] = Counter()
+    for fault in verify(folder):
+        found[fault.rule] += 1
+        if found[fault.rule] <= MAX_PRINTED:
+            tqdm.write(str(fault), file=sys.stdout)
+    for rule, count in sorted(found.items()):
+        if count > MAX_PRINTED:
+            print(f"{folder}: {count - MAX_PRINTED:,} more faults [rule {rule}: {RULES[rule]}]")
+    if found:
+        sys.exit(1)
+    plan = read_manifest(folder).plan
+    print(f"{plan.rows:,} rows, {len(plan.shards):,} shards: all checks hold")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,199 @@
+"""A small valid cache made from random log-probs, without models: what tests of the format and of its readers share."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from precompute.support import SupportRule, summarise
+from shards.batches import BatchReader
+from shards.manifest import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    PROVENANCE_FILE,
+    VOCABULARY_FILE,
+    Manifest,
+    Plan,
+    ShardEntry,
+    ShardPlan,
+    canonical_json,
+    file_sha256,
+)
+from shards.nodes import StrengthNodes
+from shards.schema import ROLES, Pair, Role
+from shards.scores import Response
+from shards.statistics import add_shard, new_histograms
+from shards.writer import write_json, write_shard
+
+DEFAULT_PAIRS = (Pair("dpo", "reverse"), Pair("reference", "reference"))
+Dense = Mapping[Role, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeCache:
+    """A written cache, with what went into it. `dense`: for each row, role -> full log-probs (N, V), float64."""
+
+    folder: Path
+    plan: Plan
+    vocabulary: dict[str, int]
+    responses: list[Response]
+    dense: list[Dense]
+
+
+def make_cache(
+    folder: Path,
+    *,
+    vocabulary_size: int = 24,
+    pairs: int = 5,
+    top_k: int | None = None,
+    roles: Sequence[Role] = ROLES,
+    served: Sequence[Pair] | None = None,
+    nodes: StrengthNodes | None = None,
+    rows_per_batch: int = 2,
+    rows_per_shard: int = 4,
+    seed: int = 0,
+) -> FakeCache:
+    """Write a cache of `pairs` chosen and `pairs` rejected responses in shards of `rows_per_shard` rows.
+
+    With top_k exactly so many tokens are kept; without, every token above one threshold, from one to all of them.
+    """
+    nodes = nodes or StrengthNodes()
+    served = served or tuple(pair for pair in DEFAULT_PAIRS if pair.negative in roles)
+    threshold = None if top_k else float(np.log(0.4 / vocabulary_size))
+    rule = SupportRule(lowest=1, highest=top_k or vocabulary_size, log_threshold=threshold)
+    generator = np.random.default_rng(seed)
+    rows = [_response(generator, i, vocabulary_size, roles, rule, served, nodes) for i in range(2 * pairs)]
+    responses, dense = [row[0] for row in rows], [row[1] for row in rows]
+    vocabulary = {_token(i): i for i in range(vocabulary_size)}
+    plan = Plan(
+        identity=_identity(roles, vocabulary),
+        roles=tuple(roles),
+        pairs=tuple(served),
+        nodes=nodes,
+        vocabulary_size=vocabulary_size,
+        values="float32",
+        rows_per_batch=rows_per_batch,
+        log_threshold=threshold,
+        skipped={"empty": 1, "overlong": 0},
+        truncated=2,
+        shards=plan_shards(responses, rows_per_shard),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_cache(folder, plan, vocabulary, responses)
+    return FakeCache(folder=folder, plan=plan, vocabulary=vocabulary, responses=responses, dense=dense)
+
+
+def plan_shards(responses: Sequence[Response], rows_per_shard: int) -> tuple[ShardPlan, ...]:
+    starts = range(0, len(responses), rows_per_shard)
+    parts = [responses[start : start + rows_per_shard] for start in starts]
+    return tuple(
+        ShardPlan(
+            file=f"part-{i:05d}.arrow",
+            first_row=i * rows_per_shard,
+            rows=len(part),
+            positions=sum(int(response.loss_mask.sum()) for response in part),
+        )
+        for i, part in enumerate(parts)
+    )
+
+
+def write_cache(folder: Path, plan: Plan, vocabulary: Mapping[str, int], responses: Sequence[Response]) -> None:
+    """Write all files of a cache, with checksums and statistics that fit whatever the responses hold."""
+    write_json(folder, VOCABULARY_FILE, vocabulary)
+    places = {role: f"/models/{role}" for role in plan.roles}
+    write_json(folder, PROVENANCE_FILE, {"models": places, "data": "preferences.jsonl"})
+    write_json(folder, PLAN_FILE, plan.to_json())
+    for shard in plan.shards:
+        write_shard(folder, shard.file, plan, responses[shard.first_row : shard.first_row + shard.rows])
+    write_manifest(folder, plan)
+
+
+def write_manifest(folder: Path, plan: Plan) -> None:
+    """What the build does last: the table of the shards and the statistics, from the files themselves."""
+    histograms, entries = new_histograms(plan), []
+    for i, shard in enumerate(plan.shards):
+        path = folder / shard.file
+        kept = add_shard(histograms, BatchReader(folder, plan), i)
+        entries.append(ShardEntry(file=shard.file, entries=kept, bytes=path.stat().st_size, sha256=file_sha256(path)))
+    statistics = {name: histogram.summary() for name, histogram in histograms.items()}
+    write_json(folder, MANIFEST_FILE, Manifest(plan=plan, entries=tuple(entries), statistics=statistics).to_json())
+
+
+def rewrite(fake: FakeCache, folder: Path, row: int, change: Callable[[Response], Response]) -> None:
+    """Write the cache again into `folder`, whole and with right checksums, with one response changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    responses = list(fake.responses)
+    responses[row] = change(responses[row])
+    write_cache(folder, fake.plan, fake.vocabulary, responses)
+
+
+def with_scores(response: Response, **changed: Any) -> Response:
+    return replace(response, scores=replace(response.scores, **changed))
+
+
+def random_logprobs(
+    generator: np.random.Generator, positions: int, vocabulary_size: int, roles: Sequence[Role] = ROLES
+) -> dict[Role, np.ndarray]:
+    """Log-probs (positions, V), float64: sharp and flat positions, and roles that differ by a little or a lot."""
+    sharpness_N1 = generator.choice([0.1, 1.0, 4.0], size=(positions, 1))
+    shift_N1 = generator.choice([0.01, 0.3, 1.0], size=(positions, 1))
+    base_NV = sharpness_N1 * generator.standard_normal((positions, vocabulary_size))
+    logits = {role: base_NV + shift_N1 * generator.standard_normal(base_NV.shape) for role in roles}
+    return {role: torch.from_numpy(logits_NV).log_softmax(-1).numpy() for role, logits_NV in logits.items()}
+
+
+def _response(
+    generator: np.random.Generator,
+    row: int,
+    vocabulary_size: int,
+    roles: Sequence[Role],
+    rule: SupportRule,
+    served: Sequence[Pair],
+    nodes: StrengthNodes,
+) -> tuple[Response, Dense]:
+    start, length = int(generator.integers(1, 5)), int(generator.integers(4, 9))
+    input_ids = generator.integers(0, vocabulary_size, start + length).astype(np.int32)
+    mask = np.arange(start + length) >= start
+    mask[start + 1] = row % 3 != 0  # a token of a tool's result
+    positions = int(mask.sum())
+    dense = random_logprobs(generator, positions, vocabulary_size, roles)
+    stored = {role: torch.from_numpy(values).float() for role, values in dense.items()}
+    next_ids = torch.from_numpy(input_ids[mask]).long()
+    kind = "rejected" if row % 2 else "chosen"
+    response = Response(
+        sample_id=f"{row // 2}/{kind}",
+        pair_id=row // 2,
+        chosen=kind == "chosen",
+        response_start=start,
+        input_ids=input_ids,
+        loss_mask=mask,
+        scores=summarise(stored, next_ids, rule=rule, pairs=served, nodes=nodes),
+    )
+    return response, dense
+
+
+def _identity(roles: Sequence[Role], vocabulary: Mapping[str, int]) -> dict[str, Any]:
+    def digest(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    return {
+        "models": {
+            role: {"weights_sha256": digest(role), "config_sha256": digest("config"), "hub_commit": None}
+            for role in roles
+        },
+        "tokenizer": {
+            "vocabulary_sha256": hashlib.sha256(canonical_json(vocabulary)).hexdigest(),
+            "chat_template_sha256": None,
+        },
+        "data": {"rows_sha256": digest("rows"), "tokens_sha256": digest("tokens")},
+        "options": {"support": "adaptive", "top_k": 8, "max_length": 64, "responses": "both"},
+        "numerics": {"dtype": "float32", "device": "cpu", "versions": {"torch": "2"}},
+    }
+
+
+def _token(token_id: int) -> str:
+    return ["Ġthe", "\n", "é", "<s>"][token_id] if token_id < 4 else f"word{token_id}"

@@ -1,0 +1,394 @@
+"""student.train: one step is the dense step, order and resumption are exact, evaluation is the training loss."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dense
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import load, nudged, save
+from transformers import TrainerCallback
+
+from shards.errors import CacheConflict
+from student.data import CachedResponses, GlobalBatchSampler
+from student.options import DistillArguments
+from student.train import train
+
+V = 18
+RATE = 0.5
+
+
+@pytest.fixture(scope="module")
+def student_folder(trio, tmp_path_factory):
+    return save(nudged(trio["reference"], 7, 0.1), tmp_path_factory.mktemp("student"))
+
+
+def arguments(cache, student, out, **overrides):
+    settings = {
+        "shards": [str(cache.folder)],
+        "model": str(student),
+        "output_dir": str(out),
+        "train_on": "both",
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+    }
+    return DistillArguments(**settings | overrides)
+
+
+def plain_sgd(**overrides):
+    """One step over all rows, with nothing between the gradient and the weights."""
+    return {
+        "optim": "sgd",
+        "learning_rate": RATE,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "max_grad_norm": 0,
+        "max_steps": 1,
+        "global_batch_size": 24,
+        "per_device_train_batch_size": 24,
+    } | overrides
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def moved(before, after):
+    """The change of all weights as one vector, in the order of the names."""
+    return torch.cat([(after[name].double() - before[name].double()).flatten() for name in sorted(before)])
+
+
+@pytest.mark.parametrize("preset", dense.PRESETS)
+def test_a_plain_sgd_step_is_the_dense_gradients(whole_cache, trio, student_folder, tmp_path, preset):
+    model = load(student_folder)
+    expected, _ = dense.loss(model, trio, whole_cache.read(range(len(whole_cache))), V, preset=preset)
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    by_name = {name: g for (name, _), g in zip(model.named_parameters(), gradients, strict=True)}
+    trainer = train(arguments(whole_cache, student_folder, tmp_path, teacher=preset, **plain_sgd()))
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+    before = {name: tensor for name, tensor in model.state_dict().items() if name in by_name}
+    step = moved(before, {name: tensor for name, tensor in weights(tmp_path).items() if name in by_name})
+    dense_step = torch.cat([-RATE * by_name[name].double().flatten() for name in sorted(by_name)])
+    assert dense.angle_degrees(step, dense_step) < 0.1
+    assert step.norm() / dense_step.norm() == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("reduction", ["sequence", "token"])
+def test_any_split_into_accumulation_steps_gives_the_same_step(sparse_cache, student_folder, tmp_path, reduction):
+    found = []
+    for size in (24, 8, 3, 1):
+        out = tmp_path / str(size)
+        settings = plain_sgd(per_device_train_batch_size=size, reduction=reduction)
+        trainer = train(arguments(sparse_cache, student_folder, out, **settings))
+        found.append((trainer.state.log_history[0]["loss"], moved(weights(student_folder), weights(out))))
+    for loss, step in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-6)
+        assert (step - found[0][1]).norm() < 1e-4 * found[0][1].norm()
+
+
+def test_a_short_last_batch_counts_every_row_once(sparse_cache, student_folder, tmp_path):
+    whole = train(arguments(sparse_cache, student_folder, tmp_path / "a", **plain_sgd()))
+    filled = train(
+        arguments(
+            sparse_cache, student_folder, tmp_path / "b",
+            **plain_sgd(global_batch_size=32, per_device_train_batch_size=8),
+        )  # fmt: skip
+    )
+    first, second = (t.state.log_history[0]["loss"] for t in (whole, filled))
+    assert first == pytest.approx(second, rel=1e-6)
+    steps = [moved(weights(student_folder), weights(tmp_path / name)) for name in "ab"]
+    assert (steps[0] - steps[1]).norm() < 1e-4 * steps[0].norm()
+
+
+@pytest.mark.parametrize("reduction", ["sequence", "token"])
+def test_evaluation_on_the_training_rows_gives_the_training_loss(sparse_cache, student_folder, tmp_path, reduction):
+    settings = plain_sgd(learning_rate=0.0, per_device_train_batch_size=3, per_device_eval_batch_size=5)
+    trainer = train(
+        arguments(
+            sparse_cache, student_folder, tmp_path, eval_shards=[str(sparse_cache.folder)], reduction=reduction,
+            **settings,
+        )  # fmt: skip
+    )
+    trained = trainer.state.log_history[0]
+    evaluated = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert evaluated["eval_loss"] == pytest.approx(trained["loss"], rel=1e-6)
+    for name in ("kl_teacher", "kl_reference", "expected_reward", "support_mass", "kl_reference_per_sequence"):
+        assert evaluated[f"eval_{name}"] == pytest.approx(trained[name], rel=1e-5)
+
+
+def test_the_logged_numbers_are_those_of_live_models(whole_cache, trio, student_folder, tmp_path):
+    trainer = train(arguments(whole_cache, student_folder, tmp_path, **plain_sgd(learning_rate=0.0)))
+    model = load(student_folder)
+    totals = {"kl_teacher": 0.0, "kl_reference": 0.0, "expected_reward": 0.0, "dpo_expected_reward": 0.0, "strength": 0.0}
+    count = 0
+    with torch.no_grad():
+        for response in whole_cache.read(range(len(whole_cache))):
+            live = {role: dense.response_logprobs(m, response, V) for role, m in trio.items()}
+            student = dense.response_logprobs(model, response, V)
+            target, weight = dense.teacher(live, *dense.PRESETS["aligndistil"])
+            reward = 0.1 * (live["dpo"] - live["reverse"])
+            totals["kl_teacher"] += dense.divergence("reverse_kl", student, target).sum().item()
+            totals["kl_reference"] += dense.divergence("reverse_kl", student, live["reference"]).sum().item()
+            totals["expected_reward"] += (student.exp() * reward).sum().item()
+            totals["dpo_expected_reward"] += (live["dpo"].exp() * reward).sum().item()
+            totals["strength"] += (0.1 / weight).sum().item()
+            count += len(weight)
+    logged = trainer.state.log_history[0]
+    for name, total in totals.items():
+        assert logged[name] == pytest.approx(total / count, rel=1e-4), name
+    assert logged["support_mass"] == pytest.approx(1.0, abs=1e-5)
+    assert logged["tokens_per_second"] > 0
+
+
+def test_a_student_that_leaves_the_support_is_reported_once(sparse_cache, student_folder, tmp_path, caplog):
+    far = save(nudged(load(student_folder), 3, 2.0), tmp_path / "far")
+    settings = plain_sgd(max_steps=3, learning_rate=0.0)
+    train(arguments(sparse_cache, far, tmp_path / "out", **settings))
+    assert sum("of its mass on the cached tokens" in record.message for record in caplog.records) == 1
+
+
+# ---- order
+
+
+def sampler(rank=0, world_size=1, micro=2, accumulation=4, epoch=0, seed=5, rows=37):
+    lengths = torch.arange(rows).numpy()[::-1] % 11 + 3
+    made = GlobalBatchSampler(
+        lengths, seed=seed, micro_batch_size=micro, accumulation_steps=accumulation, world_size=world_size, rank=rank
+    )
+    made.set_epoch(epoch)
+    return made
+
+
+def global_batches(**kwargs):
+    """The counted rows of each global batch, put together from the micro-batches of all ranks."""
+    world_size = kwargs.get("world_size", 1)
+    ranks = [list(sampler(rank=rank, **kwargs)) for rank in range(world_size)]
+    assert len({len(micro) for micro in ranks}) == 1, "every rank has the same number of micro-batches"
+    steps = kwargs.get("accumulation", 4)
+    return [
+        sorted(item.row for micros in ranks for micro in micros[i : i + steps] for item in micro if item.counts)
+        for i in range(0, len(ranks[0]), steps)
+    ]
+
+
+def test_global_batches_do_not_depend_on_ranks_or_accumulation():
+    one = global_batches(micro=8, accumulation=1)
+    assert one == global_batches(micro=2, accumulation=4)
+    assert one == global_batches(micro=1, accumulation=4, world_size=2)
+    assert one == global_batches(micro=1, accumulation=1, world_size=8)
+
+
+def test_every_row_counts_once_an_epoch():
+    rows = [row for batch in global_batches(world_size=2, micro=1) for row in batch]
+    assert sorted(rows) == list(range(37))
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    assert global_batches(epoch=1) == global_batches(epoch=1)
+    assert global_batches(epoch=1) != global_batches(epoch=0)
+    assert global_batches(seed=6) != global_batches(seed=5)
+
+
+def test_micro_batches_hold_rows_of_similar_length():
+    made = sampler(rows=400, micro=4, accumulation=8)
+    spread = [max(made.lengths[i.row] for i in m) - min(made.lengths[i.row] for i in m) for m in made]
+    assert sum(spread) / len(spread) < 2
+
+
+# ---- resumption
+
+
+def recipe(**overrides):
+    return {
+        "learning_rate": 0.05,
+        "global_batch_size": 4,
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "dataloader_num_workers": 0,
+    } | overrides
+
+
+class StopAt(TrainerCallback):
+    """Ends a run after a step, as a kill would, but leaves the checkpoint."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+        return control
+
+
+def same_weights(a, b):
+    one, other = weights(a), weights(b)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_resumed_run_equals_an_unbroken_run_bit_for_bit(sparse_cache, student_folder, tmp_path):
+    train(arguments(sparse_cache, student_folder, tmp_path / "unbroken", **recipe()))
+    train(arguments(sparse_cache, student_folder, tmp_path / "broken", **recipe()))
+    # 24 rows in batches of 4: six steps an epoch; step 2 is inside the first, step 8 inside the second
+    for step in (2, 8):
+        checkpoint = tmp_path / "broken" / f"checkpoint-{step}"
+        out = tmp_path / f"from{step}"
+        train(arguments(sparse_cache, student_folder, out, resume_from_checkpoint=str(checkpoint), **recipe()))
+        assert same_weights(out, tmp_path / "unbroken")
+
+
+def test_a_run_resumed_twice_equals_an_unbroken_run(sparse_cache, student_folder, tmp_path, monkeypatch):
+    train(arguments(sparse_cache, student_folder, tmp_path / "unbroken", **recipe()))
+    from student import train as command
+
+    plain = command.DistillTrainer
+    for stop in (3, 7):
+        monkeypatch.setattr(command, "DistillTrainer", lambda stop=stop, **kw: plain(callbacks=[StopAt(stop)], **kw))
+        train(arguments(sparse_cache, student_folder, tmp_path / "b", resume_from_checkpoint="true", **recipe()))
+        assert (tmp_path / "b" / f"checkpoint-{stop}").is_dir()
+    monkeypatch.setattr(command, "DistillTrainer", plain)
+    train(arguments(sparse_cache, student_folder, tmp_path / "b", resume_from_checkpoint="true", **recipe()))
+    assert same_weights(tmp_path / "b", tmp_path / "unbroken")
+
+
+def test_a_checkpoint_of_another_run_is_refused(sparse_cache, student_folder, tmp_path):
+    train(arguments(sparse_cache, student_folder, tmp_path / "a", **recipe(max_steps=1)))
+    checkpoint = str(tmp_path / "a" / "checkpoint-1")
+    for overrides, field in (({"gain": 5.0}, "teacher.gain"), ({"seed": 7}, "seed")):
+        with pytest.raises(CacheConflict, match=field):
+            train(
+                arguments(
+                    sparse_cache, student_folder, tmp_path / "b", resume_from_checkpoint=checkpoint,
+                    **recipe(**overrides),
+                )  # fmt: skip
+            )
+
+
+# ---- two ranks
+
+ON_TWO_RANKS = [
+    "train_on=both", "use_cpu=true", "report_to=none", "disable_tqdm=true", "lr_scheduler_type=constant",
+    "warmup_steps=0", "max_grad_norm=0", "optim=sgd", "learning_rate=0.5",
+]  # fmt: skip
+
+
+def launch(cache, student, out, *, ranks=2, **overrides):
+    flags = dict(item.split("=") for item in ON_TWO_RANKS) | {k: str(v) for k, v in overrides.items()}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command += ["-m", "student.train", "--shards", str(cache.folder), "--model", str(student), "--output_dir", str(out)]
+    command += [part for name, value in flags.items() for part in (f"--{name}", value)]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((Path(out) / "trainer_state.json").read_text())["log_history"]
+
+
+def test_two_ranks_give_what_one_process_gives(sparse_cache, student_folder, tmp_path):
+    common = {"num_train_epochs": 1, "save_strategy": "no", "global_batch_size": 10, "reduction": "token"}
+    evaluation = {"eval_shards": str(sparse_cache.folder), "per_device_eval_batch_size": 5}
+    two = launch(
+        sparse_cache, student_folder, tmp_path / "two", per_device_train_batch_size=1, **common, **evaluation
+    )
+    settings = plain_sgd(max_steps=-1, per_device_train_batch_size=5) | common | {"per_device_eval_batch_size": 3}
+    trainer = train(
+        arguments(
+            sparse_cache, student_folder, tmp_path / "one", eval_shards=[str(sparse_cache.folder)], **settings
+        )
+    )
+    one = trainer.state.log_history
+    for mine, theirs in zip(one, two, strict=False):
+        for name in ("loss", "kl_teacher", "support_mass", "eval_loss"):
+            if name in mine:
+                assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
+    steps = [moved(weights(student_folder), weights(tmp_path / name)) for name in ("one", "two")]
+    assert (steps[0] - steps[1]).norm() < 1e-3 * steps[0].norm()
+
+
+def test_two_ranks_resumed_in_the_second_epoch_equal_an_unbroken_run(sparse_cache, student_folder, tmp_path):
+    flags = {
+        "global_batch_size": 8, "per_device_train_batch_size": 2, "num_train_epochs": 2, "save_strategy": "steps",
+        "save_steps": 1, "optim": "adamw_torch", "learning_rate": 0.05,
+    }  # fmt: skip
+    launch(sparse_cache, student_folder, tmp_path / "unbroken", **flags)
+    checkpoint = tmp_path / "unbroken" / "checkpoint-4"  # three steps an epoch
+    launch(sparse_cache, student_folder, tmp_path / "resumed", resume_from_checkpoint=checkpoint, **flags)
+    assert same_weights(tmp_path / "unbroken", tmp_path / "resumed")
+
+
+# ---- what comes out
+
+
+def test_the_output_is_an_ordinary_folder_with_tokenizer_and_card(sparse_cache, student_folder, tmp_path):
+    train(arguments(sparse_cache, student_folder, tmp_path, **plain_sgd()))
+    model = load(tmp_path)
+    ids = torch.tensor([[1, 5, 6]])
+    assert model(input_ids=ids).logits.shape == (1, 3, V)
+    assert (tmp_path / "tokenizer.json").is_file()
+    card = (tmp_path / "README.md").read_text()
+    assert sparse_cache.plan.sha256[:16] in card
+    assert "dpo / reverse" in card
+
+
+def test_the_student_is_the_reference_unless_another_is_named(sparse_cache, trio_folders, tmp_path):
+    settings = plain_sgd(learning_rate=0.0)
+    train(arguments(sparse_cache, "", tmp_path, **settings | {"model": None}))
+    assert same_weights(tmp_path, trio_folders["reference"])
+
+
+def test_lora_trains_adapters_and_saves_them_merged(sparse_cache, student_folder, tmp_path):
+    settings = recipe(num_train_epochs=1) | {"use_peft": True, "lora_r": 4, "activation_checkpointing": True}
+    trainer = train(arguments(sparse_cache, student_folder, tmp_path / "a", **settings))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    before, after = weights(student_folder), weights(tmp_path / "a")
+    assert before.keys() == after.keys()
+    assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+    assert not torch.equal(before["model.layers.0.self_attn.q_proj.weight"], after["model.layers.0.self_attn.q_proj.weight"])
+    settings["resume_from_checkpoint"] = str(tmp_path / "a" / "checkpoint-3")
+    train(arguments(sparse_cache, student_folder, tmp_path / "b", **settings))
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+
+
+def test_gradient_checkpointing_and_workers_change_nothing(sparse_cache, student_folder, tmp_path):
+    for name, extra in (("a", {}), ("b", {"activation_checkpointing": True, "dataloader_num_workers": 1})):
+        train(arguments(sparse_cache, student_folder, tmp_path / name, **recipe(save_strategy="no") | extra))
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+
+
+def test_bf16_autocast_runs_and_learns(sparse_cache, student_folder, tmp_path):
+    trainer = train(arguments(sparse_cache, student_folder, tmp_path, **recipe(save_strategy="no", bf16=True)))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+
+
+def test_one_cache_gives_students_of_different_teachers(sparse_cache, student_folder, tmp_path):
+    strengths = []
+    for gain in (2.0, 20.0):
+        trainer = train(arguments(sparse_cache, student_folder, tmp_path / str(gain), gain=gain, **plain_sgd()))
+        strengths.append(trainer.state.log_history[0]["strength"])
+    assert strengths[1] == pytest.approx(10 * strengths[0], rel=0.01)
+
+
+def test_several_caches_are_read_as_one(whole_cache, sparse_cache, trio_folders, pairs_file, tmp_path):
+    from conftest import build_options
+
+    from precompute.build import build
+
+    parts = []
+    for kind in ("chosen", "rejected"):
+        out = tmp_path / kind
+        options = build_options(
+            trio_folders, pairs_file, out, responses=kind, top_k=5, max_top_k=12, tokens_per_shard=40
+        )
+        build(options)
+        parts.append(out)
+    data = CachedResponses(parts, train_on="both")
+    assert len(data) == len(sparse_cache)
+    with pytest.raises(CacheConflict, match="pairs"):
+        CachedResponses([parts[0], whole_cache.folder])
