@@ -46,9 +46,15 @@ def whole_cache(trio_folders, pairs_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "cache"
     build(
         build_options(
-            trio_folders, pairs_file, out, responses="both", support="fixed", top_k=18, pairs=ALL_PAIRS,
+            trio_folders,
+            pairs_file,
+            out,
+            responses="both",
+            support="fixed",
+            top_k=18,
+            pairs=ALL_PAIRS,
             tokens_per_shard=40,
-        )  # fmt: skip
+        )
     )
     return ShardCache(out)
 

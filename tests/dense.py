@@ -62,7 +62,9 @@ def gradient(loss_value, model):
     """All gradients of the model's parameters as one vector; zeros where a parameter takes no part."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(loss_value, parameters, allow_unused=True, retain_graph=True)
-    return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, grads, strict=True)])
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, grads, strict=True)]
+    )
 
 
 def angle_degrees(a, b):

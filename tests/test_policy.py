@@ -23,7 +23,9 @@ def random_policy(seed, size=1.0):
 
 def distilled(dpo, reference, spec):
     """prefix -> p* of our pipeline, everything kept."""
-    live = {role: torch.stack([policy[p] for p in PREFIXES]) for role, policy in (("dpo", dpo), ("reference", reference))}
+    live = {
+        role: torch.stack([policy[p] for p in PREFIXES]) for role, policy in (("dpo", dpo), ("reference", reference))
+    }
     rule = SupportRule(lowest=V, highest=V, log_threshold=None)
     nodes = StrengthNodes()
     next_ids = torch.zeros(len(PREFIXES), dtype=torch.long)

@@ -57,9 +57,7 @@ def student(trio):
 @pytest.mark.parametrize("preset", dense.PRESETS)
 def test_with_all_tokens_kept_loss_and_gradient_are_the_dense_ones(whole_cache, trio, student, preset, name):
     rows = list(range(8))
-    expected, smallest_kl = dense.loss(
-        student, trio, whole_cache.read(rows), V, preset=preset, name=name
-    )
+    expected, smallest_kl = dense.loss(student, trio, whole_cache.read(rows), V, preset=preset, name=name)
     assert smallest_kl >= 0.02, "the students must be far enough away for a relative comparison"
     found = distil(student, batch_of(whole_cache, rows, preset), name=name)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -112,7 +110,9 @@ def float64_targets(made):
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_the_analytic_gradient_is_that_of_autograd_over_the_buckets(sparse_cache, name):
     batch = batch_of(sparse_cache, [0, 1, 2])
-    targets = SparseTargets({key: value.double() if value.is_floating_point() else value for key, value in batch.items()})
+    targets = SparseTargets(
+        {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
+    )
     logits = torch.randn(len(targets.support_count), V, dtype=torch.float64, requires_grad=True)
     value, _, _ = sparse_divergence(logits, targets, Divergence(name=name, jsd_weight=0.3))
     (ours,) = torch.autograd.grad(value.sum(), logits)
@@ -125,7 +125,9 @@ def test_the_analytic_gradient_is_that_of_autograd_over_the_buckets(sparse_cache
     expected = torch.zeros(len(logits), dtype=torch.float64)
     expected = expected.index_add(0, position, bucket_terms(name, kept, targets.teacher_logprobs))
     some = outside.any(-1)
-    expected = expected + torch.where(some, bucket_terms(name, tail.where(some, 0.0), targets.teacher_tail.where(some, 0.0)), 0.0)
+    expected = expected + torch.where(
+        some, bucket_terms(name, tail.where(some, 0.0), targets.teacher_tail.where(some, 0.0)), 0.0
+    )
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
     (theirs,) = torch.autograd.grad(expected.sum(), logits)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)

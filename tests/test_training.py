@@ -97,9 +97,11 @@ def test_a_short_last_batch_counts_every_row_once(sparse_cache, student_folder, 
     whole = train(arguments(sparse_cache, student_folder, tmp_path / "a", **plain_sgd()))
     filled = train(
         arguments(
-            sparse_cache, student_folder, tmp_path / "b",
+            sparse_cache,
+            student_folder,
+            tmp_path / "b",
             **plain_sgd(global_batch_size=32, per_device_train_batch_size=8),
-        )  # fmt: skip
+        )
     )
     first, second = (t.state.log_history[0]["loss"] for t in (whole, filled))
     assert first == pytest.approx(second, rel=1e-6)
@@ -112,9 +114,13 @@ def test_evaluation_on_the_training_rows_gives_the_training_loss(sparse_cache, s
     settings = plain_sgd(learning_rate=0.0, per_device_train_batch_size=3, per_device_eval_batch_size=5)
     trainer = train(
         arguments(
-            sparse_cache, student_folder, tmp_path, eval_shards=[str(sparse_cache.folder)], reduction=reduction,
+            sparse_cache,
+            student_folder,
+            tmp_path,
+            eval_shards=[str(sparse_cache.folder)],
+            reduction=reduction,
             **settings,
-        )  # fmt: skip
+        )
     )
     trained = trainer.state.log_history[0]
     evaluated = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
@@ -126,7 +132,13 @@ def test_evaluation_on_the_training_rows_gives_the_training_loss(sparse_cache, s
 def test_the_logged_numbers_are_those_of_live_models(whole_cache, trio, student_folder, tmp_path):
     trainer = train(arguments(whole_cache, student_folder, tmp_path, **plain_sgd(learning_rate=0.0)))
     model = load(student_folder)
-    totals = {"kl_teacher": 0.0, "kl_reference": 0.0, "expected_reward": 0.0, "dpo_expected_reward": 0.0, "strength": 0.0}
+    totals = {
+        "kl_teacher": 0.0,
+        "kl_reference": 0.0,
+        "expected_reward": 0.0,
+        "dpo_expected_reward": 0.0,
+        "strength": 0.0,
+    }
     count = 0
     with torch.no_grad():
         for response in whole_cache.read(range(len(whole_cache))):
@@ -265,9 +277,12 @@ def test_a_checkpoint_of_another_run_is_refused(sparse_cache, student_folder, tm
         with pytest.raises(CacheConflict, match=field):
             train(
                 arguments(
-                    sparse_cache, student_folder, tmp_path / "b", resume_from_checkpoint=checkpoint,
+                    sparse_cache,
+                    student_folder,
+                    tmp_path / "b",
+                    resume_from_checkpoint=checkpoint,
                     **recipe(**overrides),
-                )  # fmt: skip
+                )
             )
 
 
@@ -292,14 +307,10 @@ def launch(cache, student, out, *, ranks=2, **overrides):
 def test_two_ranks_give_what_one_process_gives(sparse_cache, student_folder, tmp_path):
     common = {"num_train_epochs": 1, "save_strategy": "no", "global_batch_size": 10, "reduction": "token"}
     evaluation = {"eval_shards": str(sparse_cache.folder), "per_device_eval_batch_size": 5}
-    two = launch(
-        sparse_cache, student_folder, tmp_path / "two", per_device_train_batch_size=1, **common, **evaluation
-    )
+    two = launch(sparse_cache, student_folder, tmp_path / "two", per_device_train_batch_size=1, **common, **evaluation)
     settings = plain_sgd(max_steps=-1, per_device_train_batch_size=5) | common | {"per_device_eval_batch_size": 3}
     trainer = train(
-        arguments(
-            sparse_cache, student_folder, tmp_path / "one", eval_shards=[str(sparse_cache.folder)], **settings
-        )
+        arguments(sparse_cache, student_folder, tmp_path / "one", eval_shards=[str(sparse_cache.folder)], **settings)
     )
     one = trainer.state.log_history
     for mine, theirs in zip(one, two, strict=False):
@@ -349,7 +360,9 @@ def test_lora_trains_adapters_and_saves_them_merged(sparse_cache, student_folder
     before, after = weights(student_folder), weights(tmp_path / "a")
     assert before.keys() == after.keys()
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
-    assert not torch.equal(before["model.layers.0.self_attn.q_proj.weight"], after["model.layers.0.self_attn.q_proj.weight"])
+    assert not torch.equal(
+        before["model.layers.0.self_attn.q_proj.weight"], after["model.layers.0.self_attn.q_proj.weight"]
+    )
     settings["resume_from_checkpoint"] = str(tmp_path / "a" / "checkpoint-3")
     train(arguments(sparse_cache, student_folder, tmp_path / "b", **settings))
     assert same_weights(tmp_path / "a", tmp_path / "b")

@@ -1,0 +1,412 @@
+"""precompute.build: what is stored is what the models say, the support is what was asked for, the bytes are stable."""
+
+import json
+import shutil
+
+import dense
+import numpy as np
+import pytest
+import torch
+from conftest import ALL_PAIRS, build_options
+from tiny import WORDS, load, make_llama, make_pairs, make_tokenizer, make_trio, nudged, save, write_jsonl
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
+
+from precompute import build as build_module
+from precompute.build import build
+from precompute.models import load_models, resolve
+from precompute.score import batches_by_length
+from precompute.support import SupportRule, find_threshold, l1_distances, node_strengths, token_scores
+from shards import ShardCache, TeacherSpec
+from shards.schema import Pair
+
+V = 18
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def live_logprobs(trio, response, vocabulary_size=V):
+    with torch.no_grad():
+        return {role: dense.response_logprobs(model, response, vocabulary_size) for role, model in trio.items()}
+
+
+def kept_of(response):
+    """(position, id) of every kept token."""
+    scores = response.scores
+    return np.repeat(np.arange(scores.num_positions), scores.support_count), scores.support_ids.copy()
+
+
+# ---- values
+
+
+def test_stored_values_are_those_of_the_models_run_alone_without_padding(sparse_cache, trio):
+    nodes = sparse_cache.plan.nodes
+    for response in sparse_cache.read(range(len(sparse_cache))):
+        live = {role: values.double().numpy() for role, values in live_logprobs(trio, response).items()}
+        scores = response.scores
+        position, ids = kept_of(response)
+        inside = np.zeros((scores.num_positions, V), bool)
+        inside[position, ids] = True
+        following = response.input_ids[response.loss_mask]
+        for role, values in live.items():
+            np.testing.assert_allclose(scores.logprobs[role], values[position, ids], atol=2e-5)
+            np.testing.assert_allclose(scores.next_logprob[role], values[np.arange(len(values)), following], atol=2e-5)
+            tail = np.log(np.where(inside, 0, np.exp(values)).sum(1))
+            np.testing.assert_allclose(scores.tail_logprob[role], tail, atol=2e-4)
+        for negative, distance in scores.l1_distance.items():
+            expected = np.abs(np.exp(live["dpo"]) - np.exp(live[negative])).sum(1)
+            np.testing.assert_allclose(distance, expected, atol=1e-5)
+            at = nodes.at(distance)
+            for pair in (pair for pair in scores.tail_logpartition if pair.negative == negative):
+                for j in range(1, len(nodes)):
+                    logits = live[pair.anchor] + at[:, j : j + 1] * (live["dpo"] - live[negative])
+                    found = scores.tail_logpartition[pair][:, j - 1]
+                    tail = np.log(np.where(inside, 0, np.exp(logits)).sum(1))
+                    np.testing.assert_allclose(found, tail, atol=1e-3)
+
+
+def test_with_all_tokens_kept_every_teacher_is_the_dense_one(whole_cache, trio):
+    response = whole_cache[3]
+    live = live_logprobs(trio, response)
+    for anchor, negative in (pair.split("/") for pair in ALL_PAIRS):
+        for adaptive in (True, False):
+            spec = TeacherSpec(anchor=anchor, negative=negative, strength="adaptive" if adaptive else "constant")
+            made = whole_cache.teacher([3], spec)
+            expected, weight = dense.teacher(live, anchor, negative, adaptive)
+            np.testing.assert_allclose(made.logprobs.reshape(-1, V), expected, atol=1e-4)
+            np.testing.assert_allclose(made.weight, weight, rtol=1e-4)
+            assert np.isneginf(made.tail_logprob).all()
+
+
+def test_batches_and_chunks_do_not_change_the_values(sparse_cache, trio_folders, pairs_file, tmp_path):
+    options = build_options(
+        trio_folders, pairs_file, tmp_path / "other", responses="both", top_k=5, max_top_k=12, tokens_per_shard=40,
+        batch_tokens=1, chunk_positions=3,
+    )  # fmt: skip
+    build(options)
+    for mine, theirs in zip(ShardCache(tmp_path / "other").read(range(24)), sparse_cache.read(range(24)), strict=True):
+        assert mine.sample_id == theirs.sample_id
+        for role in ("dpo", "reverse", "reference"):
+            np.testing.assert_allclose(mine.scores.next_logprob[role], theirs.scores.next_logprob[role], atol=2e-5)
+
+
+def test_rows_stand_in_the_order_of_the_data_with_their_pairs(sparse_cache):
+    rows = sparse_cache.read(range(len(sparse_cache)))
+    assert [row.sample_id for row in rows] == [f"{i}/{kind}" for i in range(12) for kind in ("chosen", "rejected")]
+    assert [row.pair_id for row in rows] == [i for i in range(12) for _ in range(2)]
+    assert [row.chosen for row in rows] == [True, False] * 12
+
+
+# ---- support
+
+
+def test_a_kept_token_scores_over_the_threshold_and_a_dropped_one_does_not(sparse_cache, trio):
+    plan = sparse_cache.plan
+    for response in sparse_cache.read(range(8)):
+        live = live_logprobs(trio, response)
+        strengths = node_strengths(l1_distances(live), plan.pairs, plan.nodes, torch.float32)
+        best = token_scores(live, strengths).numpy()
+        position, ids = kept_of(response)
+        inside = np.zeros_like(best, bool)
+        inside[position, ids] = True
+        count = response.scores.support_count
+        free = (count > 1) & (count < 12)  # neither the minimum nor the cap decided
+        assert (best[inside & free[:, None]] > plan.log_threshold - 1e-4).all()
+        assert (best[~inside & free[:, None]] <= plan.log_threshold + 1e-4).all()
+
+
+def test_token_scores_are_the_largest_probability_under_reference_and_every_teacher_node(trio, whole_cache):
+    live = {role: values.double() for role, values in live_logprobs(trio, whole_cache[0]).items()}
+    nodes = whole_cache.plan.nodes
+    pairs = [Pair("dpo", "reverse"), Pair("reference", "reference")]
+    found = token_scores(live, node_strengths(l1_distances(live), pairs, nodes, torch.float64))
+    candidates = [live["reference"], live["dpo"]]
+    for anchor, negative in pairs:
+        distance = (live["dpo"].exp() - live[negative].exp()).abs().sum(-1)
+        for gain, strength in zip(nodes.gains[1:], nodes.strengths[1:], strict=True):
+            w = (gain * distance + 1e-3).clamp(min=strength)[:, None]
+            candidates.append((live[anchor] + w * (live["dpo"] - live[negative])).log_softmax(-1))
+    torch.testing.assert_close(found, torch.stack(candidates).max(0).values, rtol=0, atol=1e-12)
+
+
+def test_the_threshold_brings_the_mean_to_top_k():
+    generator = np.random.default_rng(0)
+    ranked = -np.sort(generator.exponential(5.0, size=(4000, 200)), axis=1)
+    for top_k in (3, 20, 64):
+        threshold = find_threshold(ranked, top_k=top_k, lowest=1)
+        mean = np.maximum((ranked > threshold).sum(1), 1).mean()
+        assert top_k - 0.05 < mean <= top_k
+    assert (ranked > find_threshold(ranked, top_k=200, lowest=1)).all()
+
+
+def test_the_mean_support_is_top_k_inside_minimum_and_cap(sparse_cache):
+    counts = np.concatenate([row.scores.support_count for row in sparse_cache.read(range(len(sparse_cache)))])
+    assert counts.mean() == pytest.approx(5, abs=0.1)
+    assert counts.min() >= 1
+    assert counts.max() <= 12
+    assert len(set(counts.tolist())) > 3, "ragged"
+
+
+def test_a_rule_without_threshold_keeps_the_same_number_everywhere():
+    ranked = torch.randn(7, 4)
+    assert SupportRule(lowest=4, highest=4, log_threshold=None).counts(ranked).tolist() == [4] * 7
+
+
+def test_batches_keep_to_the_budget_and_hold_every_row_once():
+    class Row:
+        def __init__(self, length):
+            self.input_ids = np.zeros(length)
+
+    rows = [Row(length) for length in (5, 9, 1, 30, 9, 2, 2)]
+    batches = batches_by_length(rows, 20)
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(len(rows[i].input_ids) for i in batch) <= 20
+    assert batches[0] == [3], "longer than the budget: alone"
+
+
+# ---- kinds of models
+
+
+def soft_cap(seed, **kwargs):
+    torch.manual_seed(seed)
+    return Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=V,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            final_logit_softcapping=2.0,
+            initializer_range=0.4,
+            pad_token_id=0,
+        )
+    ).eval()
+
+
+def small(config_class, model_class, **numbers):
+    def make(seed, **kwargs):
+        torch.manual_seed(seed)
+        settings = {
+            "vocab_size": V, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.4, "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": 2,
+        }  # fmt: skip
+        return model_class(config_class(**settings | numbers)).eval()
+
+    return make
+
+
+def bf16(seed, **kwargs):
+    return make_llama(seed).bfloat16()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        soft_cap,
+        small(CohereConfig, CohereForCausalLM, logit_scale=0.25),
+        small(GraniteConfig, GraniteForCausalLM, logits_scaling=4.0),
+        lambda seed, **kwargs: make_llama(seed, tie_word_embeddings=True),
+    ],
+    ids=["soft cap", "logit scale", "logits scaling", "tied"],
+)
+def test_every_kind_of_output_layer_is_stored_as_its_model_says(make, pairs_file, tmp_path):
+    folders = make_trio(tmp_path / "trio", make)
+    build(build_options(folders, pairs_file, tmp_path / "cache", limit=3, top_k=4, max_top_k=18))
+    trio = {role: load(folder) for role, folder in folders.items()}
+    for response in ShardCache(tmp_path / "cache").read(range(3)):
+        position, ids = kept_of(response)
+        for role, values in live_logprobs(trio, response).items():
+            np.testing.assert_allclose(response.scores.logprobs[role], values[position, ids], atol=5e-5)
+
+
+def test_a_bf16_body_has_its_output_layer_in_float32(pairs_file, tmp_path):
+    folders = make_trio(tmp_path / "trio", bf16, size=0.02)
+    build(build_options(folders, pairs_file, tmp_path / "cache", limit=2, support="fixed", top_k=18, batch_tokens=1))
+    for response in ShardCache(tmp_path / "cache").read(range(2)):
+        for role, folder in folders.items():
+            model = load(folder, torch.bfloat16)
+            with torch.no_grad():
+                ids = torch.from_numpy(response.input_ids.astype("int64"))[None]
+                hidden = model.model(input_ids=ids)[0][0, response.loss_mask.nonzero()[0] - 1]
+                expected = (hidden.float() @ model.lm_head.weight.float().T).log_softmax(-1)
+            np.testing.assert_allclose(response.scores.logprobs[role].reshape(-1, V), expected, atol=1e-5)
+
+
+def test_roles_may_be_adapters_and_share_one_base(pairs_file, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = save(make_llama(0), tmp_path / "base")
+    folders = {"reference": base}
+    merged = {"reference": load(base)}
+    for seed, role in enumerate(("dpo", "reverse"), start=1):
+        torch.manual_seed(seed)
+        config = peft.LoraConfig(
+            r=4, target_modules=["q_proj", "down_proj", "lm_head"], init_lora_weights=False, task_type="CAUSAL_LM"
+        )
+        adapted = peft.get_peft_model(load(base), config)
+        adapted.peft_config["default"].base_model_name_or_path = str(base)
+        adapted.save_pretrained(tmp_path / role, save_embedding_layers=False)
+        folders[role] = tmp_path / role
+        merged[role] = adapted.merge_and_unload().eval()
+    models = load_models({r: resolve(str(f)) for r, f in folders.items()}, V, dtype="auto", device="cpu")
+    assert len({id(model.model) for model in models.values()}) == 1, "the base is loaded once"
+
+    build(build_options(folders, pairs_file, tmp_path / "cache", limit=4, support="fixed", top_k=18))
+    for response in ShardCache(tmp_path / "cache").read(range(4)):
+        for role, values in live_logprobs(merged, response).items():
+            np.testing.assert_allclose(response.scores.logprobs[role].reshape(-1, V), values, atol=5e-5)
+
+
+def test_padded_widths_of_one_tokenizer_are_accepted_and_recorded(pairs_file, tmp_path):
+    # the sizes of a well-known tokenizer: 151,665 tokens, output layers of 151,936 and of 152,064 rows
+    words = [*WORDS, *(f"w{i}" for i in range(151_665 - len(WORDS) - 3))]
+    tokenizer = make_tokenizer(words)
+    tiny = {"hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    tiny |= {"num_key_value_heads": 1, "tie_word_embeddings": True}
+    models = {
+        "reference": make_llama(0, 152_064, **tiny),
+        "dpo": make_llama(1, 151_936, **tiny),
+        "reverse": make_llama(2, 151_936, **tiny),
+    }
+    folders = {role: save(model, tmp_path / role, tokenizer) for role, model in models.items()}
+    manifest = build(build_options(folders, pairs_file, tmp_path / "cache", limit=1, sample_rows=1))
+    assert manifest.plan.vocabulary_size == 151_665
+    widths = {role: facts["vocabulary_width"] for role, facts in manifest.plan.identity["models"].items()}
+    assert widths == {"reference": 152_064, "dpo": 151_936, "reverse": 151_936}
+    response = ShardCache(tmp_path / "cache")[0]
+    position, ids = kept_of(response)
+    live = live_logprobs(models, response, 151_665)
+    for role, values in live.items():
+        np.testing.assert_allclose(response.scores.logprobs[role], values[position, ids], atol=5e-5)
+        kept = np.add.reduceat(np.exp(response.scores.logprobs[role]), np.flatnonzero(np.diff(position, prepend=-1)))
+        np.testing.assert_allclose(kept + np.exp(response.scores.tail_logprob[role]), 1, atol=1e-5)
+
+
+def test_without_a_reverse_model_the_cache_serves_what_needs_none(trio_folders, pairs_file, tmp_path):
+    folders = {role: trio_folders[role] for role in ("dpo", "reference")}
+    manifest = build(build_options(folders, pairs_file, tmp_path / "cache", limit=3, top_k=4))
+    assert manifest.plan.pairs == (Pair("reference", "reference"),)
+    cache = ShardCache(tmp_path / "cache")
+    for preset in ("linear", "adaptive"):
+        assert np.isfinite(cache.teacher([0], TeacherSpec.preset(preset)).logprobs).all()
+
+
+# ---- bytes
+
+
+def test_two_builds_are_byte_identical(sparse_cache, trio_folders, pairs_file, tmp_path):
+    for name in ("a", "b"):
+        build(build_options(trio_folders, pairs_file, tmp_path / name, top_k=5, max_top_k=12, tokens_per_shard=15))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert sum(name.endswith(".arrow") for name in contents(tmp_path / "a")) > 2
+
+
+def test_models_in_another_place_give_the_same_bytes_but_for_the_provenance(trio_folders, pairs_file, tmp_path):
+    moved = {role: shutil.copytree(folder, tmp_path / "moved" / role) for role, folder in trio_folders.items()}
+    for name, folders in (("a", trio_folders), ("b", moved)):
+        build(build_options(folders, pairs_file, tmp_path / name, limit=4, top_k=5, max_top_k=12))
+    a, b = contents(tmp_path / "a"), contents(tmp_path / "b")
+    assert [name for name in a if a[name] != b[name]] == ["provenance.json"]
+
+
+@pytest.mark.parametrize("moment", ["write_json", "write_shard", "add_shard"])
+def test_a_build_that_broke_off_anywhere_ends_with_the_same_bytes(
+    trio_folders, pairs_file, tmp_path, monkeypatch, moment
+):
+    settings = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
+    build(build_options(trio_folders, pairs_file, tmp_path / "whole", **settings))
+    whole = contents(tmp_path / "whole")
+
+    plain = getattr(build_module, moment)
+    for lucky in range(6):
+        calls = iter(range(100))
+
+        def fails_after_some(*args, lucky=lucky, calls=calls, **kwargs):
+            if next(calls) == lucky:
+                raise KeyboardInterrupt
+            return plain(*args, **kwargs)
+
+        out = tmp_path / f"broken{lucky}"
+        monkeypatch.setattr(build_module, moment, fails_after_some)
+        try:
+            build(build_options(trio_folders, pairs_file, out, **settings))
+        except KeyboardInterrupt:
+            assert not (out / "manifest.json").exists()
+        monkeypatch.setattr(build_module, moment, plain)
+        build(build_options(trio_folders, pairs_file, out, **settings))
+        assert contents(out) == whole
+
+
+def test_a_half_written_shard_is_never_taken_for_a_whole_one(trio_folders, pairs_file, tmp_path, monkeypatch):
+    import shards.writer
+
+    settings = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
+    build(build_options(trio_folders, pairs_file, tmp_path / "whole", **settings))
+    plain = shards.writer.codec.encode
+    calls = iter(range(100))
+
+    def fails_inside_a_shard(*args):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(*args)
+
+    monkeypatch.setattr(shards.writer.codec, "encode", fails_inside_a_shard)
+    with pytest.raises(KeyboardInterrupt):
+        build(build_options(trio_folders, pairs_file, tmp_path / "b", rows_per_batch=2, **settings))
+    assert any(path.name.startswith(".") for path in (tmp_path / "b").iterdir()), "cut short under a temporary name"
+    monkeypatch.setattr(shards.writer.codec, "encode", plain)
+    build(build_options(trio_folders, pairs_file, tmp_path / "b", rows_per_batch=2, **settings))
+    assert not any(path.name.startswith(".") for path in (tmp_path / "b").iterdir())
+
+
+def test_a_second_build_does_nothing_and_says_so(sparse_cache, trio_folders, pairs_file, capsys):
+    before = {path: path.stat().st_mtime_ns for path in sparse_cache.folder.iterdir()}
+    build(
+        build_options(
+            trio_folders, pairs_file, sparse_cache.folder, responses="both", top_k=5, max_top_k=12, tokens_per_shard=40
+        )
+    )
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in sparse_cache.folder.iterdir()}
+
+
+def test_files_that_are_not_ours_are_left_alone(trio_folders, pairs_file, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "data.arrow").write_text("mine too")
+    build(build_options(trio_folders, pairs_file, tmp_path, limit=2, top_k=4))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "data.arrow").read_text() == "mine too"
+    assert len(ShardCache(tmp_path)) == 2
+
+
+def test_the_plan_and_the_summary_tell_a_person_what_matters(trio_folders, tmp_path, capsys):
+    rows = make_pairs(6)
+    rows[2]["prompt"] = " ".join(["cat"] * 40)
+    data = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    build(build_options(trio_folders, data, tmp_path / "cache", max_length=20, top_k=4))
+    out = capsys.readouterr().out
+    for text in ("5 of 6 rows read", "1 skipped as overlong", "projected size", "projected time", "bytes per response"):
+        assert text in out
+    for text in ("coverage_dpo", "l1_distance_reverse", "support_count", "cut at max_length"):
+        assert text in out
+    manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())
+    assert manifest["skipped"]["overlong"] == 1
+
+
+def test_other_weights_give_another_build(trio_folders, pairs_file, tmp_path):
+    other = dict(trio_folders)
+    other["dpo"] = save(nudged(load(trio_folders["dpo"]), 9, 0.01), tmp_path / "other")
+    one = build(build_options(trio_folders, pairs_file, tmp_path / "a", limit=2, top_k=4))
+    two = build(build_options(other, pairs_file, tmp_path / "b", limit=2, top_k=4))
+    assert one.plan.sha256 != two.plan.sha256
