@@ -25,6 +25,7 @@ from precompute.plan import (
     sample_rows,
     support_rule,
 )
+from precompute.processes import Processes
 from precompute.report import plan_text, summary_text
 from precompute.score import Scorer, batches_by_length
 from precompute.support import SupportRule
@@ -41,6 +42,8 @@ from shards.manifest import (
     ShardEntry,
     ShardPlan,
     file_sha256,
+    read_json,
+    read_manifest,
 )
 from shards.schema import Role
 from shards.scores import Response, Scores
@@ -65,25 +68,35 @@ class Inputs:
 
 def build(options: BuildOptions) -> Manifest:
     """Build, finish or recognise the cache that the options ask for. Raises AlignDistilError."""
+    processes = Processes.join()
     out = Path(options.out)
-    inputs = read_inputs(options)
+    inputs = read_inputs(options, processes)
     earlier = read_earlier(out, inputs.identity)
+    processes.wait()
     if isinstance(earlier, Manifest):
-        print(f"{out}: already built from the same inputs, nothing to do")
+        if processes.is_first:
+            print(f"{out}: already built from the same inputs, nothing to do")
         return earlier
-    scorer = load_scorer(options, inputs)
-    out.mkdir(parents=True, exist_ok=True)
-    remove_temporary_files(out)
-    plan = begin(out, options, inputs, scorer) if earlier is None else earlier
+    scorer = load_scorer(options, inputs, processes)
+    plan = earlier or begin(out, options, inputs, scorer, processes)
     rule = support_rule(options, inputs.vocabulary_size, plan.log_threshold)
     todo = [shard for shard in plan.shards if not (out / shard.file).exists()]
-    speed = _tokens_per_second(scorer, inputs.corpus, rule, options.batch_tokens)
-    print(plan_text(plan, inputs.corpus, todo, options.top_k, speed))
-    write_shards(out, plan, todo, inputs.corpus, scorer, rule, options.batch_tokens)
-    return finish(out, plan, inputs.corpus)
+    if processes.is_first:
+        speed = _tokens_per_second(scorer, inputs.corpus, rule, options.batch_tokens) * processes.world_size
+        print(plan_text(plan, inputs.corpus, todo, options.top_k, speed))
+        remove_temporary_files(out)
+    processes.wait()  # until every process has seen which shards are left
+    left = set(todo)
+    mine = [shard for i, shard in enumerate(plan.shards) if processes.owns(i) and shard in left]
+    write_shards(out, plan, mine, inputs.corpus, scorer, rule, options.batch_tokens, show=processes.is_first)
+    processes.wait()
+    if processes.is_first:
+        finish(out, plan, inputs.corpus)
+    processes.wait()
+    return read_manifest(out)
 
 
-def read_inputs(options: BuildOptions) -> Inputs:
+def read_inputs(options: BuildOptions, processes: Processes) -> Inputs:
     """Find the models, compare their tokenizers, tokenise the data."""
     folders = {role: resolve(name) for role, name in options.model_names.items()}
     tokenizers = {
@@ -102,14 +115,15 @@ def read_inputs(options: BuildOptions) -> Inputs:
         limit=options.limit,
         on_overlong=options.on_overlong,
         on_empty=options.on_empty,
-        progress=True,
+        progress=processes.is_first,
     )
-    identity = build_identity(options, folders, vocabulary, tokenizers["reference"].chat_template, corpus)
+    device = resolve_device(options.device, processes.local_rank)
+    identity = build_identity(options, device, folders, vocabulary, tokenizers["reference"].chat_template, corpus)
     return Inputs(folders=folders, vocabulary=vocabulary, corpus=corpus, identity=identity)
 
 
-def load_scorer(options: BuildOptions, inputs: Inputs) -> Scorer:
-    device = resolve_device(options.device)
+def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> Scorer:
+    device = resolve_device(options.device, processes.local_rank)
     models = load_models(
         inputs.folders,
         inputs.vocabulary_size,
@@ -128,8 +142,12 @@ def load_scorer(options: BuildOptions, inputs: Inputs) -> Scorer:
     )
 
 
-def begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer) -> Plan:
-    """Set the threshold, plan the shards and write the plan."""
+def begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer, processes: Processes) -> Plan:
+    """Set the threshold, plan the shards and write the plan: the first process alone, for all."""
+    if not processes.is_first:
+        processes.wait()
+        return Plan.from_json(read_json(out / PLAN_FILE), str(out / PLAN_FILE))
+    out.mkdir(parents=True, exist_ok=True)
     threshold = None
     if options.support == "adaptive":
         highest = support_rule(options, inputs.vocabulary_size, None).highest
@@ -140,6 +158,7 @@ def begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer) -> P
     write_json(out, VOCABULARY_FILE, inputs.vocabulary)
     write_json(out, PROVENANCE_FILE, {"models": dict(sorted(places.items())), "data": options.data})
     write_json(out, PLAN_FILE, plan.to_json())
+    processes.wait()
     return plan
 
 
@@ -151,10 +170,12 @@ def write_shards(
     scorer: Scorer,
     rule: SupportRule,
     batch_tokens: int,
+    *,
+    show: bool,
 ) -> None:
-    """Score and write the shards that are not there yet, with a bar in response tokens."""
-    done = plan.positions - sum(shard.positions for shard in todo)
-    with tqdm(total=plan.positions, initial=done, unit="tok", desc="scoring", smoothing=0.05) as bar:
+    """Score and write the shards `todo`, with a bar in response tokens."""
+    total = sum(shard.positions for shard in todo)
+    with tqdm(total=total, unit="tok", desc="scoring", smoothing=0.05, disable=not show) as bar:
         for shard in todo:
             rows = corpus.responses[shard.first_row : shard.first_row + shard.rows]
             scores: dict[int, Scores] = {}
@@ -176,7 +197,7 @@ def write_shards(
             write_shard(out, shard.file, plan, responses)
 
 
-def finish(out: Path, plan: Plan, corpus: Corpus) -> Manifest:
+def finish(out: Path, plan: Plan, corpus: Corpus) -> None:
     """Read every shard back, checking it, and write the manifest."""
     reader = BatchReader(out, plan)
     histograms = new_histograms(plan)
@@ -190,7 +211,6 @@ def finish(out: Path, plan: Plan, corpus: Corpus) -> Manifest:
     print(summary_text(manifest, corpus))
     write_json(out, MANIFEST_FILE, manifest.to_json())
     print(f"{out}: done")
-    return manifest
 
 
 def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_tokens: int) -> float:
@@ -207,6 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = HfArgumentParser(cast(Any, BuildOptions), prog="python -m precompute.build", description=__doc__)
     (options,) = parser.parse_args_into_dataclasses(arguments)
     build(options)
+    Processes.join().leave()
 
 
 if __name__ == "__main__":

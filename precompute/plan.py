@@ -15,7 +15,7 @@ from precompute.options import BuildOptions
 from precompute.score import Scorer, batches_by_length
 from precompute.support import SupportRule, find_threshold
 from precompute.tokenize import TokenizedResponse
-from shards.errors import CacheConflict
+from shards.errors import CacheConflict, OptionError
 from shards.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -34,6 +34,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
 
 def build_identity(
     options: BuildOptions,
+    device: torch.device,
     folders: Mapping[Role, ModelFolder],
     vocabulary: Mapping[str, int],
     chat_template: Any,
@@ -43,7 +44,6 @@ def build_identity(
     tokens = hashlib.sha256()
     for row in corpus.responses:
         tokens.update(row.input_ids.astype("<i4").tobytes() + row.loss_mask.tobytes())
-    device = resolve_device(options.device)
     return {
         "models": {role: identity(folder) for role, folder in folders.items()},
         "tokenizer": {
@@ -63,11 +63,14 @@ def build_identity(
     }
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the processor."""
+def resolve_device(name: str, local_rank: int) -> torch.device:
+    """`auto` is this process's GPU where there is one, else the processor. Raises OptionError."""
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+        return torch.device(f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as exc:
+        raise OptionError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from exc
 
 
 def read_earlier(folder: Path, asked: Mapping[str, Any]) -> Manifest | Plan | None:

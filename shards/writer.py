@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,12 @@ def write_json(folder: Path, file: str, value: Any) -> None:
 
 def remove_temporary_files(folder: Path) -> None:
     """Remove what an interrupted build left under temporary names."""
-    for path in _temporary_files(folder):
-        path.unlink(missing_ok=True)
-
-
-def _temporary_files(folder: Path) -> Iterable[Path]:
-    return folder.glob(".*.aligndistil-tmp")
+    for path in folder.glob(".*.aligndistil-tmp"):
+        path.unlink()
 
 
 def _temporary(folder: Path, file: str) -> Path:
-    return folder / f".{file}.{os.getpid()}.aligndistil-tmp"
+    return folder / f".{file}.aligndistil-tmp"
 
 
 def _publish(temporary: Path, path: Path) -> None:

@@ -227,7 +227,7 @@ class DistillTrainer(Trainer):
         )
 
     def _warn_of_support(self, mass: float) -> None:
-        if mass < LOW_SUPPORT_MASS and not self._warned_of_support:
+        if mass < LOW_SUPPORT_MASS and not self._warned_of_support and self.is_world_process_zero():
             self._warned_of_support = True
             logger.warning(
                 f"the student has {mass:.3f} of its mass on the cached tokens, under {LOW_SUPPORT_MASS}: the targets "

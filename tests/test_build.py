@@ -1,7 +1,10 @@
 """precompute.build: what is stored is what the models say, the support is what was asked for, the bytes are stable."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import dense
 import numpy as np
@@ -410,3 +413,15 @@ def test_other_weights_give_another_build(trio_folders, pairs_file, tmp_path):
     one = build(build_options(trio_folders, pairs_file, tmp_path / "a", limit=2, top_k=4))
     two = build(build_options(other, pairs_file, tmp_path / "b", limit=2, top_k=4))
     assert one.plan.sha256 != two.plan.sha256
+
+
+def test_two_processes_write_the_bytes_of_one(trio_folders, pairs_file, tmp_path):
+    settings = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
+    build(build_options(trio_folders, pairs_file, tmp_path / "one", **settings))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "precompute.build", "--data", str(pairs_file), "--out", str(tmp_path / "two"), "--models"]
+    command += [f"{role}={folder}" for role, folder in trio_folders.items()]
+    command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")

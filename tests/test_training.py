@@ -294,10 +294,39 @@ ON_TWO_RANKS = [
 ]  # fmt: skip
 
 
-def launch(cache, student, out, *, ranks=2, **overrides):
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+FSDP2 = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_transformer_layer_cls_to_wrap: LlamaDecoderLayer
+  fsdp_state_dict_type: FULL_STATE_DICT
+  fsdp_cpu_ram_efficient_loading: false
+machine_rank: 0
+num_machines: 1
+num_processes: 2
+use_cpu: true
+mixed_precision: 'no'
+"""
+
+
+def launch(cache, student, out, *, launcher=TORCHRUN, **overrides):
     flags = dict(item.split("=") for item in ON_TWO_RANKS) | {k: str(v) for k, v in overrides.items()}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command += ["-m", "student.train", "--shards", str(cache.folder), "--model", str(student), "--output_dir", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        *launcher,
+        "-m",
+        "student.train",
+        "--shards",
+        str(cache.folder),
+        "--model",
+        str(student),
+        "--output_dir",
+        str(out),
+    ]
     command += [part for name, value in flags.items() for part in (f"--{name}", value)]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -317,6 +346,23 @@ def test_two_ranks_give_what_one_process_gives(sparse_cache, student_folder, tmp
         for name in ("loss", "kl_teacher", "support_mass", "eval_loss"):
             if name in mine:
                 assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
+    steps = [moved(weights(student_folder), weights(tmp_path / name)) for name in ("one", "two")]
+    assert (steps[0] - steps[1]).norm() < 1e-3 * steps[0].norm()
+
+
+def test_sharded_weights_train_as_whole_ones(sparse_cache, student_folder, tmp_path):
+    (tmp_path / "fsdp.yaml").write_text(FSDP2)
+    launcher = ["accelerate.commands.launch", "--config_file", str(tmp_path / "fsdp.yaml"), "--main_process_port", "0"]
+    common = {"num_train_epochs": 1, "save_strategy": "no", "global_batch_size": 8}
+    sharded = launch(
+        sparse_cache, student_folder, tmp_path / "two", launcher=launcher, per_device_train_batch_size=2, **common
+    )
+    settings = plain_sgd(max_steps=-1, per_device_train_batch_size=4) | common
+    whole = train(arguments(sparse_cache, student_folder, tmp_path / "one", **settings)).state.log_history
+    for mine, theirs in zip(whole[:3], sharded, strict=False):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4)
+        assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=1e-3)
+    assert load(tmp_path / "two")(input_ids=torch.tensor([[1, 5]])).logits.shape == (1, 2, V)
     steps = [moved(weights(student_folder), weights(tmp_path / name)) for name in ("one", "two")]
     assert (steps[0] - steps[1]).norm() < 1e-3 * steps[0].norm()
 
