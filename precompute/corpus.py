@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from tqdm import tqdm
 
 from precompute.data import Row, read_rows
-from precompute.tokenize import (
-    Layout,
-    ResponseKind,
-    SkippedResponse,
-    TokenizedResponse,
-    find_layout,
-    tokenize_row,
-    used_values,
-)
+from precompute.layouts import Layout, ResponseKind, find_layout, used_values
+from precompute.tokenize import SkippedResponse, TokenizedResponse, tokenize_row
 from shards.errors import DataError, OptionError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from shards.compose import compose
 from shards.errors import DataError
 from shards.manifest import refuse_difference
 from shards.nodes import StrengthNodes
-from shards.schema import ROLES
+from shards.schema import Role
 from shards.scores import Response, concatenate, segment_starts
 
 
@@ -39,7 +39,7 @@ class CachedResponses(Dataset):
     ) -> None:
         self.caches = [ShardCache(folder) for folder in folders]
         for cache in self.caches[1:]:
-            refuse_difference(_comparable(self.caches[0]), _comparable(cache), f"{cache.folder}")
+            refuse_difference(_comparable(self.caches[0]), _comparable(cache), f"{cache.folder}: is of another kind")
         places: list[np.ndarray] = []
         lengths: list[np.ndarray] = []
         for number, cache in enumerate(self.caches):
@@ -63,7 +63,7 @@ class CachedResponses(Dataset):
         return self.caches[0].plan.nodes
 
     def use(self, spec: TeacherSpec) -> None:
-        """Read only what the teacher of `spec` and the log need. Raises TeacherUnavailable."""
+        """Read for the teacher of `spec`. Raises TeacherUnavailable where a cache cannot give it."""
         for cache in self.caches:
             cache.check(spec)
         self.spec = spec
@@ -74,13 +74,11 @@ class CachedResponses(Dataset):
     def __getitems__(self, items: Sequence[BatchItem]) -> list[tuple[Response, bool]]:
         """The responses of a micro-batch, each with whether it counts."""
         assert self.spec is not None, "call use(spec) first"
-        needed = {"dpo", "reference", self.spec.anchor, self.spec.negative}
-        roles = [role for role in ROLES if role in needed]
         found: dict[int, Response] = {}
         for number in np.unique(self._places[[item.row for item in items], 0]):
             rows = [item.row for item in items if self._places[item.row, 0] == number]
             cached = [int(self._places[row, 1]) for row in rows]
-            found |= zip(rows, self.caches[number].read(cached, roles=roles, pairs=[self.spec.pair]), strict=True)
+            found |= zip(rows, self.caches[number].read(cached, pairs=[self.spec.pair]), strict=True)
         return [(found[item.row], item.counts) for item in items]
 
 
@@ -156,7 +154,9 @@ class Collator:
     support_count, support_ids  (N,), (M,)
     teacher_logprobs, teacher_tail       (M,), (N,)   log p* of the kept tokens, of the tail
     reference_logprobs, reference_tail   (M,), (N,)
-    reward                      (M,)   beta * (l_dpo - l_negative) of the kept tokens
+    dpo_logprobs, dpo_tail      (M,), (N,)
+    reward                      (M,)   beta * (l_dpo - l_reverse) of the kept tokens, whatever the teacher, so that runs
+                                can be compared; without a reverse model beta * (l_dpo - l_reference)
     dpo_reward                  (N,)   its expectation under dpo, on the support
     strength, tail_bound        (N,)   w_t; the bound on the interpolated tail, nats
     coefficient                 (N,)   factor of a position's divergence in the sum that `num_items` divides
@@ -180,12 +180,15 @@ class Collator:
         num_sequences, num_positions = int(counts_B.sum()), int(counts_N.sum())
 
         dpo_M = scores.logprobs["dpo"].astype(np.float64)
-        reward_M = self.spec.beta * (dpo_M - scores.logprobs[self.spec.negative])
+        against: Role = "reverse" if "reverse" in scores.logprobs else "reference"
+        reward_M = self.spec.beta * (dpo_M - scores.logprobs[against])
         floats = {
             "teacher_logprobs": teacher.logprobs,
             "teacher_tail": teacher.tail_logprob,
             "reference_logprobs": scores.logprobs["reference"],
             "reference_tail": scores.tail_logprob["reference"],
+            "dpo_logprobs": dpo_M,
+            "dpo_tail": scores.tail_logprob["dpo"],
             "reward": reward_M,
             "dpo_reward": np.add.reduceat(np.exp(dpo_M) * reward_M, segment_starts(scores.support_count)),
             "strength": teacher.strength,

@@ -15,6 +15,7 @@ REVERSE_KL = Divergence(name="reverse_kl")
 METRICS = (
     "kl_teacher",
     "kl_reference",
+    "kl_dpo",
     "expected_reward",
     "dpo_expected_reward",
     "strength",
@@ -23,10 +24,11 @@ METRICS = (
 )
 """What `position_metrics` gives for every position, in this order."""
 
-_PER_ENTRY = ("support_ids", "teacher_logprobs", "reference_logprobs", "reward")
+_PER_ENTRY = ("support_ids", "teacher_logprobs", "reference_logprobs", "dpo_logprobs", "reward")
 _PER_POSITION = (
-    "support_count", "teacher_tail", "reference_tail", "dpo_reward", "strength", "tail_bound", "coefficient", "counts",
-)  # fmt: skip
+    *("support_count", "teacher_tail", "reference_tail", "dpo_tail"),
+    *("dpo_reward", "strength", "tail_bound", "coefficient", "counts"),
+)
 
 
 class SparseTargets:
@@ -42,6 +44,8 @@ class SparseTargets:
     teacher_tail: torch.Tensor
     reference_logprobs: torch.Tensor
     reference_tail: torch.Tensor
+    dpo_logprobs: torch.Tensor
+    dpo_tail: torch.Tensor
     reward: torch.Tensor
     dpo_reward: torch.Tensor
     strength: torch.Tensor
@@ -145,6 +149,7 @@ def position_metrics(student_M: torch.Tensor, student_tail_C: torch.Tensor, targ
     columns = (
         kl(targets.teacher_logprobs, targets.teacher_tail),
         kl(targets.reference_logprobs, targets.reference_tail),
+        kl(targets.dpo_logprobs, targets.dpo_tail),
         segment_sum(mass_M * targets.reward, count_C),
         targets.dpo_reward,
         targets.strength,

@@ -102,8 +102,8 @@ def float64_targets(made):
         "teacher_logprobs": torch.from_numpy(made.logprobs),
         "teacher_tail": torch.from_numpy(made.tail_logprob),
         "coefficient": torch.from_numpy(made.weight),
-        **dict.fromkeys(("reference_logprobs", "reward"), per_entry),
-        **dict.fromkeys(("reference_tail", "dpo_reward", "strength", "tail_bound", "counts"), per_position),
+        **dict.fromkeys(("reference_logprobs", "dpo_logprobs", "reward"), per_entry),
+        **dict.fromkeys(("reference_tail", "dpo_tail", "dpo_reward", "strength", "tail_bound", "counts"), per_position),
     }
 
 

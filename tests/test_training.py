@@ -135,6 +135,7 @@ def test_the_logged_numbers_are_those_of_live_models(whole_cache, trio, student_
     totals = {
         "kl_teacher": 0.0,
         "kl_reference": 0.0,
+        "kl_dpo": 0.0,
         "expected_reward": 0.0,
         "dpo_expected_reward": 0.0,
         "strength": 0.0,
@@ -148,6 +149,7 @@ def test_the_logged_numbers_are_those_of_live_models(whole_cache, trio, student_
             reward = 0.1 * (live["dpo"] - live["reverse"])
             totals["kl_teacher"] += dense.divergence("reverse_kl", student, target).sum().item()
             totals["kl_reference"] += dense.divergence("reverse_kl", student, live["reference"]).sum().item()
+            totals["kl_dpo"] += dense.divergence("reverse_kl", student, live["dpo"]).sum().item()
             totals["expected_reward"] += (student.exp() * reward).sum().item()
             totals["dpo_expected_reward"] += (live["dpo"].exp() * reward).sum().item()
             totals["strength"] += (0.1 / weight).sum().item()
