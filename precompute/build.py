@@ -21,6 +21,7 @@ from precompute.plan import (
     log_threshold,
     make_plan,
     read_earlier,
+    require_writable,
     resolve_device,
     sample_rows,
     support_rule,
@@ -29,8 +30,9 @@ from precompute.processes import Processes
 from precompute.report import plan_text, summary_text
 from precompute.score import Scorer, batches_by_length
 from precompute.support import SupportRule
+from shards import ShardCache
 from shards.batches import BatchReader
-from shards.command import run_command
+from shards.command import OneLineErrors, run_command
 from shards.errors import OptionError
 from shards.manifest import (
     MANIFEST_FILE,
@@ -74,9 +76,11 @@ def build(options: BuildOptions) -> Manifest:
     earlier = read_earlier(out, inputs.identity)
     processes.wait()
     if isinstance(earlier, Manifest):
+        found = ShardCache(out).manifest  # no word of done before every shard is known to be there
         if processes.is_first:
             print(f"{out}: already built from the same inputs, nothing to do")
-        return earlier
+        return found
+    require_writable(out)
     scorer = load_scorer(options, inputs, processes)
     plan = earlier or begin(out, options, inputs, scorer, processes)
     rule = support_rule(options, inputs.vocabulary_size, plan.log_threshold)
@@ -223,8 +227,12 @@ def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_
     return positions / (time.perf_counter() - start)
 
 
+class _Parser(OneLineErrors, HfArgumentParser):
+    pass
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = HfArgumentParser(cast(Any, BuildOptions), prog="python -m precompute.build", description=__doc__)
+    parser = _Parser(cast(Any, BuildOptions), prog="python -m precompute.build", description=__doc__)
     (options,) = parser.parse_args_into_dataclasses(arguments)
     build(options)
     Processes.join().leave()

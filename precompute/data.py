@@ -125,6 +125,10 @@ def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[tuple[str, Row]]:
 def _parse(text: bytes, where: str, expected: str) -> Any:
     try:
         return json.loads(text.decode("utf-8-sig"))
+    except json.JSONDecodeError as exc:
+        place = f"line {exc.lineno} column {exc.colno}" if exc.lineno > 1 else f"column {exc.colno}"
+        fault = f"{exc.msg.removesuffix(' at')} at {place}"
+        raise DataError(f"{where}: expected {expected}, got text that is not JSON ({fault})") from exc
     except (ValueError, RecursionError) as exc:
         raise DataError(f"{where}: expected {expected}, got text that is not JSON ({exc})") from exc
 

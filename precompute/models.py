@@ -13,13 +13,21 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from shards.errors import ModelError
+from shards.errors import ModelError, first_line
 from shards.head import LogitTransform, probe_ids
 from shards.manifest import file_sha256
+from shards.model_folder import (
+    ADAPTER_CONFIG,
+    adapter_base,
+    read_config,
+    refusing,
+    require_folder,
+    require_tokenizer,
+    require_weights,
+    require_whole,
+)
 from shards.schema import Role
 from shards.vocabulary import require_same_vocabulary
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,42 +44,32 @@ def resolve(name: str) -> ModelFolder:
     """Find a folder or fetch a hub name, and check that safetensors weights are there. Raises ModelError."""
     path, commit = Path(name), None
     if not path.is_dir():
-        if path.is_absolute() or name.startswith("."):
-            raise ModelError(f"{name}: expected a model folder, found none")
+        require_folder(name)
         try:
             path = Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.onnx"]))
         except Exception as exc:
-            raise ModelError(f"{name}: expected a model folder or a hub name, got {_first_line(exc)}") from exc
+            raise ModelError(f"{name}: expected a model folder or a hub name, got {first_line(exc)}") from exc
         commit = path.name
-    if (path / ADAPTER_CONFIG).is_file():
-        _require_weights(name, path, "adapter_model")
-        config = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        base = config.get("base_model_name_or_path")
-        if not base:
-            raise ModelError(f"{name}/{ADAPTER_CONFIG}: expected base_model_name_or_path, got {base!r}")
-        return ModelFolder(name=name, path=path, commit=commit, base=resolve(base))
+    if base := adapter_base(name, path):
+        require_weights(name, path, "adapter_model")
+        try:
+            return ModelFolder(name=name, path=path, commit=commit, base=resolve(base))
+        except ModelError as exc:
+            raise ModelError(f"{name}: base of the adapter: {exc}") from exc
     if not (path / "config.json").is_file():
         raise ModelError(f"{name}: expected a model folder with config.json, found none")
-    _require_weights(name, path, "model")
+    require_weights(name, path, "model")
     return ModelFolder(name=name, path=path, commit=commit)
 
 
-def _require_weights(name: str, path: Path, stem: str) -> None:
-    if any(path.glob(f"{stem}*.safetensors")):
-        return
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern))
-    found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
-    raise ModelError(f"{name}: expected {stem}*.safetensors, found {found}")
-
-
-def identity(folder: ModelFolder) -> dict[str, Any]:
+def identity(folder: ModelFolder, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """What a model is: sha256 over its safetensors and its config, its width, its base, its hub commit."""
     stem = "adapter_model" if folder.base else "model"
     config_file = ADAPTER_CONFIG if folder.base else "config.json"
     weights = hashlib.sha256()
     for path in sorted(folder.path.glob(f"{stem}*.safetensors")):
         weights.update(f"{path.name}\0{file_sha256(path)}\n".encode())
-    config = json.loads((folder.path / config_file).read_text(encoding="utf-8"))
+    config = read_config(folder.name, folder.path / config_file)
     config.pop("base_model_name_or_path", None)  # a path; the base itself is identified below
     facts: dict[str, Any] = {
         "weights_sha256": weights.hexdigest(),
@@ -79,17 +77,19 @@ def identity(folder: ModelFolder) -> dict[str, Any]:
         "hub_commit": folder.commit,
     }
     if folder.base:
-        return facts | {"base": identity(folder.base)}
-    return facts | {"vocabulary_width": AutoConfig.from_pretrained(folder.path).get_text_config().vocab_size}
+        return facts | {"base": identity(folder.base, trust_remote_code=trust_remote_code)}
+    with refusing(folder.name, "a model that transformers knows"):
+        known = AutoConfig.from_pretrained(folder.path, trust_remote_code=trust_remote_code).get_text_config()
+    return facts | {"vocabulary_width": known.vocab_size}
 
 
 def load_tokenizer(folder: ModelFolder, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a role; an adapter without one has its base's. Raises ModelError where there is none."""
     if not (folder.path / "tokenizer_config.json").is_file() and folder.base:
         return load_tokenizer(folder.base, trust_remote_code=trust_remote_code)
-    if not any((folder.path / f).is_file() for f in ("tokenizer_config.json", "tokenizer.json")):
-        raise ModelError(f"{folder.name}: expected a tokenizer in the folder, found none")
-    return AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
+    require_tokenizer(folder.name, folder.path)
+    with refusing(folder.name, "a tokenizer that can be read"):
+        return AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
 
 
 def check_vocabularies(tokenizers: Mapping[Role, Any]) -> dict[str, int]:
@@ -197,10 +197,17 @@ def load_models(
 
 def _load_base(role: Role, folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
     given = {key: value for key, value in kwargs.items() if value is not None}
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder.path, dtype=dtype, use_safetensors=True, **given)
-    except (OSError, ValueError, RuntimeError) as exc:
-        raise ModelError(f"{role} ({folder.name}): expected a causal language model, got {_first_line(exc)}") from exc
+    with refusing(f"{role} ({folder.name})", "a causal language model"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder.path,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **given,
+        )
+    model, info = loaded
+    require_whole(f"{role} ({folder.name})", info)
     if model.dtype not in (torch.float32, torch.bfloat16):
         raise ModelError(
             f"{role} ({folder.name}): expected float32 or bfloat16 weights, got {model.dtype}; choose one with --dtype"
@@ -210,15 +217,13 @@ def _load_base(role: Role, folder: ModelFolder, *, dtype: str, device: str, **kw
 
 def _add_adapter(wrapped: Any, base: PreTrainedModel, folder: ModelFolder, role: Role) -> Any:
     try:
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModelForCausalLM
     except ImportError as exc:
         raise ModelError(f"{role} ({folder.name}): is a peft adapter; install aligndistil-offline[peft]") from exc
-    if wrapped is None:
-        return PeftModel.from_pretrained(base, folder.path, adapter_name=role).eval()
-    wrapped.load_adapter(folder.path, adapter_name=role)
+    with refusing(f"{role} ({folder.name})", "a peft adapter for its base"):
+        if wrapped is None:
+            config = PeftConfig.from_pretrained(str(folder.path))
+            wrapped = PeftModelForCausalLM(base, config, adapter_name=role)
+        found = wrapped.load_adapter(folder.path, adapter_name=role)
+    require_whole(f"{role} ({folder.name})", {"missing_keys": found.missing_keys})
     return wrapped.eval()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from shards.command import require_choices
 from shards.errors import OptionError
 from shards.nodes import DEFAULT_GAIN_NODES, DEFAULT_STRENGTH_NODES, StrengthNodes
 from shards.schema import REQUIRED_ROLES, ROLES, Pair, Role
@@ -55,6 +56,7 @@ class BuildOptions:
     sample_rows: int = _flag(64, "rows on which the support's threshold is set")
 
     def __post_init__(self) -> None:
+        require_choices(self)
         positive = (
             "max_length",
             "top_k",

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from precompute.options import BuildOptions
 from precompute.score import Scorer, batches_by_length
 from precompute.support import SupportRule, find_threshold
 from precompute.tokenize import TokenizedResponse
-from shards.errors import CacheConflict, OptionError
+from shards.errors import CacheConflict, OptionError, first_line
 from shards.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -45,13 +46,16 @@ def build_identity(
     for row in corpus.responses:
         tokens.update(row.input_ids.astype("<i4").tobytes() + row.loss_mask.tobytes())
     return {
-        "models": {role: identity(folder) for role, folder in folders.items()},
+        # the order in which a folder that holds another build is compared: what was asked for before what came of it
+        "options": options.identity(),
+        "models": {
+            role: identity(folder, trust_remote_code=options.trust_remote_code) for role, folder in folders.items()
+        },
         "tokenizer": {
             "vocabulary_sha256": hashlib.sha256(canonical_json(vocabulary)).hexdigest(),
             "chat_template_sha256": chat_template and hashlib.sha256(canonical_json(chat_template)).hexdigest(),
         },
         "data": {"rows_sha256": corpus.data_sha256, "tokens_sha256": tokens.hexdigest()},
-        "options": options.identity(),
         "numerics": {
             "dtype": options.dtype,
             "attn_implementation": options.attn_implementation,
@@ -68,9 +72,17 @@ def resolve_device(name: str, local_rank: int) -> torch.device:
     if name == "auto":
         return torch.device(f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
-    except RuntimeError as exc:
-        raise OptionError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from exc
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as exc:  # a name that torch does not know, a device that is not here
+        raise OptionError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r} ({first_line(exc)})") from exc
+
+
+def require_writable(folder: Path) -> None:
+    """Raise OptionError where files cannot be made in `folder`, or the folder itself cannot; makes nothing."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        found = "one without write permission" if nearest.is_dir() else "a file"
+        raise OptionError(f"out: expected a folder to write into, got {nearest}, {found}")
 
 
 def read_earlier(folder: Path, asked: Mapping[str, Any]) -> Manifest | Plan | None:
@@ -84,7 +96,7 @@ def read_earlier(folder: Path, asked: Mapping[str, Any]) -> Manifest | Plan | No
             data = read_json(path)
             earlier = Manifest.from_json(data, str(path)) if file == MANIFEST_FILE else Plan.from_json(data, str(path))
             plan = earlier.plan if isinstance(earlier, Manifest) else earlier
-            refuse_difference(plan.identity, asked, str(folder))
+            refuse_difference(plan.identity, asked, f"{folder}: holds another build")
             return earlier
     stray = sorted(folder.glob(SHARD_GLOB))
     if stray:

@@ -79,7 +79,7 @@ def open_shard(path: Path, plan: Plan, names: Sequence[str]) -> pa.ipc.RecordBat
 def load_batch(
     file: pa.ipc.RecordBatchFileReader, batch: int, rows: int, where: str
 ) -> tuple[pa.RecordBatch, pa.KeyValueMetadata | None]:
-    """A record batch and its metadata, safe to compute with. Raises CacheDamaged unless it can be read and has `rows`."""
+    """A record batch and its metadata, safe to compute with. Raises CacheDamaged unless it can be read, with `rows`."""
     try:
         found = file.get_batch_with_custom_metadata(batch)
         found.batch.validate(full=True)  # altered lengths or offsets would have us read past a buffer's end

@@ -1,9 +1,35 @@
 """How every command ends: 0, or one line on stderr and exit code 2 for what the user can mend."""
 
+import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from shards.errors import AlignDistilError
+from shards.errors import AlignDistilError, OptionError
+
+
+class OneLineErrors(argparse.ArgumentParser):
+    """A parser that raises OptionError where argparse would print its whole usage too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(f"{message} (--help lists all flags)")
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        found, unknown = super().parse_known_args(*args, **kwargs)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
+def require_choices(options: Any) -> None:
+    """Raise OptionError where a field of Literal type holds another value; argparse asks only on the command line."""
+    for field in dataclasses.fields(options):
+        kinds = (field.type, *get_args(field.type))
+        legal = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+        value = getattr(options, field.name)
+        if legal and value is not None and value not in legal:
+            raise OptionError(f"{field.name}: expected one of {', '.join(map(str, legal))}, got {value!r}")
 
 
 def run_command(main: Callable[[], None]) -> None:

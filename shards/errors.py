@@ -6,6 +6,12 @@ that line and exit with code 2.
 """
 
 
+def first_line(error: BaseException) -> str:
+    """An error of another library in one line: the first of its message, with the next where it only announces it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+
+
 class AlignDistilError(Exception):
     """Base of all errors of this package."""
 

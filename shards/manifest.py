@@ -105,10 +105,7 @@ class Plan:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str) -> "Plan":
         """Read what `to_json` wrote. Raises CacheDamaged, naming the file and what is wrong."""
-        if data.get("format") != FORMAT_NAME:
-            raise CacheDamaged(f"{where}: expected format {FORMAT_NAME!r}, got {data.get('format')!r}")
-        if data.get("format_version") != FORMAT_VERSION:
-            raise CacheDamaged(f"{where}: expected format_version {FORMAT_VERSION}, got {data.get('format_version')!r}")
+        _require_format(data, where)
         try:
             return cls(
                 identity=dict(data["identity"]),
@@ -169,6 +166,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str) -> "Manifest":
+        _require_format(data, where)
         try:
             entries = tuple(ShardEntry(**{k: s[k] for k in ShardEntry.__slots__}) for s in data["shards"])
             planned = [{k: s[k] for k in ShardPlan.__slots__} for s in data["shards"]]
@@ -180,6 +178,12 @@ class Manifest:
         if plan.sha256 != build_sha256:
             raise CacheDamaged(f"{where}: expected build_sha256 {build_sha256}, got {plan.sha256} from its fields")
         return cls(plan=plan, entries=entries, statistics=statistics)
+
+
+def _require_format(data: Mapping[str, Any], where: str) -> None:
+    for name, expected in (("format", FORMAT_NAME), ("format_version", FORMAT_VERSION)):
+        if data.get(name) != expected:
+            raise CacheDamaged(f"{where}: expected {name} {expected!r}, got {data.get(name)!r}")
 
 
 def file_sha256(path: Path) -> str:
@@ -222,15 +226,15 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def refuse_difference(found: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
-    """Raise CacheConflict naming the first field in which two identities differ."""
+    """Raise CacheConflict naming the first field, in the order of `asked`, in which two identities differ."""
     for field_name, old, new in differences(found, asked):
-        raise CacheConflict(f"{where}: holds another build, {field_name}: expected {old}, got {new}")
+        raise CacheConflict(f"{where}, {field_name}: expected {old}, got {new}")
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
     """(field, old, new) wherever two nested mappings differ, the values as JSON."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted(old.keys() | new.keys()):
+        for key in {**new, **old}:
             inner = f"{name}.{key}" if name else key
             yield from differences(old.get(key), new.get(key), inner)
     elif old != new:

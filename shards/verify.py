@@ -3,7 +3,6 @@
 One line a fault, naming file and row. Rows count through the whole cache from 0, as for `python -m shards.inspect`.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 
 from shards import codec, folder_rules, row_rules, schema
 from shards.batches import load_batch, open_shard
-from shards.command import run_command
+from shards.command import OneLineErrors, run_command
 from shards.errors import CacheDamaged, CacheMissing
 from shards.manifest import Manifest, Plan, read_manifest
 from shards.rules import RULES, Fault
@@ -66,6 +65,9 @@ def _shards(manifest: Manifest, folder: Path) -> Iterator[Fault]:
     with tqdm(total=manifest.plan.rows, unit="row", desc="verifying") as bar:
         for i, shard in enumerate(manifest.plan.shards):
             yield from folder_rules.shard_file(manifest, i, folder)
+            if not (folder / shard.file).is_file():
+                sound = False
+                continue
             positions, entries, clean = seen.positions, seen.entries, True
             for fault in _contents(manifest.plan, i, folder, seen):
                 clean = False
@@ -135,7 +137,7 @@ def _row(row: Mapping[str, Any], number: int, plan: Plan, seen: Seen) -> Iterato
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m shards.verify", description=__doc__)
+    parser = OneLineErrors(prog="python -m shards.verify", description=__doc__)
     parser.add_argument("folder", metavar="DIR", nargs="?", default="shards", type=Path, help="folder of the cache")
     folder = parser.parse_args(arguments).folder
     found: Counter[int] = Counter()

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from shards import Divergence
-from shards.errors import ModelError
+from shards.errors import ModelError, NonFiniteLogits
 from shards.head import LogitTransform, probe_ids
 from student.loss import SparseTargets, position_metrics, sparse_divergence
 
@@ -120,6 +120,9 @@ class DistillForward:
         ours_TV = self._transform(module(hidden_TH), torch).float()
         theirs_TV = self._own_forward(input_ids=ids_BT, use_cache=False).logits[0].float()
         model.train(training)
+        if not bool(torch.isfinite(theirs_TV).all()):
+            got = theirs_TV[~torch.isfinite(theirs_TV)][0].item()
+            raise NonFiniteLogits(f"student: expected finite logits of {name}, got {got}")
         allowed = (2**-7 if module.weight.dtype == torch.bfloat16 else 1e-5) * float(theirs_TV.abs().max()) + 1e-6
         worst = float((ours_TV - theirs_TV).abs().nan_to_num(nan=float("inf")).max())
         if worst > allowed:

@@ -8,7 +8,8 @@ import torch
 from transformers import TrainingArguments
 
 from shards import Divergence, TeacherSpec
-from shards.errors import OptionError
+from shards.command import require_choices
+from shards.errors import OptionError, first_line
 
 DEFAULT_GLOBAL_BATCH_SIZE = 128
 
@@ -74,10 +75,13 @@ class DistillArguments(TrainingArguments):
             self.lr_scheduler_kwargs = None  # they are the default schedule's
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
-        self._set_accumulation()
         self._refuse()
+        self._set_accumulation()
         _ = self.spec, self.loss_divergence
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (ValueError, ImportError) as exc:
+            raise OptionError(f"TrainingArguments: {first_line(exc)}") from exc
 
     @property
     def spec(self) -> TeacherSpec:
@@ -111,6 +115,7 @@ class DistillArguments(TrainingArguments):
         self.global_batch_size = at_once * self.gradient_accumulation_steps
 
     def _refuse(self) -> None:
+        require_choices(self)
         refused = {
             "label_smoothing_factor": (0.0, "targets are whole distributions"),
             "use_liger_kernel": (False, "the loss is fused with the output layer already"),
@@ -122,8 +127,15 @@ class DistillArguments(TrainingArguments):
         for name, (neutral, reason) in refused.items():
             if getattr(self, name) != neutral:
                 raise OptionError(f"{name}: expected {neutral!r} here ({reason}), got {getattr(self, name)!r}")
-        for name in ("chunk_positions", "lora_r"):
+        at_least_one = ["chunk_positions", "lora_r", "lora_alpha"]
+        at_least_one += ["per_device_train_batch_size", "per_device_eval_batch_size"]
+        at_least_one += [] if self.gradient_accumulation_steps is None else ["gradient_accumulation_steps"]
+        for name in at_least_one:
             if getattr(self, name) < 1:
                 raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if not self.learning_rate >= 0:
+            raise OptionError(f"learning_rate: expected 0 or more, got {self.learning_rate}")
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise OptionError(f"num_train_epochs: expected more than 0, got {self.num_train_epochs}")
         if not self.shards:
             raise OptionError("shards: expected one or more folders, got none")

@@ -8,8 +8,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, 
 from transformers.trainer_utils import get_last_checkpoint
 
 from shards import ShardCache
-from shards.command import run_command
-from shards.errors import ModelError, OptionError
+from shards.command import OneLineErrors, run_command
+from shards.errors import CacheMissing, ModelError, OptionError, first_line
+from shards.model_folder import (
+    adapter_base,
+    refusing,
+    require_folder,
+    require_tokenizer,
+    require_weights,
+    require_whole,
+)
 from student.data import CachedResponses
 from student.options import DistillArguments
 from student.trainer import DistillTrainer, base_model
@@ -53,31 +61,54 @@ def save(trainer: DistillTrainer, tokenizer: Any) -> None:
 
 
 def _reference_of(cache: ShardCache) -> str:
-    source = cache.provenance["models"]["reference"]
+    try:
+        source = str(cache.provenance["models"]["reference"])
+    except (CacheMissing, KeyError, TypeError) as exc:
+        raise ModelError(f"{cache.folder}: expected the place of its reference, found none; give --model") from exc
     if Path(source).is_absolute() and not Path(source).is_dir():
         raise ModelError(f"{cache.folder}: was built with the reference {source}, which is not there; give --model")
     return source
 
 
 def _load_tokenizer(source: str, args: DistillArguments) -> Any:
-    try:
+    """The tokenizer of the student; an adapter without one has its base's."""
+    base = adapter_base(source, Path(source))
+    if base and not (Path(source) / "tokenizer_config.json").is_file():
+        return _load_tokenizer(base, args)
+    require_folder(source)
+    if Path(source).is_dir():
+        require_tokenizer(source, Path(source))
+    with refusing(source, "a tokenizer beside the student"):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError) as exc:
-        raise ModelError(f"{source}: expected a tokenizer beside the student, got {_first_line(exc)}") from exc
 
 
 def _load_student(source: str, args: DistillArguments) -> Any:
+    """A full model, or the base of an adapter folder with the adapter merged into it."""
+    if base_name := adapter_base(source, Path(source)):
+        try:
+            base = _load_student(base_name, args)
+        except ModelError as exc:
+            raise ModelError(f"{source}: base of the adapter: {exc}") from exc
+        with refusing(source, "a peft adapter for its base"):
+            from peft import PeftConfig, PeftModelForCausalLM
+
+            adapted = PeftModelForCausalLM(base, PeftConfig.from_pretrained(source))
+            found = adapted.load_adapter(source, "default")
+        require_whole(source, {"missing_keys": found.missing_keys})
+        return adapted.merge_and_unload().requires_grad_(True)  # peft froze the base
+    require_folder(source)
+    if Path(source).is_dir():
+        require_weights(source, Path(source), "model")
     kwargs: dict[str, Any] = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, "use_safetensors": True}
     if args.attn_implementation is not None:
         kwargs["attn_implementation"] = args.attn_implementation
-    try:
-        if (Path(source) / "adapter_config.json").is_file():
-            from peft import AutoPeftModelForCausalLM
-
-            return AutoPeftModelForCausalLM.from_pretrained(source, **kwargs).merge_and_unload()
-        return AutoModelForCausalLM.from_pretrained(source, **kwargs)
-    except (OSError, ValueError, ImportError) as exc:
-        raise ModelError(f"{source}: expected a causal language model, got {_first_line(exc)}") from exc
+    with refusing(source, "a causal language model"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+    model, info = loaded
+    require_whole(source, info)
+    return model
 
 
 def _add_lora(model: Any, args: DistillArguments) -> Any:
@@ -94,7 +125,10 @@ def _add_lora(model: Any, args: DistillArguments) -> Any:
         target_modules=args.lora_target_modules or "all-linear",
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, config)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as exc:
+        raise OptionError(f"lora_target_modules: {first_line(exc)}") from exc
     if args.gradient_checkpointing:
         base_model(adapted).enable_input_require_grads()
     return adapted
@@ -112,12 +146,12 @@ def _checkpoint(args: DistillArguments) -> str | None:
     return str(wanted)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+class _Parser(OneLineErrors, HfArgumentParser):
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = HfArgumentParser(cast(Any, DistillArguments), prog="python -m student.train", description=__doc__)
+    parser = _Parser(cast(Any, DistillArguments), prog="python -m student.train", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(arguments)
     train(args)
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from shards.errors import CacheConflict, OptionError
+from shards.errors import CacheConflict, OptionError, first_line
 from shards.manifest import refuse_difference
 from shards.vocabulary import require_same_vocabulary
 from student.card import write_model_card
@@ -29,6 +29,8 @@ logger = logging.get_logger(__name__)
 
 RUN_FILE = "distill_run.json"
 LOW_SUPPORT_MASS = 0.8
+PER_SEQUENCE = ("kl_reference", "kl_dpo", "expected_reward", "dpo_expected_reward")
+"""Logged as sums over a sequence too, as the released trainer does."""
 
 
 class DistillTrainer(Trainer):
@@ -68,15 +70,18 @@ class DistillTrainer(Trainer):
         collator = Collator(
             spec=args.spec, nodes=train_dataset.nodes, reduction=args.reduction, pad_token_id=pad_token_id
         )
-        super().__init__(
-            model,
-            args,
-            data_collator=collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        try:
+            super().__init__(
+                model,
+                args,
+                data_collator=collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
+        except (OSError, ValueError, ImportError) as exc:  # what it refuses are its arguments, and where they lead
+            raise OptionError(f"transformers' Trainer: {first_line(exc)}") from exc
         # the sums below are divided by global counts, so Trainer must not divide again
         self.loss_is_scaled_for_ga = True
         self.distill_forward = DistillForward(
@@ -112,8 +117,17 @@ class DistillTrainer(Trainer):
             path = Path(resume_from_checkpoint) / RUN_FILE
             if not path.is_file():
                 raise CacheConflict(f"{resume_from_checkpoint}: expected a checkpoint with {RUN_FILE}, found none")
-            refuse_difference(json.loads(path.read_text()), self.run_identity(), resume_from_checkpoint)
+            refuse_difference(
+                json.loads(path.read_text()), self.run_identity(), f"{resume_from_checkpoint}: is of another run"
+            )
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer.create_scheduler; raises OptionError where the schedule has no such arguments."""
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except (TypeError, ValueError) as exc:
+            raise OptionError(f"lr_scheduler_kwargs: {first_line(exc)}") from exc
 
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of this rank. Not prepared by accelerate: the sampler knows about ranks already."""
@@ -257,7 +271,7 @@ class _Sums:
             return {}
         loss, sequences, positions, *sums = accelerator.reduce(self._total, reduction="sum").tolist()
         of = dict(zip(METRICS, sums, strict=True))
-        per_sequence = {f"{name}_per_sequence": of[name] / sequences for name in ("kl_reference", "expected_reward")}
+        per_sequence = {f"{name}_per_sequence": of[name] / sequences for name in PER_SEQUENCE}
         means = {name: total / positions for name, total in of.items()}
         loss_mean = loss / (sequences if reduction == "sequence" else positions)
         return {"loss": loss_mean, **means, **per_sequence, "num_positions": positions}

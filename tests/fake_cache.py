@@ -49,6 +49,7 @@ def make_cache(
     *,
     vocabulary_size: int = 24,
     pairs: int = 5,
+    response_tokens: int = 8,
     top_k: int | None = None,
     roles: Sequence[Role] = ROLES,
     served: Sequence[Pair] | None = None,
@@ -59,14 +60,17 @@ def make_cache(
 ) -> FakeCache:
     """Write a cache of `pairs` chosen and `pairs` rejected responses in shards of `rows_per_shard` rows.
 
-    With top_k exactly so many tokens are kept; without, every token above one threshold, from one to all of them.
+    A response has up to `response_tokens` tokens, and half as many at least. With top_k exactly so many tokens are
+    kept; without, every token above one threshold, from one to all of them.
     """
     nodes = nodes or StrengthNodes()
     served = served or tuple(pair for pair in DEFAULT_PAIRS if pair.negative in roles)
     threshold = None if top_k else float(np.log(0.4 / vocabulary_size))
     rule = SupportRule(lowest=1, highest=top_k or vocabulary_size, log_threshold=threshold)
     generator = np.random.default_rng(seed)
-    rows = [_response(generator, i, vocabulary_size, roles, rule, served, nodes) for i in range(2 * pairs)]
+    rows = [
+        _response(generator, i, response_tokens, vocabulary_size, roles, rule, served, nodes) for i in range(2 * pairs)
+    ]
     responses, dense = [row[0] for row in rows], [row[1] for row in rows]
     vocabulary = {_token(i): i for i in range(vocabulary_size)}
     plan = Plan(
@@ -149,13 +153,14 @@ def random_logprobs(
 def _response(
     generator: np.random.Generator,
     row: int,
+    longest: int,
     vocabulary_size: int,
     roles: Sequence[Role],
     rule: SupportRule,
     served: Sequence[Pair],
     nodes: StrengthNodes,
 ) -> tuple[Response, Dense]:
-    start, length = int(generator.integers(1, 5)), int(generator.integers(4, 9))
+    start, length = int(generator.integers(1, 5)), int(generator.integers(longest // 2, longest + 1))
     input_ids = generator.integers(0, vocabulary_size, start + length).astype(np.int32)
     mask = np.arange(start + length) >= start
     mask[start + 1] = row % 3 != 0  # a token of a tool's result

@@ -150,7 +150,7 @@ def test_an_altered_column_is_refused_by_name(fake):
 @pytest.mark.parametrize("metadata", [None, {}, {"crc32": "{"}, {"crc32": "[1]"}, {"crc32": "3"}, {"crc32": "{}"}])
 def test_a_batch_without_usable_crc32_is_refused(fake, metadata):
     batch = encode(fake.responses[:1], fake.plan)
-    with pytest.raises(CacheDamaged, match="^here.*: expected crc32"):
+    with pytest.raises(CacheDamaged, match=r"^here.*: expected crc32"):
         codec.check_crc32(batch, metadata and pa.KeyValueMetadata(metadata), "here")
 
 

@@ -15,6 +15,14 @@ from examples.demo.grammar import Dish, true_reward
 
 MAX_NEW_TOKENS = 40
 BATCH_SIZE = 128
+NUM_SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    prompt: str
+    response: str
+    true_reward: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +31,14 @@ class Quality:
     kl_nats       sum over a sampled response's tokens of KL(model || reference), full vocabulary; the mean response
     accuracy      share of held-out pairs whose chosen response gained more log-prob over the reference's than the
                   rejected one; for the reference itself: has the higher log-prob
+    samples       of some prompts, the first response
     """
 
     true_reward: float
     standard_error: float
     kl_nats: float
     accuracy: float
-    samples: tuple[str, ...]
+    samples: tuple[Sample, ...]
 
 
 def evaluate(
@@ -58,7 +67,10 @@ def evaluate(
         standard_error=stdev(rewards) / len(rewards) ** 0.5,
         kl_nats=fmean(kls_nats),
         accuracy=preference_accuracy(model, None if model is reference else reference, tokenizer, pairs),
-        samples=tuple(responses[:: 7 * responses_per_prompt]),
+        samples=tuple(
+            Sample(prompt=asked[i][0], response=responses[i], true_reward=rewards[i])
+            for i in range(0, len(asked), len(asked) // NUM_SHOWN)
+        ),
     )
 
 

@@ -3,11 +3,12 @@
     prompt      how do i cook a small potato?
     response     boil it, add butter, wait five minutes.
 
-A response is a list of clauses. The method and the seasoning must suit the noun, the minutes the adjective; chatter does
-no good, rudeness does harm. So what makes a response good are single words that depend on the prompt, and a longer
-response is not a better one.
+A response is a list of clauses. The method and the seasoning must suit the noun, the minutes the adjective; chatter
+does no good, rudeness does harm. So what makes a response good are single words that depend on the prompt, and a
+longer response is not a better one.
 """
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ CHATTER = ("it is quite easy", "everybody likes that", "as my mother said")
 RUDE = ("ask somebody else", "who cares", "what a silly question")
 
 
+JUDGE_SHARPNESS = 2.0  # a response better by 1 is preferred in 88 of 100 comparisons
 KINDS = ("method", "seasoning", "minutes", "chatter", "rude")
 
 
@@ -79,16 +81,55 @@ def write_response(dish: Dish, rng: random.Random) -> str:
 
 def true_reward(dish: Dish, response: str) -> float:
     """+1 for each right piece of advice, -1 for a wrong one, for a second one of its kind, for rudeness, for a clause
-    that is none and for a missing end; chatter is worth nothing."""
+    that is none, and once for an end that is missing or not the end; chatter is worth nothing."""
     body, end, rest = response.strip().partition(".")
     seen: set[str] = set()
     total = 0.0 if end and not rest else -1.0
     for text in body.split(", "):
-        kind, word = _parse(text)
+        kind, word = parse_clause(text)
         good = kind in dish.right and dish.right[kind] == word and kind not in seen
         total += 1.0 if good else 0.0 if kind == "chatter" else -1.0
         seen.add(kind)
     return total
+
+
+def draw_pair(prompt: str, dish: Dish, rng: random.Random) -> dict[str, str]:
+    """Two responses of different reward; a judge calls the better one better as often as Bradley and Terry say."""
+    rewards = [0.0, 0.0]
+    while rewards[0] == rewards[1]:
+        texts = [write_response(dish, rng) for _ in range(2)]
+        rewards = [true_reward(dish, text) for text in texts]
+    first_wins = rng.random() < 1 / (1 + math.exp(JUDGE_SHARPNESS * (rewards[1] - rewards[0])))
+    chosen, rejected = texts if first_wins else reversed(texts)
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def draw(
+    num_texts: int, num_pairs: int, *, held_out: bool, rng: random.Random
+) -> tuple[list[str], list[dict[str, str]]]:
+    """Prompts with the response that somebody wrote, and preference pairs."""
+    asked = prompts(held_out=held_out)
+    texts = [prompt + write_response(dish, rng) for prompt, dish in rng.choices(asked, k=num_texts)]
+    return texts, [draw_pair(prompt, dish, rng) for prompt, dish in rng.choices(asked, k=num_pairs)]
+
+
+def judge_accuracy(pairs: list[dict[str, str]]) -> float:
+    """Share of pairs whose chosen response has the higher true reward: what no model can be expected to beat."""
+    dish_of = dict(prompts(held_out=False) + prompts(held_out=True))
+    margins = [
+        true_reward(dish_of[pair["prompt"]], pair["chosen"]) - true_reward(dish_of[pair["prompt"]], pair["rejected"])
+        for pair in pairs
+    ]
+    return sum(margin > 0 for margin in margins) / len(margins)
+
+
+def parse_clause(text: str) -> tuple[str, str]:
+    """(kind, word) of a clause; ("none", text) for what is not one."""
+    for kind, words in WORDS.items():
+        for word in words:
+            if text == _advice(kind, word):
+                return kind, word
+    return ("chatter" if text in CHATTER else "rude" if text in RUDE else "none"), text
 
 
 def _clause(kind: str, dish: Dish, rng: random.Random) -> str:
@@ -108,12 +149,3 @@ def _advice(kind: str, word: str) -> str:
 def _text(clauses: list[str]) -> str:
     # the space keeps the prompt's last token and the response's first apart
     return " " + ", ".join(clauses) + "."
-
-
-def _parse(text: str) -> tuple[str, str]:
-    """(kind, word) of a clause; ("none", text) for what is not one."""
-    for kind, words in WORDS.items():
-        for word in words:
-            if text == _advice(kind, word):
-                return kind, word
-    return ("chatter" if text in CHATTER else "rude" if text in RUDE else "none"), text

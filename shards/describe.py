@@ -1,0 +1,149 @@
+"""A cache in words, for a terminal of 100 columns. Pure: takes what was read, returns text."""
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shards.compose import Teacher, compose
+from shards.manifest import Manifest, Plan
+from shards.schema import ANCHORS, FORMAT_NAME, FORMAT_VERSION, NEGATIVES, Pair
+from shards.scores import Response, segment_starts
+from shards.statistics import distribution_table
+from shards.teacher import MIN_STRENGTH, PRESETS, TeacherSpec
+
+WIDTH = 100
+LABEL_WIDTH = 12
+TOKEN_WIDTH = 14
+HASH_CHARACTERS = 12
+TOP_TOKENS = 3
+
+
+def plan_table(plan: Plan, provenance: Mapping[str, Any]) -> str:
+    """What a cache is made from: models, tokenizer, data and options, with their places and short hashes."""
+    identity = {name: part for name, part in plan.identity.items() if isinstance(part, Mapping)}
+    places = provenance.get("models", {})
+    models = [
+        f"{role:<10} {_hashes(identity.get('models', {}).get(role, {}))}  {places.get(role, '')}" for role in plan.roles
+    ]
+    tokenizer = f"{plan.vocabulary_size:,} tokens, {_hashes(identity.get('tokenizer', {}))}"
+    data = f"{provenance.get('data', '')}  {_hashes(identity.get('data', {}))}"
+    skipped = "".join(f"; {count:,} skipped as {reason}" for reason, count in plan.skipped.items())
+    threshold = "" if plan.log_threshold is None else f", kept above a log-prob of {plan.log_threshold:.3f}"
+    parts = {
+        "format": [f"{FORMAT_NAME} {FORMAT_VERSION}, {plan.values} values, build {plan.sha256[:HASH_CHARACTERS]}"],
+        "models": models,
+        "tokenizer": [tokenizer],
+        "data": [data.strip()],
+        "options": [_settings(identity.get("options", {})) + threshold],
+        "numerics": [_settings(identity.get("numerics", {}))],
+        "rows": [f"{plan.rows:,}, of which {plan.truncated:,} cut at max_length{skipped}"],
+        "tokens": [f"{plan.positions:,} response tokens in {len(plan.shards):,} shards"],
+    }
+    return "\n".join(line for label, texts in parts.items() for line in _labelled(label, texts))
+
+
+def values_table(manifest: Manifest) -> str:
+    """Size, and the distributions of support sizes, coverage and D_t."""
+    total, positions = sum(entry.bytes for entry in manifest.entries), manifest.plan.positions
+    kept = sum(entry.entries for entry in manifest.entries) / positions
+    size = f"{total / 2**20:,.1f} MiB, {total / positions:,.1f} bytes per response token, {kept:.1f} tokens kept each"
+    return "\n".join([*_labelled("size", [size]), "", distribution_table(manifest.statistics)])
+
+
+def teachers_table(plan: Plan) -> str:
+    """Which presets the cache serves up to which gain or strength, and which it does not, and why."""
+    lines = ["teachers"]
+    for name, spec in PRESETS.items():
+        lines.append(f"  {name:<12} {spec.pair!s:<20} {_range(plan, spec.strength) or ''}".rstrip())
+        reason = _unserved(plan, spec.pair)
+        if reason is not None:
+            lines[-1] = f"  {name:<12} {spec.pair!s:<20} not served: {reason}"
+    named = {spec.pair for spec in PRESETS.values()}
+    for pair in (Pair(anchor, negative) for anchor in ANCHORS for negative in NEGATIVES):
+        if pair not in named:
+            reason = _unserved(plan, pair)
+            text = f"not served: {reason}" if reason else "served, with either strength"
+            lines.append(f"  {'-':<12} {pair!s:<20} {text}")
+    return "\n".join(lines)
+
+
+def default_spec(plan: Plan) -> TeacherSpec | None:
+    """The first preset that the cache serves with its default options; None where it serves none so."""
+    return next((spec for spec in PRESETS.values() if plan.lacks(spec) is None), None)
+
+
+def row_table(response: Response, spec: TeacherSpec | None, plan: Plan, vocabulary: Mapping[str, int]) -> str:
+    """One response: its next tokens, their probability under reference and teacher, D_t, and the teacher's best."""
+    text_by_id = {token_id: text for text, token_id in vocabulary.items()}
+    prompt = [_token(text_by_id, i).strip() for i in response.input_ids[: response.response_start]]
+    kind = "chosen" if response.chosen else "rejected"
+    facts = f"{response.sample_id}, {kind}; {len(response.input_ids)} tokens, {response.scores.num_positions} distilled"
+    lines = [*_labelled("row", [facts]), *_labelled("prompt", ["... " + " ".join(prompt[-12:])])]
+    if spec is None:
+        return "\n".join([*lines, *_labelled("teacher", ["none: the cache serves no preset with its defaults"])])
+    lines += [*_labelled("teacher", [str(spec)]), ""]
+    lines.append(
+        f"{'token':>6} {'':<{TOKEN_WIDTH}} {'p_ref':>7} {'p*':>7} {'D_t':>7} {'w_t':>7} {'K_t':>5}  best of p*"
+    )
+    return "\n".join([*lines, *_positions(response, compose(response.scores, spec, plan.nodes), spec, text_by_id)])
+
+
+def _positions(response: Response, teacher: Teacher, spec: TeacherSpec, text_by_id: Mapping[int, str]) -> Iterator[str]:
+    """A line for each response position. The teacher's probability of a next token that is not kept is left out."""
+    scores = response.scores
+    tokens = np.flatnonzero(response.loss_mask)
+    starts = segment_starts(scores.support_count)
+    for n, (token, start, count) in enumerate(zip(tokens, starts, scores.support_count, strict=True)):
+        ids, probs = teacher.support_ids[start : start + count], np.exp(teacher.logprobs[start : start + count])
+        next_id = response.input_ids[token]
+        reached = "".join(f"{prob:7.4f}" for prob in probs[ids == next_id]) or f"{'tail':>7}"
+        best = np.argsort(-probs, kind="stable")[:TOP_TOKENS]
+        shown = "  ".join(f"{_token(text_by_id, ids[i]).strip()} {probs[i]:.2f}" for i in best)
+        line = (
+            f"{token:>6} {_token(text_by_id, next_id)} {np.exp(scores.next_logprob['reference'][n]):7.4f} {reached} "
+            f"{scores.l1_distance[spec.negative][n]:7.4f} {teacher.strength[n]:7.3f} {count:>5}  {shown}"
+        )
+        yield line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+
+
+def _range(plan: Plan, strength: str) -> str:
+    if strength == "adaptive":
+        return f"w = gain * D_t + {MIN_STRENGTH:g}, gain up to {plan.nodes.gains[-1]:g}"
+    return f"w = beta / kl_coef, up to {plan.nodes.strengths[-1]:g}"
+
+
+def _unserved(plan: Plan, pair: Pair) -> str | None:
+    for role in pair:
+        if role not in plan.roles:
+            return f"built without the model {role}"
+    return None if pair in plan.pairs else f"built without --pairs {pair}"
+
+
+def _labelled(label: str, texts: Sequence[str]) -> Iterable[str]:
+    """Lines with a label before the first; long ones are broken."""
+    indent = " " * (LABEL_WIDTH + 1)
+    for i, text in enumerate(texts):
+        head = f"{label:<{LABEL_WIDTH}} " if i == 0 else indent
+        yield textwrap.fill(text, WIDTH, initial_indent=head, subsequent_indent=indent)
+
+
+def _hashes(part: Mapping[str, Any]) -> str:
+    """The identity's hashes, short: `weights d2a149c119e4`."""
+    named = {name.removesuffix("_sha256"): value for name, value in part.items() if name.endswith("_sha256") and value}
+    return ", ".join(f"{name} {value[:HASH_CHARACTERS]}" for name, value in named.items())
+
+
+def _settings(part: Mapping[str, Any]) -> str:
+    plain = {
+        name: value for name, value in part.items() if not isinstance(value, (list, Mapping)) and value is not None
+    }
+    return ", ".join(f"{name} {value}" for name, value in plain.items())
+
+
+def _token(text_by_id: Mapping[int, str], token_id: int) -> str:
+    """The vocabulary's text of a token, made printable, of TOKEN_WIDTH characters."""
+    text = text_by_id.get(int(token_id), f"<{token_id}>")
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return f"{shown[: TOKEN_WIDTH - 1]}…" if len(shown) > TOKEN_WIDTH else f"{shown:<{TOKEN_WIDTH}}"

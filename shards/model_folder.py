@@ -1,0 +1,73 @@
+"""What a model's folder must hold. Both rooms refuse the same folders, in the same words."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.errors import ModelError, first_line
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@contextlib.contextmanager
+def refusing(where: str, expected: str) -> Iterator[None]:
+    """Turn what transformers, tokenizers, safetensors and peft raise while they load into a ModelError."""
+    try:
+        yield
+    except Exception as exc:  # they have no family in common
+        got = "one that needs code of its own, which runs with --trust_remote_code only"
+        if "trust_remote_code" not in str(exc):
+            got = first_line(exc)
+        raise ModelError(f"{where}: expected {expected}, got {got}") from exc
+
+
+def require_folder(name: str) -> None:
+    """Raise ModelError where `name` can only be a path, and no folder is there; any other may be a hub name."""
+    if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+        raise ModelError(f"{name}: expected a model folder, found none")
+
+
+def read_config(name: str, path: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder. Raises ModelError."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as exc:
+        raise ModelError(f"{name}/{path.name}: expected a JSON object, got {exc}") from exc
+
+
+def adapter_base(name: str, folder: Path) -> str | None:
+    """Folder or hub name of an adapter's base; None for a full model. Raises ModelError where the adapter has none."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    base = read_config(name, folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        raise ModelError(f"{name}/{ADAPTER_CONFIG}: expected base_model_name_or_path, got {base!r}")
+    return base
+
+
+def require_weights(name: str, folder: Path, stem: str) -> None:
+    """Raise ModelError without `stem`*.safetensors: weights are never unpickled."""
+    if any(folder.glob(f"{stem}*.safetensors")):
+        return
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
+    raise ModelError(f"{name}: expected {stem}*.safetensors, found {found}")
+
+
+def require_tokenizer(name: str, folder: Path) -> None:
+    """Raise ModelError without a tokenizer's files; transformers would look for one under other names."""
+    if not any((folder / file).is_file() for file in ("tokenizer_config.json", "tokenizer.json")):
+        raise ModelError(f"{name}: expected a tokenizer in the folder, found none")
+
+
+def require_whole(name: str, loading_info: Mapping[str, Any]) -> None:
+    """Raise ModelError where transformers made weights up, as it does for those that it misses or cannot fit.
+
+    loading_info is from_pretrained's, with output_loading_info and ignore_mismatched_sizes.
+    """
+    for key, found, expected in sorted(loading_info.get("mismatched_keys", ())):
+        raise ModelError(f"{name}: expected {key} of shape {list(expected)}, as the config says, got {list(found)}")
+    for key in sorted(loading_info["missing_keys"]):
+        raise ModelError(f"{name}: expected weights for {key}, found none")

@@ -1,0 +1,122 @@
+"""The commands as a user runs them: from any folder, with any spelling of a flag, again, and after a kill."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny import load, make_pairs, write_jsonl
+
+import precompute
+import shards
+import student
+from precompute.build import main as build_main
+from precompute.options import BuildOptions
+from student.options import DistillArguments
+from student.train import main as train_main
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+SECONDS = 120
+
+
+def run(folder, *command):
+    """Run Python in `folder`; what it printed."""
+    whole = [sys.executable, *command]
+    done = subprocess.run(whole, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def snapshot(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def models(trio_folders):
+    return ["--models", *(f"{role}={folder}" for role, folder in trio_folders.items())]
+
+
+def test_commands_work_where_folders_have_the_names_of_the_packages(trio_folders, tmp_path):
+    write_jsonl(tmp_path / "pairs.jsonl", make_pairs(4))
+    theirs = ["shards/notes.jsonl", "shards/codec.py", "student/essays.jsonl", "precompute/tokenize.py"]
+    for name in theirs:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('not the package')\n")
+    before = snapshot(tmp_path)
+
+    look_up = "import shards, student, precompute; print(shards.__file__, student.__file__, precompute.__file__)"
+    assert run(tmp_path, "-c", look_up).split() == [shards.__file__, student.__file__, precompute.__file__]
+
+    build = ["-m", "precompute.build", *models(trio_folders), "--data", "pairs.jsonl"]
+    build += ["--top-k", "5", "--max_top_k", "12", "--tokens-per-shard=10"]
+    printed = run(tmp_path, *build)
+    assert "shards: done" in printed
+    built = snapshot(tmp_path)
+    assert {name: built[name] for name in before} == before
+    new = sorted(built.keys() - before.keys())
+    assert all(name.startswith("shards/") for name in new)
+    assert {"shards/manifest.json", "shards/part-00000.arrow", "shards/part-00001.arrow"} <= set(new)
+    options = json.loads(built["shards/manifest.json"])["identity"]["options"]
+    assert [options[name] for name in ("top_k", "max_top_k", "tokens_per_shard")] == [5, 12, 10]
+
+    assert "shards: already built from the same inputs, nothing to do" in run(tmp_path, *build)
+    assert "4 rows" in run(tmp_path, "-m", "shards.verify")
+    assert snapshot(tmp_path) == built
+
+    train = ["-m", "student.train", "--output_dir", "out", "--max-steps", "1", "--global_batch_size", "2"]
+    train += ["--per-device-train-batch-size", "2", "--use_cpu", "--report-to", "none", "--save_strategy", "no"]
+    run(tmp_path, *train)
+    load(tmp_path / "out")
+    assert {name: content for name, content in snapshot(tmp_path).items() if not name.startswith("out/")} == built
+
+
+def test_a_killed_build_goes_on_to_the_bytes_of_an_unbroken_one(trio_folders, tmp_path):
+    data = write_jsonl(tmp_path / "pairs.jsonl", make_pairs(200))
+    flags = [*models(trio_folders), "--data", str(data), "--top_k", "5", "--max_top_k", "12", "--tokens_per_shard", "1"]
+    build_main([*flags, "--out", str(tmp_path / "unbroken")])
+
+    out = tmp_path / "broken"
+    command = [sys.executable, "-m", "precompute.build", *flags, "--out", str(out)]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        give_up = time.monotonic() + SECONDS
+        while not (out / "part-00000.arrow").exists():
+            assert process.poll() is None and time.monotonic() < give_up, process.communicate()[0].decode()
+            time.sleep(0.001)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    left = snapshot(out)
+    written = {name for name in left if name.startswith("part-")}
+    assert 0 < len(written) < 200 and "manifest.json" not in left
+    for number in (199, 200):  # one that will be written, and one that will not
+        (out / f".part-{number:05d}.arrow.aligndistil-tmp").write_bytes(b"half a shard")
+
+    printed = run(tmp_path, *command[1:])
+    assert "already done" in printed
+    assert snapshot(out) == snapshot(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize(
+    ("main", "flags"),
+    [
+        (build_main, [field.name for field in dataclasses.fields(BuildOptions)]),
+        (train_main, [*DistillArguments.__annotations__, "output_dir", "per_device_train_batch_size", "max_steps"]),
+    ],
+    ids=["build", "train"],
+)
+def test_help_explains_every_flag_in_both_spellings(main, flags, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    _, _, explained = capsys.readouterr().out.partition("options:")
+    for flag in flags:
+        assert f"--{flag} " in explained or f"--{flag}, " in explained, flag
+        assert f"--{flag.replace('_', '-')} " in explained or f"--{flag.replace('_', '-')}\n" in explained, flag
+
+
+@pytest.mark.parametrize("module", ["shards.verify", "shards.inspect"])
+def test_help_of_the_commands_that_read_a_cache(module, tmp_path):
+    assert f"usage: python -m {module}" in run(tmp_path, "-m", module, "--help")
