@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from shards import ShardCache, TeacherSpec
 from shards.compose import compose
-from shards.errors import DataError
+from shards.errors import CacheConflict, DataError
 from shards.manifest import refuse_difference
 from shards.nodes import StrengthNodes
 from shards.schema import Role
@@ -40,6 +40,8 @@ class CachedResponses(Dataset):
         self.caches = [ShardCache(folder) for folder in folders]
         for cache in self.caches[1:]:
             refuse_difference(_comparable(self.caches[0]), _comparable(cache), f"{cache.folder}: is of another kind")
+        if len({cache.plan.sha256 for cache in self.caches}) < len(self.caches):
+            raise CacheConflict(f"{', '.join(map(str, folders))}: expected different caches, got the same build twice")
         places: list[np.ndarray] = []
         lengths: list[np.ndarray] = []
         for number, cache in enumerate(self.caches):

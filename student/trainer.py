@@ -6,7 +6,6 @@ all rows). Everything else is Trainer's.
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,14 @@ from shards.vocabulary import require_same_vocabulary
 from student.card import write_model_card
 from student.data import CachedResponses, Collator, GlobalBatchSampler
 from student.forward import DistillForward
-from student.loss import METRICS, SparseTargets
+from student.loss import SparseTargets
+from student.metrics import MetricSums
 from student.options import DistillArguments
 
 logger = logging.get_logger(__name__)
 
 RUN_FILE = "distill_run.json"
 LOW_SUPPORT_MASS = 0.8
-PER_SEQUENCE = ("kl_reference", "kl_dpo", "expected_reward", "dpo_expected_reward")
-"""Logged as sums over a sequence too, as the released trainer does."""
 
 
 class DistillTrainer(Trainer):
@@ -93,8 +91,8 @@ class DistillTrainer(Trainer):
         self.distill_forward.install()
         self._sampler = self._make_sampler(train_dataset, args.per_device_train_batch_size, shuffle=True)
         self.add_callback(_EpochOrder(self._sampler, self.run_identity()))
-        self._train_sums = _Sums()
-        self._eval_sums = _Sums()
+        self._train_sums = MetricSums()
+        self._eval_sums = MetricSums()
         self._warned_of_support = False
 
     def run_identity(self) -> dict[str, Any]:
@@ -181,7 +179,7 @@ class DistillTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Trainer's loop, with its average of batch losses replaced by sums over all rows over their count."""
-        self._eval_sums = _Sums()
+        self._eval_sums = MetricSums()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         assert output.metrics is not None
         for name, value in self._eval_sums.means(self.accelerator, self.args.reduction).items():
@@ -195,7 +193,7 @@ class DistillTrainer(Trainer):
             means.pop("loss")  # Trainer's own, the mean over the steps since the last log
             means["tokens_per_second"] = means.pop("num_positions") / self._train_sums.seconds()
             logs |= means
-            self._train_sums = _Sums()
+            self._train_sums = MetricSums()
             self._warn_of_support(means["support_mass"])
         super().log(logs, start_time)
 
@@ -247,34 +245,6 @@ class DistillTrainer(Trainer):
                 f"the student has {mass:.3f} of its mass on the cached tokens, under {LOW_SUPPORT_MASS}: the targets "
                 "no longer describe what it says; build with a larger --top_k, or train less far"
             )
-
-
-class _Sums:
-    """Sums of loss and metrics over micro-batches, on the device, without waiting for it."""
-
-    def __init__(self) -> None:
-        self._total: torch.Tensor | None = None
-        self._start = time.perf_counter()
-
-    def add(self, outputs: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> None:
-        counts = [inputs["num_sequences"].double(), inputs["num_positions"].double()]
-        loss = outputs["loss_sum"].detach().double()
-        row = torch.stack([loss, *(count.to(loss.device) for count in counts), *outputs["metrics"].double()])
-        self._total = row if self._total is None else self._total + row
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self._start
-
-    def means(self, accelerator: Any, reduction: str) -> dict[str, float]:
-        """Over all ranks: loss, metrics per response token, and KL and reward per sequence. Empty without batches."""
-        if self._total is None:
-            return {}
-        loss, sequences, positions, *sums = accelerator.reduce(self._total, reduction="sum").tolist()
-        of = dict(zip(METRICS, sums, strict=True))
-        per_sequence = {f"{name}_per_sequence": of[name] / sequences for name in PER_SEQUENCE}
-        means = {name: total / positions for name, total in of.items()}
-        loss_mean = loss / (sequences if reduction == "sequence" else positions)
-        return {"loss": loss_mean, **means, **per_sequence, "num_positions": positions}
 
 
 class _EpochOrder(TrainerCallback):

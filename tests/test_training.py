@@ -453,3 +453,23 @@ def test_several_caches_are_read_as_one(whole_cache, sparse_cache, trio_folders,
     assert len(data) == len(sparse_cache)
     with pytest.raises(CacheConflict, match="pairs"):
         CachedResponses([parts[0], whole_cache.folder])
+
+
+def test_a_student_may_be_an_adapter_on_its_base(sparse_cache, student_folder, trio_folders, tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(load(student_folder), config)
+    adapted.peft_config["default"].base_model_name_or_path = str(student_folder)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = save(adapted.merge_and_unload(), tmp_path / "merged")
+    for name, folder in (("a", tmp_path / "adapter"), ("b", merged)):
+        train(arguments(sparse_cache, folder, tmp_path / name, **plain_sgd()))
+    steps = [moved(weights(merged), weights(tmp_path / name)) for name in "ab"]
+    assert steps[0].norm() > 0
+    assert (steps[0] - steps[1]).norm() < 1e-4 * steps[0].norm()
+
+
+def test_a_cache_given_twice_is_refused(sparse_cache):
+    with pytest.raises(CacheConflict, match="expected different caches, got the same build twice"):
+        CachedResponses([sparse_cache.folder, sparse_cache.folder])
