@@ -12,8 +12,8 @@ def plan_text(plan: Plan, corpus: Corpus, todo: Sequence[ShardPlan], top_k: int,
     left = sum(shard.positions for shard in todo)
     per_position = bytes_per_position(plan, top_k)
     lines = [
-        f"{'rows':>18}  {plan.rows:,} of {corpus.rows_read:,} rows read{_skipped(plan)}",
-        f"{'response tokens':>18}  {plan.positions:,} in {len(plan.shards):,} shards"
+        f"{'responses':>18}  {plan.rows:,}, from {_count(corpus.rows_read, 'row')} of data{_skipped(plan)}",
+        f"{'response tokens':>18}  {plan.positions:,} in {_count(len(plan.shards), 'shard')}"
         + (f", {plan.positions - left:,} already done" if left < plan.positions else ""),
         f"{'projected size':>18}  {plan.positions * per_position / 2**20:,.1f} MiB "
         f"({per_position:,.0f} bytes per response token before compression)",
@@ -27,8 +27,8 @@ def summary_text(manifest: Manifest, corpus: Corpus) -> str:
     plan = manifest.plan
     total = sum(entry.bytes for entry in manifest.entries)
     lines = [
-        f"{'rows':>18}  {plan.rows:,}{_skipped(plan)}; {plan.truncated:,} cut at max_length",
-        f"{'prompt boundary':>18}  {corpus.prompt_not_prefix:,} rows whose prompt alone tokenises otherwise",
+        f"{'responses':>18}  {plan.rows:,}{_skipped(plan)}; {plan.truncated:,} cut at max_length; "
+        f"{corpus.prompt_not_prefix:,} whose prompt alone tokenises otherwise",
         f"{'size':>18}  {total / 2**20:,.1f} MiB, {total / plan.positions:,.1f} bytes per response token, "
         f"{sum(e.entries for e in manifest.entries) / plan.positions:.1f} tokens kept on average",
         distribution_table(manifest.statistics),
@@ -51,6 +51,10 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60)} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _skipped(plan: Plan) -> str:

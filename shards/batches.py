@@ -42,7 +42,8 @@ class BatchReader:
         Raises CacheDamaged, naming file and record batch, where it cannot be decoded or a column was altered.
         """
         where = f"{self.folder / self.plan.shards[shard].file} record batch {batch}"
-        found, metadata = load_batch(self._open(shard, tuple(names)), batch, self.num_rows(shard, batch), where)
+        file, first_row = self._open(shard, tuple(names)), self.plan.first_row(shard, batch)
+        found, metadata = load_batch(file, batch, first_row, self.num_rows(shard, batch), where)
         codec.check_crc32(found, metadata, where)
         return found
 
@@ -77,9 +78,12 @@ def open_shard(path: Path, plan: Plan, names: Sequence[str]) -> pa.ipc.RecordBat
 
 
 def load_batch(
-    file: pa.ipc.RecordBatchFileReader, batch: int, rows: int, where: str
-) -> tuple[pa.RecordBatch, pa.KeyValueMetadata | None]:
-    """A record batch and its metadata, safe to compute with. Raises CacheDamaged unless it can be read, with `rows`."""
+    file: pa.ipc.RecordBatchFileReader, batch: int, first_row: int, rows: int, where: str
+) -> tuple[pa.RecordBatch, dict[bytes, bytes]]:
+    """A record batch and its metadata, safe to compute with.
+
+    Raises CacheDamaged unless it can be read and holds `rows` rows, from the cache's row `first_row` on.
+    """
     try:
         found = file.get_batch_with_custom_metadata(batch)
         found.batch.validate(full=True)  # altered lengths or offsets would have us read past a buffer's end
@@ -87,7 +91,11 @@ def load_batch(
         raise CacheDamaged(f"{where}: expected a readable record batch, got {one_line(exc)}") from exc
     if found.batch.num_rows != rows:
         raise CacheDamaged(f"{where}: expected {rows} rows, got {found.batch.num_rows}")
-    return found.batch, found.custom_metadata
+    metadata = dict(found.custom_metadata or {})
+    begins = metadata.get(schema.FIRST_ROW_KEY, b"none")
+    if begins != str(first_row).encode():
+        raise CacheDamaged(f"{where}: expected the batch that begins with row {first_row}, got {ascii(begins)[2:-1]}")
+    return found.batch, metadata
 
 
 def _difference(expected: pa.Schema, found: pa.Schema) -> str:

@@ -66,15 +66,16 @@ def decode_row(row: Mapping[str, Any], pairs: Iterable[Pair], num_nodes: int) ->
     )
 
 
-def crc32_metadata(batch: pa.RecordBatch) -> dict[bytes, bytes]:
-    """Record-batch metadata: the crc32 of every column, as one JSON object."""
+def batch_metadata(batch: pa.RecordBatch, first_row: int) -> dict[bytes, bytes]:
+    """Record-batch metadata: the row of the cache it begins with, and every column's crc32 as one JSON object."""
     sums = {name: column_crc32(batch.column(name)) for name in batch.schema.names}
-    return {schema.CRC32_KEY: json.dumps(sums, sort_keys=True, separators=(",", ":")).encode()}
+    crc32 = json.dumps(sums, sort_keys=True, separators=(",", ":"))
+    return {schema.FIRST_ROW_KEY: str(first_row).encode(), schema.CRC32_KEY: crc32.encode()}
 
 
-def check_crc32(batch: pa.RecordBatch, metadata: pa.KeyValueMetadata | None, where: str) -> None:
+def check_crc32(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes], where: str) -> None:
     """Compare every column of the batch with its crc32. Raises CacheDamaged, naming the column."""
-    if metadata is None or schema.CRC32_KEY not in metadata:
+    if schema.CRC32_KEY not in metadata:
         raise CacheDamaged(f"{where}: expected crc32 metadata, got none")
     try:
         expected = dict(json.loads(metadata[schema.CRC32_KEY]))

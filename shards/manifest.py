@@ -23,6 +23,8 @@ MANIFEST_FILE = "manifest.json"
 VOCABULARY_FILE = "vocabulary.json"
 PROVENANCE_FILE = "provenance.json"
 SHARD_GLOB = "part-*.arrow"
+VALUES = ("float32",)
+"""How values may be stored; `shards.codec` knows each of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,10 @@ class Plan:
     def rows(self) -> int:
         return sum(shard.rows for shard in self.shards)
 
+    def first_row(self, shard: int, batch: int) -> int:
+        """The cache's row that a record batch begins with."""
+        return self.shards[shard].first_row + batch * self.rows_per_batch
+
     @property
     def positions(self) -> int:
         return sum(shard.positions for shard in self.shards)
@@ -106,6 +112,8 @@ class Plan:
     def from_json(cls, data: Mapping[str, Any], where: str) -> "Plan":
         """Read what `to_json` wrote. Raises CacheDamaged, naming the file and what is wrong."""
         _require_format(data, where)
+        if data.get("values") not in VALUES:
+            raise CacheDamaged(f"{where}: expected values stored as {' or '.join(VALUES)}, got {data.get('values')!r}")
         try:
             return cls(
                 identity=dict(data["identity"]),

@@ -41,6 +41,8 @@ SUPPORT_IDS = "support_ids"
 
 CRC32_KEY = b"crc32"
 """Key of a record batch's metadata: a JSON object, column name to crc32."""
+FIRST_ROW_KEY = b"first_row"
+"""Key of a record batch's metadata: the cache's row that its first row is, in decimal digits."""
 BUILD_KEY = b"build_sha256"
 """Key of a shard's schema metadata: the build (plan) that it is part of."""
 

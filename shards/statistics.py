@@ -16,7 +16,10 @@ QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 @dataclass(slots=True)
 class Histogram:
-    """Counts over equal bins of [0, high], with the exact mean and extremes; a quantile is off by a bin at most."""
+    """Counts over equal bins of [0, high], with the exact mean and extremes; a quantile is off by a bin at most.
+
+    Of whole numbers, bins of width 1 give quantiles that are whole numbers too.
+    """
 
     high: float
     bins: int
@@ -38,10 +41,10 @@ class Histogram:
         self.highest = max(self.highest, float(values.max()))
 
     def quantile(self, q: float) -> float:
-        """The middle of the bin that holds the q-quantile, kept inside the observed range."""
+        """The lower edge of the bin that holds the q-quantile, kept inside the observed range."""
         rank = q * (self.counts.sum() - 1)
         bin_index = int(np.searchsorted(np.cumsum(self.counts), rank, side="right"))
-        return float(np.clip((bin_index + 0.5) * self.high / self.bins, self.lowest, self.highest))
+        return float(np.clip(bin_index * self.high / self.bins, self.lowest, self.highest))
 
     def summary(self) -> dict[str, Any]:
         count = int(self.counts.sum())
@@ -67,7 +70,7 @@ def add_positions(
 def new_histograms(plan: Plan) -> dict[str, Histogram]:
     distances = [schema.l1_distance_column(n) for n in schema.NEGATIVES if n in plan.roles]
     return {
-        "support_count": Histogram(plan.vocabulary_size + 1, min(plan.vocabulary_size + 1, 1 << 18)),
+        "support_count": Histogram(plan.vocabulary_size + 1, plan.vocabulary_size + 1),
         **{f"coverage_{role}": Histogram(1.0, 10_000) for role in plan.roles},
         **{name: Histogram(2.0, 20_000) for name in distances},
     }

@@ -98,7 +98,8 @@ def _contents(plan: Plan, shard: int, folder: Path, seen: Seen) -> Iterator[Faul
         first = index * plan.rows_per_batch
         where = f"{path} record batch {index}"
         try:
-            batch, metadata = load_batch(file, index, min(plan.rows_per_batch, planned.rows - first), where)
+            rows = min(plan.rows_per_batch, planned.rows - first)
+            batch, metadata = load_batch(file, index, planned.first_row + first, rows, where)
         except CacheDamaged as error:
             yield Fault(rule=7, text=str(error))
             continue

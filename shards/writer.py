@@ -9,26 +9,26 @@ from typing import Any
 import pyarrow as pa
 
 from shards import codec
-from shards.manifest import Plan
+from shards.manifest import Plan, ShardPlan
 from shards.schema import arrow_schema
 from shards.scores import Response
 
 COMPRESSION_LEVEL = 3
 
 
-def write_shard(folder: Path, file: str, plan: Plan, responses: Sequence[Response]) -> None:
+def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[Response]) -> None:
     """Write one shard of `plan`, its rows in order, as an Arrow IPC file of zstd-compressed record batches."""
     table = plan.columns()
     schema = arrow_schema(table, build_sha256=plan.sha256)
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL), use_threads=False)
-    temporary = _temporary(folder, file)
+    temporary = _temporary(folder, shard.file)
     with pa.OSFile(str(temporary), "wb") as sink:
         writer = pa.ipc.new_file(sink, schema, options=options)
         for start in range(0, len(responses), plan.rows_per_batch):
             batch = codec.encode(responses[start : start + plan.rows_per_batch], table, schema)
-            writer.write_batch(batch, custom_metadata=codec.crc32_metadata(batch))
+            writer.write_batch(batch, custom_metadata=codec.batch_metadata(batch, shard.first_row + start))
         writer.close()  # on success only: a file without its footer is not an Arrow file
-    _publish(temporary, folder / file)
+    _publish(temporary, folder / shard.file)
 
 
 def write_json(folder: Path, file: str, value: Any) -> None:

@@ -38,11 +38,30 @@ def train(args: DistillArguments) -> DistillTrainer:
         eval_dataset=eval_data,
         processing_class=tokenizer,
     )
+    if trainer.is_world_process_zero():
+        print(_plan_text(trainer, source))
     trainer.train(resume_from_checkpoint=_checkpoint(args))
     if eval_data is not None:
         trainer.log_metrics("eval", trainer.evaluate())
     save(trainer, tokenizer)
+    if trainer.is_world_process_zero():
+        print(f"{args.output_dir}: done, after {trainer.state.global_step:,} steps")
     return trainer
+
+
+def _plan_text(trainer: DistillTrainer, source: str) -> str:
+    """Student, data, teacher and steps, before the work."""
+    args, data = trainer.args, trainer.train_dataset
+    order = trainer.run_identity()["global_batch_size"]
+    steps = args.max_steps if args.max_steps > 0 else trainer.num_steps
+    lines = {
+        "student": source,
+        "responses": f"{len(data):,} ({args.train_on}) from {', '.join(str(cache.folder) for cache in data.caches)}",
+        "teacher": str(args.spec),
+        "loss": f"{args.divergence}, mean by {args.reduction}",
+        "steps": f"{steps:,}, each of {order:,} responses",
+    }
+    return "\n".join(f"{name:>10}  {text}" for name, text in lines.items())
 
 
 def save(trainer: DistillTrainer, tokenizer: Any) -> None:

@@ -6,6 +6,7 @@ all rows). Everything else is Trainer's.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,11 @@ class DistillTrainer(Trainer):
             "seed": self._sampler.seed,
             "global_batch_size": self._sampler.global_batch_size,
         }
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of all epochs."""
+        return math.ceil(self.args.num_train_epochs * self._sampler.num_global_batches)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trainer.train; raises CacheConflict where the checkpoint belongs to another run."""

@@ -112,7 +112,7 @@ def write_cache(folder: Path, plan: Plan, vocabulary: Mapping[str, int], respons
     write_json(folder, PROVENANCE_FILE, {"models": places, "data": "preferences.jsonl"})
     write_json(folder, PLAN_FILE, plan.to_json())
     for shard in plan.shards:
-        write_shard(folder, shard.file, plan, responses[shard.first_row : shard.first_row + shard.rows])
+        write_shard(folder, shard, plan, responses[shard.first_row : shard.first_row + shard.rows])
     write_manifest(folder, plan)
 
 

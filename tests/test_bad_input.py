@@ -263,19 +263,19 @@ def test_logits_that_are_not_finite(refuse_build, refuse_train, trio_folders, tm
 
 
 def test_shards_written_before_a_bad_logit_are_kept(trio_folders, tmp_path):
-    # only the last and shortest row has the word whose embedding is broken
-    long = " cat sat on the mat and the dog ran under the tree"
-    rows = [{"prompt": "the", "chosen": long, "rejected": " a"}] * 5
-    data = write_jsonl(tmp_path / "rows.jsonl", [*rows, {"prompt": "a cat", "chosen": " slept", "rejected": " a"}])
+    # only one row has the word whose embedding is broken, and it is not among those that the speed is told from
+    good = {"prompt": "the", "chosen": " cat sat on the mat and the dog ran under the tree", "rejected": " a"}
+    rows = [*[good] * 4, {"prompt": "a cat", "chosen": " slept", "rejected": " a"}, *[good] * 36]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
     row = make_tokenizer().get_vocab()["slept"]
     broken = with_weight(trio_folders["reverse"], tmp_path / "broken", "model.embed_tokens.weight", row, float("nan"))
     options = build_options(
         trio_folders | {"reverse": broken}, data, tmp_path / "out", top_k=5, support="fixed", tokens_per_shard=1
     )
-    expected = "reverse: expected finite logits, got nan for sample 5/chosen at token 2"
+    expected = "reverse: expected finite logits, got nan for sample 4/chosen at token 2"
     assert refusal(lambda: build(options)) == expected
     before = snapshot(tmp_path / "out")
-    assert [name for name in before if name.startswith("part-")] == [f"part-0000{i}.arrow" for i in range(5)]
+    assert [name for name in before if name.startswith("part-")] == [f"part-0000{i}.arrow" for i in range(4)]
     assert refusal(lambda: build(options)) == expected
     assert snapshot(tmp_path / "out") == before
 
@@ -397,8 +397,8 @@ def test_a_prompt_as_long_as_max_length_is_skipped_and_counted(trio_folders, tmp
     assert manifest.plan.skipped["overlong"] == 1
     assert manifest.plan.rows == 3
     printed = capsys.readouterr().out
-    assert "rows  3 of 4 rows read, 1 skipped as overlong" in printed
-    assert "rows  3, 1 skipped as overlong" in printed
+    assert "responses  3, from 4 rows of data, 1 skipped as overlong" in printed
+    assert "responses  3, 1 skipped as overlong" in printed
 
 
 def test_a_prompt_as_long_as_max_length_is_an_error_where_that_was_asked_for(refuse_build, tmp_path):

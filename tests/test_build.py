@@ -399,7 +399,13 @@ def test_the_plan_and_the_summary_tell_a_person_what_matters(trio_folders, tmp_p
     data = write_jsonl(tmp_path / "pairs.jsonl", rows)
     build(build_options(trio_folders, data, tmp_path / "cache", max_length=20, top_k=4))
     out = capsys.readouterr().out
-    for text in ("5 of 6 rows read", "1 skipped as overlong", "projected size", "projected time", "bytes per response"):
+    for text in (
+        "5, from 6 rows of data",
+        "1 skipped as overlong",
+        "projected size",
+        "projected time",
+        "bytes per response",
+    ):
         assert text in out
     for text in ("coverage_dpo", "l1_distance_reverse", "support_count", "cut at max_length"):
         assert text in out

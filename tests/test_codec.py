@@ -80,7 +80,7 @@ def test_decoding_some_roles_gives_their_values_and_no_others(fake):
 def test_a_slice_of_a_batch_has_the_crc32_of_its_rows_alone(fake):
     whole = encode(fake.responses, fake.plan)
     part = encode(fake.responses[2:4], fake.plan)
-    assert codec.crc32_metadata(whole.slice(2, 2)) == codec.crc32_metadata(part)
+    assert codec.batch_metadata(whole.slice(2, 2), 0) == codec.batch_metadata(part, 0)
 
 
 def altered(response):
@@ -119,10 +119,10 @@ def nudged(values):
 
 def test_the_least_change_of_any_value_changes_its_crc32_and_no_other(fake):
     response = fake.responses[0]
-    before = json.loads(codec.crc32_metadata(encode([response], fake.plan))[schema.CRC32_KEY])
+    before = json.loads(codec.batch_metadata(encode([response], fake.plan), 0)[schema.CRC32_KEY])
     seen = set()
     for name, changed in altered(response):
-        after = json.loads(codec.crc32_metadata(encode([changed], fake.plan))[schema.CRC32_KEY])
+        after = json.loads(codec.batch_metadata(encode([changed], fake.plan), 0)[schema.CRC32_KEY])
         assert {column for column in before if before[column] != after[column]} == {name}
         seen.add(name)
     assert seen == set(before)
@@ -140,18 +140,18 @@ def test_values_that_move_to_another_row_change_the_crc32(fake):
 
 def test_an_altered_column_is_refused_by_name(fake):
     batch = encode(fake.responses[:1], fake.plan)
-    metadata = pa.KeyValueMetadata(codec.crc32_metadata(batch))
+    metadata = codec.batch_metadata(batch, 0)
     codec.check_crc32(batch, metadata, "here")
     for name, changed in altered(fake.responses[0]):
         with pytest.raises(CacheDamaged, match=f"^here column {name}: expected crc32 [0-9]+, got [0-9]+$"):
             codec.check_crc32(encode([changed], fake.plan), metadata, "here")
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"crc32": "{"}, {"crc32": "[1]"}, {"crc32": "3"}, {"crc32": "{}"}])
+@pytest.mark.parametrize("metadata", [{}, {b"crc32": b"{"}, {b"crc32": b"[1]"}, {b"crc32": b"3"}, {b"crc32": b"{}"}])
 def test_a_batch_without_usable_crc32_is_refused(fake, metadata):
     batch = encode(fake.responses[:1], fake.plan)
     with pytest.raises(CacheDamaged, match=r"^here.*: expected crc32"):
-        codec.check_crc32(batch, metadata and pa.KeyValueMetadata(metadata), "here")
+        codec.check_crc32(batch, metadata, "here")
 
 
 def test_columns_come_in_the_order_of_the_roles_whatever_order_they_are_given_in():

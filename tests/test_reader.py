@@ -192,7 +192,7 @@ def test_a_record_batch_with_fewer_rows_is_refused(copy):
 
     def change(batches):
         for batch, _ in batches:
-            yield batch.slice(0, 1), codec.crc32_metadata(batch.slice(0, 1))
+            yield batch.slice(0, 1), codec.batch_metadata(batch.slice(0, 1), 0)
 
     rewritten(path, change)
     fix_size(copy, path.name)
@@ -317,7 +317,7 @@ def test_only_the_columns_that_are_read_must_be_sound(copy, fake):
     def change(batches):
         for batch, metadata in batches:
             sums = json.loads(metadata[schema.CRC32_KEY])
-            yield batch, {schema.CRC32_KEY: json.dumps({**sums, name: 0}).encode()}
+            yield batch, {**metadata, schema.CRC32_KEY: json.dumps({**sums, name: 0}).encode()}
 
     rewritten(path, change)
     fix_size(copy, path.name)
@@ -330,3 +330,12 @@ def test_only_the_columns_that_are_read_must_be_sound(copy, fake):
 def test_the_plan_alone_is_what_the_manifest_was_planned_as(fake):
     plan = json.loads((fake.folder / PLAN_FILE).read_text())
     assert plan == fake.plan.to_json() == ShardCache(fake.folder).plan.to_json()
+
+
+def test_record_batches_that_changed_places_are_noticed(copy):
+    path = copy / "part-00000.arrow"
+    rewritten(path, lambda batches: [batches[1], batches[0], *batches[2:]])
+    fix_size(copy, path.name)
+    with pytest.raises(CacheDamaged, match="expected the batch that begins with row 0, got 2") as error:
+        ShardCache(copy)[0]
+    require_one_line(error, path)

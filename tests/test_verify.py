@@ -264,7 +264,7 @@ BATCH_CHANGES = {
     "expected 2 record batches, got 3": lambda batches: [*batches, batches[0]],
     "record batch 1: expected 2 rows, got 1": lambda batches: [
         batches[0],
-        (batches[1][0].slice(0, 1), codec.crc32_metadata(batches[1][0].slice(0, 1))),
+        (batches[1][0].slice(0, 1), codec.batch_metadata(batches[1][0].slice(0, 1), 2)),
     ],
 }
 
@@ -278,12 +278,13 @@ def test_rule_7_finds_record_batches_of_other_sizes(copy, text):
 
 def test_rule_7_finds_a_record_batch_that_is_no_valid_data(copy):
     def change(batches):
-        for batch, _ in batches:
+        for batch, metadata in batches:
             at = batch.schema.get_field_index(schema.SAMPLE_ID)
             offsets, text = np.array([0, 1, 2], dtype=np.int32), b"\xff\xfe"
             no_text = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
             changed = batch.set_column(at, batch.schema.field(at), no_text)
-            yield changed, codec.crc32_metadata(changed)
+            first_row = int(metadata[schema.FIRST_ROW_KEY])
+            yield changed, codec.batch_metadata(changed, first_row)
 
     rewrite_shard(copy, change)
     faults = require_only(copy, 7)
@@ -294,8 +295,8 @@ def test_rule_8_finds_a_crc32_that_is_wrong_or_missing(copy):
     def change(batches):
         (first, metadata), (second, _) = batches
         sums = json.loads(metadata[schema.CRC32_KEY])
-        yield first, {schema.CRC32_KEY: json.dumps({**sums, schema.CHOSEN: 1}).encode()}
-        yield second, {}
+        yield first, {**metadata, schema.CRC32_KEY: json.dumps({**sums, schema.CHOSEN: 1}).encode()}
+        yield second, {schema.FIRST_ROW_KEY: b"2"}
 
     rewrite_shard(copy, change)
     first, second = require_only(copy, 8)
