@@ -4,6 +4,7 @@ Plan first, then one shard after the other (each whole or not there at all), the
 goes on where it stopped when the same command is given again.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from shards import ShardCache
 from shards.batches import BatchReader
 from shards.command import OneLineErrors, run_command
 from shards.errors import OptionError
+from shards.head import require_room
 from shards.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -50,7 +52,7 @@ from shards.manifest import (
 from shards.schema import Role
 from shards.scores import Response, Scores
 from shards.statistics import add_shard, new_histograms
-from shards.writer import remove_temporary_files, write_json, write_shard
+from shards.writer import exclusive, remove_temporary_files, write_json, write_shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +84,15 @@ def build(options: BuildOptions) -> Manifest:
         return found
     require_writable(out)
     scorer = load_scorer(options, inputs, processes)
+    out.mkdir(parents=True, exist_ok=True)
+    with exclusive(out) if processes.is_first else contextlib.nullcontext():
+        return _build(out, options, inputs, scorer, processes, earlier)
+
+
+def _build(
+    out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer, processes: Processes, earlier: Plan | None
+) -> Manifest:
+    """Plan, shards, manifest."""
     plan = earlier or begin(out, options, inputs, scorer, processes)
     rule = support_rule(options, inputs.vocabulary_size, plan.log_threshold)
     todo = [shard for shard in plan.shards if not (out / shard.file).exists()]
@@ -95,7 +106,7 @@ def build(options: BuildOptions) -> Manifest:
     write_shards(out, plan, mine, inputs.corpus, scorer, rule, options.batch_tokens, show=processes.is_first)
     processes.wait()
     if processes.is_first:
-        finish(out, plan, inputs.corpus)
+        finish(out, plan)
     processes.wait()
     return read_manifest(out)
 
@@ -137,6 +148,9 @@ def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> 
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
     )
+    longest = max(len(row.input_ids) for row in inputs.corpus.responses)
+    for role, role_model in models.items():
+        require_room(role_model.model.config, longest, role)
     return Scorer(
         models=models,
         pairs=options.served_pairs,
@@ -151,7 +165,6 @@ def begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer, proc
     if not processes.is_first:
         processes.wait()
         return Plan.from_json(read_json(out / PLAN_FILE), str(out / PLAN_FILE))
-    out.mkdir(parents=True, exist_ok=True)
     threshold = None
     if options.support == "adaptive":
         highest = support_rule(options, inputs.vocabulary_size, None).highest
@@ -202,7 +215,7 @@ def write_shards(
             write_shard(out, shard, plan, responses)
 
 
-def finish(out: Path, plan: Plan, corpus: Corpus) -> None:
+def finish(out: Path, plan: Plan) -> None:
     """Read every shard back, checking it, and write the manifest."""
     reader = BatchReader(out, plan)
     histograms = new_histograms(plan)
@@ -213,7 +226,7 @@ def finish(out: Path, plan: Plan, corpus: Corpus) -> None:
         entries.append(ShardEntry(file=shard.file, entries=kept, bytes=path.stat().st_size, sha256=file_sha256(path)))
     statistics = {name: histogram.summary() for name, histogram in histograms.items()}
     manifest = Manifest(plan=plan, entries=tuple(entries), statistics=statistics)
-    print(summary_text(manifest, corpus))
+    print(summary_text(manifest))
     write_json(out, MANIFEST_FILE, manifest.to_json())
     print(f"{out}: done")
 
@@ -221,7 +234,8 @@ def finish(out: Path, plan: Plan, corpus: Corpus) -> None:
 def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_tokens: int) -> float:
     """The better speed of two passes over a batch of typical rows; for the plan's estimate only."""
     rows = sample_rows(corpus.responses, 16)
-    batch = [rows[i] for i in batches_by_length(rows, batch_tokens)[0]]
+    batches = batches_by_length(rows, batch_tokens)
+    batch = [rows[i] for i in batches[len(batches) // 2]]
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
@@ -242,4 +256,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, interrupted="interrupted; finished shards stay, and the same command goes on from there")

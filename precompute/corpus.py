@@ -31,7 +31,8 @@ class Corpus:
 
     `skipped` counts responses by reason, under "overlong" and "empty". `truncated` and `prompt_not_prefix` count the
     kept responses that were cut, and those whose prompt reads otherwise alone than with the response behind it.
-    data_sha256 covers the columns in use of every row read, whatever file format held them.
+    ignores_chat_template: the tokenizer has a chat template, but the data are text. data_sha256 covers the columns in
+    use of every row read, whatever file format held them.
     """
 
     responses: list[TokenizedResponse]
@@ -39,6 +40,7 @@ class Corpus:
     skipped: dict[str, int]
     truncated: int
     prompt_not_prefix: int
+    ignores_chat_template: bool
     data_sha256: str
 
 
@@ -69,8 +71,10 @@ def load_corpus(
     skipped = dict.fromkeys(on_skip, 0)
     rows_read, digest = 0, hashlib.sha256()
     rows = tqdm(islice(read_rows(data, split), limit), desc=f"tokenizing {data}", unit=" rows", disable=not progress)
-    for canonical, outcomes in _tokenized(rows, tokenizer, responses, max_length):
+    plain_text = False
+    for canonical, outcomes, layout in _tokenized(rows, tokenizer, responses, max_length):
         rows_read += 1
+        plain_text = not layout.conversational
         digest.update(canonical)
         for outcome in outcomes:
             if isinstance(outcome, TokenizedResponse):
@@ -88,14 +92,15 @@ def load_corpus(
         skipped=skipped,
         truncated=sum(response.truncated for response in kept),
         prompt_not_prefix=sum(not response.prompt_is_prefix for response in kept),
+        ignores_chat_template=plain_text and bool(tokenizer.chat_template),
         data_sha256=digest.hexdigest(),
     )
 
 
 def _tokenized(
     rows: Iterable[tuple[str, Row]], tokenizer: "PreTrainedTokenizerBase", responses: Responses, max_length: int
-) -> Iterator[tuple[bytes, list[TokenizedResponse | SkippedResponse]]]:
-    """For each row its canonical bytes and its responses."""
+) -> Iterator[tuple[bytes, list[TokenizedResponse | SkippedResponse], Layout]]:
+    """For each row its canonical bytes, its responses and the source's layout."""
     layout: Layout | None = None
     for pair_id, (where, row) in enumerate(rows):
         layout = layout or find_layout(row, where)
@@ -110,7 +115,7 @@ def _tokenized(
             kinds=_wanted_kinds(responses, layout, where),
             max_length=max_length,
         )
-        yield canonical, outcomes
+        yield canonical, outcomes, layout
 
 
 def _wanted_kinds(responses: Responses, layout: Layout, where: str) -> tuple[ResponseKind, ...]:

@@ -1,5 +1,6 @@
 """BuildOptions: every flag of `python -m precompute.build`."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -79,6 +80,8 @@ class BuildOptions:
         missing = [pair for pair in self.served_pairs if pair.negative not in self.model_names]
         if missing:
             raise OptionError(f"pairs: {missing[0]} needs --models {missing[0].negative}=..., got {self.models}")
+        if self.device_map is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise OptionError(f"device_map: expected one process, or a device for each, got {self.device_map!r}")
         _ = self.nodes
 
     @property

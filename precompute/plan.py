@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from precompute.corpus import Corpus
 from precompute.models import ModelFolder, identity
@@ -30,7 +31,7 @@ from shards.manifest import (
 )
 from shards.schema import Role
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
+LIBRARIES = ("aligndistil-offline", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
 def build_identity(
@@ -61,7 +62,8 @@ def build_identity(
             "attn_implementation": options.attn_implementation,
             "device_map": options.device_map,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "num_threads": torch.get_num_threads(),
+            # a GPU's sums do not depend on it
+            "num_threads": torch.get_num_threads() if device.type == "cpu" else None,
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         },
     }
@@ -70,7 +72,9 @@ def build_identity(
 def resolve_device(name: str, local_rank: int) -> torch.device:
     """`auto` is this process's GPU where there is one, else the processor. Raises OptionError."""
     if name == "auto":
-        return torch.device(f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as exc:  # a name that torch does not know, a device that is not here
@@ -118,22 +122,21 @@ def make_plan(
         log_threshold=log_threshold,
         skipped=dict(sorted(corpus.skipped.items())),
         truncated=corpus.truncated,
+        prompt_not_prefix=corpus.prompt_not_prefix,
         shards=tuple(plan_shards(corpus.responses, options.tokens_per_shard)),
     )
 
 
 def plan_shards(rows: Sequence[TokenizedResponse], tokens_per_shard: int) -> list[ShardPlan]:
     """Cut the rows, in order, after every `tokens_per_shard` response tokens (a row is never cut)."""
-    positions = np.array([int(row.loss_mask.sum()) for row in rows])
+    ends = np.cumsum([int(row.loss_mask.sum()) for row in rows])
     shards: list[ShardPlan] = []
-    first = 0
+    first = before = 0
     while first < len(rows):
-        reached = np.cumsum(positions[first:])
-        count = int(np.searchsorted(reached, tokens_per_shard)) + 1
-        count = min(count, len(rows) - first)
-        file = f"part-{len(shards):05d}.arrow"
-        shards.append(ShardPlan(file=file, first_row=first, rows=count, positions=int(reached[count - 1])))
-        first += count
+        last = min(int(np.searchsorted(ends, before + tokens_per_shard)), len(rows) - 1)
+        file, positions = f"part-{len(shards):05d}.arrow", int(ends[last]) - before
+        shards.append(ShardPlan(file=file, first_row=first, rows=last + 1 - first, positions=positions))
+        first, before = last + 1, int(ends[last])
     return shards
 
 
@@ -146,10 +149,12 @@ def sample_rows(rows: Sequence[TokenizedResponse], count: int) -> list[Tokenized
 def log_threshold(scorer: Scorer, rows: Sequence[TokenizedResponse], options: BuildOptions, highest: int) -> float:
     """The threshold with which the sample keeps top_k tokens on average."""
     sample = sample_rows(rows, options.sample_rows)
-    ranked = [
-        scorer.ranked_scores([sample[i] for i in batch], highest)
-        for batch in batches_by_length(sample, options.batch_tokens)
-    ]
+    total = sum(int(row.loss_mask.sum()) for row in sample)
+    ranked = []
+    with tqdm(total=total, unit="tok", desc=f"setting the threshold on {len(sample)} rows") as bar:
+        for batch in batches_by_length(sample, options.batch_tokens):
+            ranked.append(scorer.ranked_scores([sample[i] for i in batch], highest))
+            bar.update(len(ranked[-1]))
     return find_threshold(np.concatenate(ranked), top_k=options.top_k, lowest=options.min_top_k)
 
 

@@ -19,16 +19,18 @@ def plan_text(plan: Plan, corpus: Corpus, todo: Sequence[ShardPlan], top_k: int,
         f"({per_position:,.0f} bytes per response token before compression)",
         f"{'projected time':>18}  {duration(left / tokens_per_second)} at {tokens_per_second:,.0f} response tokens/s",
     ]
+    if corpus.ignores_chat_template:
+        lines.append(f"{'note':>18}  the data are plain text: the tokenizer's chat template is not applied to them")
     return "\n".join(lines)
 
 
-def summary_text(manifest: Manifest, corpus: Corpus) -> str:
+def summary_text(manifest: Manifest) -> str:
     """Skipped rows by reason, bytes per token, coverage and D_t."""
     plan = manifest.plan
     total = sum(entry.bytes for entry in manifest.entries)
     lines = [
         f"{'responses':>18}  {plan.rows:,}{_skipped(plan)}; {plan.truncated:,} cut at max_length; "
-        f"{corpus.prompt_not_prefix:,} whose prompt alone tokenises otherwise",
+        f"{plan.prompt_not_prefix:,} whose prompt alone tokenises otherwise",
         f"{'size':>18}  {total / 2**20:,.1f} MiB, {total / plan.positions:,.1f} bytes per response token, "
         f"{sum(e.entries for e in manifest.entries) / plan.positions:.1f} tokens kept on average",
         distribution_table(manifest.statistics),

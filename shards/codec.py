@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards import schema
-from shards.errors import CacheDamaged
+from shards.errors import CacheDamaged, OptionError
 from shards.schema import Column, Pair, Role
 from shards.scores import Response, Scores
 
@@ -117,7 +117,9 @@ def _value(response: Response, name: str) -> Any:
 
 
 def _list_array(values: Sequence[np.ndarray], column: Column) -> pa.ListArray:
-    offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    offsets = np.cumsum([0, *map(len, values)], dtype=np.int64)
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise OptionError(f"rows_per_batch: expected record batches of under 2^31 values, got {offsets[-1]:,}")
     dtype = column.value_type.to_pandas_dtype()
     flat = pa.array(np.concatenate(values).astype(dtype, copy=False), column.value_type)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)

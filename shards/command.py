@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -32,10 +33,19 @@ def require_choices(options: Any) -> None:
             raise OptionError(f"{field.name}: expected one of {', '.join(map(str, legal))}, got {value!r}")
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Run a command's main; an AlignDistilError becomes one line and exit code 2, any other error a traceback."""
+def run_command(main: Callable[[], None], *, interrupted: str = "interrupted") -> None:
+    """Run a command's main; an AlignDistilError becomes one line and exit code 2, any other error a traceback.
+
+    interrupted: what is said after Ctrl-C, with exit code 130.
+    """
     try:
         main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AlignDistilError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

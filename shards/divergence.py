@@ -12,6 +12,7 @@ and P(b) g(b) is what is returned here: it stays finite where P underflows. An e
 contributes 0 to both.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -69,8 +70,7 @@ def _jsd(student: Any, teacher: Any, weight: float, xp: ModuleType) -> tuple[Any
 
 
 def _mixture(student: Any, teacher: Any, weight: float, xp: ModuleType) -> Any:
-    log_c, log_rest = (xp.log(xp.zeros_like(student) + share) for share in (weight, 1 - weight))
-    return xp.logaddexp(teacher + log_c, student + log_rest)
+    return xp.logaddexp(teacher + math.log(weight), student + math.log(1 - weight))
 
 
 def _unreached_reverse_kl(teacher: Any, _: float, xp: ModuleType) -> Any:
@@ -82,7 +82,7 @@ def _unreached_forward_kl(teacher: Any, _: float, xp: ModuleType) -> Any:
 
 
 def _unreached_jsd(teacher: Any, weight: float, xp: ModuleType) -> Any:
-    return -weight * xp.exp(teacher) * xp.log(xp.zeros_like(teacher) + weight)
+    return -weight * math.log(weight) * xp.exp(teacher)
 
 
 _TERMS: dict[str, Callable[..., tuple[Any, Any]]] = {"reverse_kl": _reverse_kl, "forward_kl": _forward_kl, "jsd": _jsd}

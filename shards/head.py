@@ -3,9 +3,12 @@
 A cached log-prob is log_softmax, in float32, of the first `vocabulary_size` of these logits.
 """
 
+import math
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+
+from shards.errors import ModelError, NonFiniteLogits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,39 @@ class LogitTransform:
         if self.scale != 1.0:
             product = product * self.scale
         return product if self.soft_cap is None else self.soft_cap * xp.tanh(product / self.soft_cap)
+
+
+def require_same_logits(ours: Any, theirs: Any, *, narrow: bool, who: str, model_class: str) -> None:
+    """Compare logits, of any one shape, that we get from a model's parts with its own; both in its own dtype.
+
+    narrow: whether that dtype is bf16. Raises NonFiniteLogits, or ModelError naming the class of a model that does more
+    to its output layer's product than `LogitTransform` knows.
+    """
+    largest = float(abs(theirs).max())
+    if not math.isfinite(largest):
+        raise NonFiniteLogits(f"{who}: expected finite logits of {model_class}, got {largest}")
+    worst = float(abs(ours - theirs).max())
+    if not worst <= (2**-7 if narrow else 1e-5) * largest + 1e-6:
+        raise ModelError(
+            f"{who}: expected the logits of {model_class} from its body and output layer, got a difference of "
+            f"{worst:.2g}; this model class is not supported"
+        )
+
+
+def require_width(width: int, vocabulary_size: int, who: str) -> None:
+    """Raise ModelError where the output layer has fewer rows than the tokenizer has ids; more are padding."""
+    if width < vocabulary_size:
+        raise ModelError(f"{who}: expected an output layer of {vocabulary_size} rows or more, got {width}")
+
+
+def require_room(config: Any, longest: int, who: str) -> None:
+    """Raise ModelError where the longest row has more tokens than the model has positions."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise ModelError(
+            f"{who}: expected rows of at most {positions} tokens (max_position_embeddings), got one of {longest}; "
+            f"build with --max_length {positions}"
+        )
 
 
 def probe_ids(vocabulary_size: int) -> list[int]:

@@ -58,7 +58,8 @@ class Plan:
 
     identity        nested mapping of everything that the bytes depend on: models, tokenizer, data, options, numerics
     log_threshold   a token is kept where its score, a log-prob, exceeds this; None for a fixed support
-    skipped         responses left out, by reason; truncated: responses cut at max_length
+    skipped         responses left out, by reason; truncated: responses cut at max_length; prompt_not_prefix: responses
+                    whose prompt alone tokenises otherwise
     """
 
     identity: Mapping[str, Any]
@@ -71,6 +72,7 @@ class Plan:
     log_threshold: float | None
     skipped: Mapping[str, int]
     truncated: int
+    prompt_not_prefix: int
     shards: tuple[ShardPlan, ...]
 
     @property
@@ -105,6 +107,7 @@ class Plan:
             "positions": self.positions,
             "skipped": dict(self.skipped),
             "truncated": self.truncated,
+            "prompt_not_prefix": self.prompt_not_prefix,
             "shards": [asdict(shard) for shard in self.shards],
         }
 
@@ -126,6 +129,7 @@ class Plan:
                 log_threshold=None if data["log_threshold"] is None else float(data["log_threshold"]),
                 skipped=dict(data["skipped"]),
                 truncated=int(data["truncated"]),
+                prompt_not_prefix=int(data["prompt_not_prefix"]),
                 shards=tuple(ShardPlan.from_json(shard) for shard in data["shards"]),
             )
         except (KeyError, TypeError, ValueError, ArithmeticError) as exc:
@@ -141,14 +145,19 @@ class Plan:
             served = ", ".join(map(str, self.pairs))
             return (
                 f"a teacher with {spec} needs the pair {spec.pair}, the cache serves {served}; "
-                f"build with --pairs {spec.pair}"
+                f"build another with --pairs {' '.join(map(str, (*self.pairs, spec.pair)))}"
             )
         name, value, highest = (
             ("gain", spec.gain, self.nodes.gains[-1])
             if spec.strength == "adaptive"
             else ("strength beta / kl_coef", spec.constant_strength, self.nodes.strengths[-1])
         )
-        return f"expected a {name} of {highest:g} or less, got {value:g}" if value > highest else None
+        flag = "gain_nodes" if spec.strength == "adaptive" else "strength_nodes"
+        return (
+            f"expected a {name} of {highest:g} or less, got {value:g}; build another with --{flag} that reach it"
+            if value > highest
+            else None
+        )
 
     @property
     def sha256(self) -> str:

@@ -1,12 +1,14 @@
 """What a model's folder must hold. Both rooms refuse the same folders, in the same words."""
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from shards.errors import ModelError, first_line
+from shards.manifest import file_sha256
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -54,6 +56,14 @@ def require_weights(name: str, folder: Path, stem: str) -> None:
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
     raise ModelError(f"{name}: expected {stem}*.safetensors, found {found}")
+
+
+def weights_sha256(folder: Path, stem: str) -> str:
+    """sha256, in hex, over the names and sha256s of `stem`*.safetensors."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob(f"{stem}*.safetensors")):
+        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def require_tokenizer(name: str, folder: Path) -> None:

@@ -1,14 +1,17 @@
 """Writing a cache so that a name exists only when its content is whole: temporary name, fsync, rename."""
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from shards import codec
+from shards.errors import CacheConflict
 from shards.manifest import Plan, ShardPlan
 from shards.schema import arrow_schema
 from shards.scores import Response
@@ -37,6 +40,23 @@ def write_json(folder: Path, file: str, value: Any) -> None:
     temporary = _temporary(folder, file)
     temporary.write_text(text + "\n", encoding="utf-8")
     _publish(temporary, folder / file)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other builds out of a folder while this one writes there. Raises CacheConflict where another does.
+
+    An advisory lock of the folder itself: it leaves no file behind and goes with the process.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise CacheConflict(f"{folder}: expected no other build at work here, found one") from exc
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_temporary_files(folder: Path) -> None:

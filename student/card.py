@@ -21,6 +21,11 @@ def write_model_card(trainer: Any) -> None:
         for name in ("loss", "kl_teacher", "kl_reference", "expected_reward", "strength", "support_mass")
         if name in last
     )
+    divergence = f"jsd with weight {args.jsd_weight:g}" if args.divergence == "jsd" else args.divergence
+    spec = args.spec
+    strength = f"gain {spec.gain:g} x D_t" if spec.strength == "adaptive" else f"{spec.constant_strength:g}, constant"
+    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    lora = f"| LoRA | rank {args.lora_r}, alpha {args.lora_alpha} |\n" if args.use_peft else ""
     text = f"""---
 {data.to_yaml()}
 ---
@@ -35,9 +40,9 @@ Distilled token by token from a cached teacher with
 | | |
 |---|---|
 | anchor / negative | {args.spec.anchor} / {args.spec.negative} |
-| strength | {args.spec.strength} |
-| beta, gain, kl_coef | {args.spec.beta:g}, {args.spec.gain:g}, {args.spec.kl_coef:g} |
-| divergence, reduction | {args.divergence}, {args.reduction} |
+| strength | {strength} |
+| beta | {args.spec.beta:g} |
+| divergence, reduction | {divergence}, {args.reduction} |
 
 ## Cache
 
@@ -46,10 +51,10 @@ Distilled token by token from a cached teacher with
 
 | | |
 |---|---|
-| started from | {Path(args.model).name if args.model else "the cache's reference"} |
-| responses | {len(trainer.train_dataset):,} {args.train_on if args.train_on != "both" else "chosen and rejected"} |
+| started from | {trainer.model_name} |
+| responses | {len(trainer.train_dataset):,} ({trainer.train_dataset.train_on}) |
 | steps, global batch size | {trainer.state.global_step}, {trainer.run_identity()["global_batch_size"]} |
-| learning rate, schedule | {args.learning_rate:g}, {getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)} |
+{lora}| learning rate, schedule | {args.learning_rate:g}, {schedule} |
 
 ## At the last logged step
 

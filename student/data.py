@@ -3,6 +3,7 @@
 Dimensions: B sequences of a micro-batch, T tokens, N response positions of the micro-batch, M kept tokens of them.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from shards.compose import compose
 from shards.errors import CacheConflict, DataError
 from shards.manifest import refuse_difference
 from shards.nodes import StrengthNodes
-from shards.schema import Role
+from shards.schema import Pair, Role
 from shards.scores import Response, concatenate, segment_starts
 
 
@@ -39,7 +40,7 @@ class CachedResponses(Dataset):
     ) -> None:
         self.caches = [ShardCache(folder) for folder in folders]
         for cache in self.caches[1:]:
-            refuse_difference(_comparable(self.caches[0]), _comparable(cache), f"{cache.folder}: is of another kind")
+            refuse_difference(kind_of(self.caches[0]), kind_of(cache), f"{cache.folder}: is of another kind")
         if len({cache.plan.sha256 for cache in self.caches}) < len(self.caches):
             raise CacheConflict(f"{', '.join(map(str, folders))}: expected different caches, got the same build twice")
         places: list[np.ndarray] = []
@@ -52,8 +53,8 @@ class CachedResponses(Dataset):
             lengths.append(index.num_tokens[rows])
         self._places = np.concatenate(places)
         self.lengths = np.concatenate(lengths)
-        self.roles = self.caches[0].plan.roles
-        self.spec: TeacherSpec | None = None
+        self.train_on = train_on
+        self._pair: Pair | None = None
         if not len(self):
             raise DataError(f"{', '.join(str(f) for f in folders)}: expected {train_on} responses, found none")
 
@@ -64,23 +65,35 @@ class CachedResponses(Dataset):
     def nodes(self) -> StrengthNodes:
         return self.caches[0].plan.nodes
 
-    def use(self, spec: TeacherSpec) -> None:
-        """Read for the teacher of `spec`. Raises TeacherUnavailable where a cache cannot give it."""
+    def for_teacher(self, spec: TeacherSpec) -> "CachedResponses":
+        """The same responses, of which only what the teacher of `spec` needs is read.
+
+        Raises TeacherUnavailable where a cache cannot give that teacher.
+        """
         for cache in self.caches:
             cache.check(spec)
-        self.spec = spec
+        view = copy.copy(self)
+        view._pair = spec.pair
+        return view
 
-    def __getitem__(self, item: BatchItem) -> tuple[Response, bool]:
-        return self.__getitems__([item])[0]
+    def read_like(self, other: "CachedResponses") -> "CachedResponses":
+        """The same responses, of which what is read of `other` is read."""
+        view = copy.copy(self)
+        view._pair = other._pair
+        return view
+
+    def __getitem__(self, item: "BatchItem | int") -> tuple[Response, bool]:
+        return self.__getitems__([item if isinstance(item, BatchItem) else BatchItem(int(item), True)])[0]
 
     def __getitems__(self, items: Sequence[BatchItem]) -> list[tuple[Response, bool]]:
         """The responses of a micro-batch, each with whether it counts."""
-        assert self.spec is not None, "call use(spec) first"
         found: dict[int, Response] = {}
         for number in np.unique(self._places[[item.row for item in items], 0]):
             rows = [item.row for item in items if self._places[item.row, 0] == number]
             cached = [int(self._places[row, 1]) for row in rows]
-            found |= zip(rows, self.caches[number].read(cached, pairs=[self.spec.pair]), strict=True)
+            found |= zip(
+                rows, self.caches[number].read(cached, pairs=None if self._pair is None else [self._pair]), strict=True
+            )
         return [(found[item.row], item.counts) for item in items]
 
 
@@ -89,8 +102,8 @@ class GlobalBatchSampler(Sampler[list[BatchItem]]):
 
     Rows are shuffled and cut into global batches; inside a global batch they are sorted by length, the longest first,
     and dealt out so that the micro-batches that run at the same time on all ranks are as alike, and as little padded,
-    as can be. The last global batch is filled up with items that do not count (the shortest row), so that every rank
-    has the same number of micro-batches and no row counts twice.
+    as can be. The last micro-batches are filled up with items that do not count (the shortest row), so that every rank
+    has as many and no row counts twice.
     """
 
     def __init__(
@@ -122,7 +135,9 @@ class GlobalBatchSampler(Sampler[list[BatchItem]]):
         return -(-len(self.lengths) // self.global_batch_size)
 
     def __len__(self) -> int:
-        return self.num_global_batches * self.accumulation_steps
+        """Micro-batches of this rank in an epoch; the last step may have fewer than the others."""
+        whole, rest = divmod(len(self.lengths), self.global_batch_size)
+        return whole * self.accumulation_steps + -(-rest // (self.micro_batch_size * self.world_size))
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -138,7 +153,7 @@ class GlobalBatchSampler(Sampler[list[BatchItem]]):
             rows = order[start : start + self.global_batch_size]
             rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
             items = [BatchItem(int(row), True) for row in rows]
-            yield items + [filler] * (self.global_batch_size - len(items))
+            yield items + [filler] * (-len(items) % (self.micro_batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[BatchItem]]:
         at_once = self.micro_batch_size * self.world_size
@@ -224,9 +239,8 @@ class Collator:
         }
 
 
-def _comparable(cache: ShardCache) -> dict[str, Any]:
-    """What caches that are read together must agree on."""
+def kind_of(cache: ShardCache) -> dict[str, Any]:
+    """What caches that are used together must agree on: models, tokenizer, roles, pairs and nodes."""
     plan = cache.plan.to_json()
-    identity = cache.plan.identity
     facts = {name: plan[name] for name in ("roles", "pairs", "gain_nodes", "strength_nodes", "vocabulary_size")}
-    return {"models": identity["models"], "tokenizer": identity["tokenizer"], **facts}
+    return {"models": plan["identity"]["models"], "tokenizer": plan["identity"]["tokenizer"], **facts}

@@ -14,16 +14,20 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from shards import Divergence
-from shards.errors import ModelError, NonFiniteLogits
-from shards.head import LogitTransform, probe_ids
+from shards.errors import ModelError
+from shards.head import LogitTransform, probe_ids, require_same_logits, require_width
 from student.loss import SparseTargets, position_metrics, sparse_divergence
+
+LOW_STRENGTH = 0.01
+"""Below it the models agree: the loss pulls to the anchor there, with a weight of beta / w_t."""
 
 
 class DistillForward:
     """Replaces `model.forward`: with `targets` it returns loss and metrics, without them it is the model's own.
 
-    Returns {"loss_sum": sum over positions of coefficient * divergence, "metrics": (len(METRICS),) sums over the
-    positions that count}. Logits exist for `chunk_positions` positions at a time; they are computed again for the
+    Returns {"loss_sum": sum over positions of coefficient * divergence, "low_strength_sum": the part of it from
+    positions with a strength under LOW_STRENGTH, "metrics": (len(METRICS),) sums over the positions that count}.
+    Logits exist for `chunk_positions` positions at a time; they are computed again for the
     backward pass. Raises ModelError for a model whose logits are not those of its body and output layer.
     """
 
@@ -67,40 +71,46 @@ class DistillForward:
         # float32 at least: bf16 logits lie 0.125 apart where the teacher's signal is a tenth of a nat
         hidden_NH = hidden_NH.to(torch.promote_types(hidden_NH.dtype, torch.float32))
         head = self._float_head(hidden_NH.dtype)
-        losses, metrics = [], []
+        losses, low, metrics = [], [], []
         with torch.autocast(hidden_NH.device.type, enabled=False):
             for positions, part in targets.chunks(self.chunk_positions):
                 chunk = (hidden_NH[positions], part, head)
                 if torch.is_grad_enabled():
-                    loss, measured = checkpoint(self._chunk, *chunk, use_reentrant=False)
+                    loss, low_loss, measured = checkpoint(self._chunk, *chunk, use_reentrant=False)
                 else:
-                    loss, measured = self._chunk(*chunk)
+                    loss, low_loss, measured = self._chunk(*chunk)
                 losses.append(loss)
+                low.append(low_loss)
                 metrics.append(measured)
-        return {"loss_sum": torch.stack(losses).sum(), "metrics": torch.stack(metrics).sum(0)}
+        sums = {"loss_sum": torch.stack(losses).sum(), "low_strength_sum": torch.stack(low).sum()}
+        return sums | {"metrics": torch.stack(metrics).sum(0)}
 
-    def _chunk(self, hidden_CH: torch.Tensor, targets: SparseTargets, head: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def _chunk(self, hidden_CH: torch.Tensor, targets: SparseTargets, head: Any) -> tuple[torch.Tensor, ...]:
         logits_CV = self._transform(head(hidden_CH)[:, : self.vocabulary_size], torch)
         value_C, student_M, student_tail_C = sparse_divergence(logits_CV, targets, self.divergence)
         with torch.no_grad():
             measured_CX = position_metrics(student_M, student_tail_C, targets)
             # doubles: a run's sums are over millions of positions
             sums_X = (measured_CX * targets.counts[:, None]).double().sum(0)
-        return (value_C * targets.coefficient).sum(), sums_X
+        loss_C = value_C * targets.coefficient
+        return loss_C.sum(), loss_C.detach()[targets.strength < LOW_STRENGTH].sum(), sums_X
 
     def _float_head(self, dtype: torch.dtype) -> Any:
         """The output module itself, or a call of it with its parameters in `dtype` where they are narrower."""
         module = self.model.get_output_embeddings()
         parameters = dict(module.named_parameters())
-        if any(parameter.numel() == 0 for parameter in parameters.values()):
-            raise ModelError(
-                f"{type(self.model).__name__}: expected the weight of the output layer, got an empty one (DeepSpeed "
-                "ZeRO-3); shard with FSDP2 or ZeRO-2"
-            )
+        self._require_weights(module)
         if all(parameter.dtype == dtype for parameter in parameters.values()):
             return module
         wide = {name: parameter.to(dtype) for name, parameter in parameters.items()}
         return lambda hidden_CH: functional_call(module, wide, (hidden_CH,))
+
+    def _require_weights(self, module: Any) -> None:
+        if any(parameter.numel() == 0 for parameter in module.parameters()):
+            raise ModelError(
+                f"{type(self.model).__name__}: expected the weight of the output layer, got an empty one (DeepSpeed "
+                "ZeRO-3); shard with FSDP2 or ZeRO-2"
+            )
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -110,9 +120,8 @@ class DistillForward:
         name = type(model).__name__
         if module is None:
             raise ModelError(f"student: expected a model with an output layer, got {name}")
-        width = module.weight.shape[0]
-        if width < self.vocabulary_size:
-            raise ModelError(f"student: expected an output layer of {self.vocabulary_size} rows or more, got {width}")
+        self._require_weights(module)
+        require_width(module.weight.shape[0], self.vocabulary_size, "student")
         training = model.training
         model.eval()
         ids_BT = torch.tensor([probe_ids(self.vocabulary_size)], device=model.device)
@@ -120,13 +129,5 @@ class DistillForward:
         ours_TV = self._transform(module(hidden_TH), torch).float()
         theirs_TV = self._own_forward(input_ids=ids_BT, use_cache=False).logits[0].float()
         model.train(training)
-        if not bool(torch.isfinite(theirs_TV).all()):
-            got = theirs_TV[~torch.isfinite(theirs_TV)][0].item()
-            raise NonFiniteLogits(f"student: expected finite logits of {name}, got {got}")
-        allowed = (2**-7 if module.weight.dtype == torch.bfloat16 else 1e-5) * float(theirs_TV.abs().max()) + 1e-6
-        worst = float((ours_TV - theirs_TV).abs().nan_to_num(nan=float("inf")).max())
-        if worst > allowed:
-            raise ModelError(
-                f"student: expected the logits of {name} from its body and output layer, got a difference of "
-                f"{worst:.2g}; this model class is not supported"
-            )
+        narrow = module.weight.dtype == torch.bfloat16
+        require_same_logits(ours_TV, theirs_TV, narrow=narrow, who="student", model_class=name)

@@ -12,28 +12,39 @@ PER_SEQUENCE = ("kl_reference", "kl_dpo", "expected_reward", "dpo_expected_rewar
 
 
 class MetricSums:
-    """Sums of loss and metrics over micro-batches, on the device, without waiting for it."""
+    """Sums of loss and metrics over micro-batches, on the device, without waiting for it; and the time of the steps."""
 
     def __init__(self) -> None:
         self._total: torch.Tensor | None = None
-        self._start = time.perf_counter()
+        self._step_began: float | None = None
+        self._seconds = 0.0
+
+    def begin_step(self) -> None:
+        self._step_began = time.perf_counter()
+
+    def end_step(self) -> None:
+        """Evaluation and checkpoints, which come between steps, are not counted."""
+        if self._step_began is not None:
+            self._seconds += time.perf_counter() - self._step_began
+            self._step_began = None
 
     def add(self, outputs: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> None:
-        counts = [inputs["num_sequences"].double(), inputs["num_positions"].double()]
-        loss = outputs["loss_sum"].detach().double()
-        row = torch.stack([loss, *(count.to(loss.device) for count in counts), *outputs["metrics"].double()])
+        """One micro-batch: what DistillForward returned, and the collator's counts."""
+        sums = [outputs["loss_sum"], outputs["low_strength_sum"], inputs["num_sequences"], inputs["num_positions"]]
+        device = outputs["loss_sum"].device
+        row = torch.stack([*(value.detach().double().to(device) for value in sums), *outputs["metrics"].double()])
         self._total = row if self._total is None else self._total + row
 
-    def seconds(self) -> float:
-        return time.perf_counter() - self._start
-
     def means(self, accelerator: Any, reduction: str) -> dict[str, float]:
-        """Over all ranks: loss, metrics per response token, and KL and reward per sequence. Empty without batches."""
+        """Over all ranks: loss, metrics per response token, some also per sequence. Empty without batches."""
         if self._total is None:
             return {}
-        loss, sequences, positions, *sums = accelerator.reduce(self._total, reduction="sum").tolist()
+        loss, low, sequences, positions, *sums = accelerator.reduce(self._total, reduction="sum").tolist()
         of = dict(zip(METRICS, sums, strict=True))
-        per_sequence = {f"{name}_per_sequence": of[name] / sequences for name in PER_SEQUENCE}
-        means = {name: total / positions for name, total in of.items()}
-        loss_mean = loss / (sequences if reduction == "sequence" else positions)
-        return {"loss": loss_mean, **means, **per_sequence, "num_positions": positions}
+        return {
+            "loss": loss / (sequences if reduction == "sequence" else positions),
+            **{name: total / positions for name, total in of.items()},
+            **{f"{name}_per_sequence": of[name] / sequences for name in PER_SEQUENCE},
+            "low_strength_loss_share": low / loss if loss else 0.0,
+            **({"tokens_per_second": positions / self._seconds} if self._seconds else {}),
+        }

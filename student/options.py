@@ -50,10 +50,14 @@ class DistillArguments(TrainingArguments):
         f"sequences per optimizer step, {DEFAULT_GLOBAL_BATCH_SIZE} unless accumulation is given; sets accumulation",
     )
 
+    overwrite_output_dir: bool = _flag(False, "write into a folder that holds a model or checkpoints of another run")
     dtype: Literal["float32", "bfloat16", "auto"] = _flag("float32", "dtype of the student's weights")
     attn_implementation: str | None = _flag(None, "as in transformers' from_pretrained")
     trust_remote_code: bool = _flag(False, "run code that comes with the model")
-    use_peft: bool = _flag(False, "train LoRA adapters; the saved model has them merged")
+    use_peft: bool = _flag(
+        False,
+        "train LoRA adapters, merged when the model is saved (not under FSDP); they want a learning rate of 1e-4 or so",
+    )
     lora_r: int = _flag(16, "rank of the adapters")
     lora_alpha: int = _flag(32, "scale of the adapters")
     lora_dropout: float = _flag(0.0, "dropout of the adapters")
@@ -105,14 +109,11 @@ class DistillArguments(TrainingArguments):
                     f"got {wanted}"
                 )
             self.gradient_accumulation_steps = wanted // at_once
-        elif (
-            self.global_batch_size is not None and self.global_batch_size != at_once * self.gradient_accumulation_steps
-        ):
+        elif self.global_batch_size is not None:
             raise OptionError(
                 "global_batch_size and gradient_accumulation_steps: expected one of them, got "
                 f"{self.global_batch_size} and {self.gradient_accumulation_steps}"
             )
-        self.global_batch_size = at_once * self.gradient_accumulation_steps
 
     def _refuse(self) -> None:
         require_choices(self)
@@ -123,6 +124,7 @@ class DistillArguments(TrainingArguments):
             "auto_find_batch_size": (False, "the batch size is part of the order"),
             "dataloader_drop_last": (False, "the last batch is filled up with rows of weight zero"),
             "neftune_noise_alpha": (None, "the teacher was computed without noise"),
+            "parallelism_config": (None, "ranks share out rows; tensor and sequence parallelism are not supported"),
         }
         for name, (neutral, reason) in refused.items():
             if getattr(self, name) != neutral:
@@ -133,6 +135,8 @@ class DistillArguments(TrainingArguments):
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise OptionError("dataloader_persistent_workers: expected dataloader_num_workers of 1 or more, got 0")
         if not self.learning_rate >= 0:
             raise OptionError(f"learning_rate: expected 0 or more, got {self.learning_rate}")
         if self.max_steps <= 0 and not self.num_train_epochs > 0:

@@ -1,5 +1,6 @@
 """python -m student.train: a cache and a student -> a distilled model."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from shards.model_folder import (
     require_tokenizer,
     require_weights,
     require_whole,
+    weights_sha256,
 )
 from student.data import CachedResponses
 from student.options import DistillArguments
@@ -26,10 +28,12 @@ from student.trainer import DistillTrainer, base_model
 def train(args: DistillArguments) -> DistillTrainer:
     """Train a student and save it with tokenizer and model card. Raises AlignDistilError."""
     set_seed(args.seed)
-    train_data = CachedResponses(args.shards, train_on=args.train_on)
-    train_data.use(args.spec)
+    train_data = CachedResponses(args.shards, train_on=args.train_on).for_teacher(args.spec)
     eval_data = CachedResponses(args.eval_shards, train_on=args.train_on) if args.eval_shards else None
     source = args.model or _reference_of(train_data.caches[0])
+    if Path(source).resolve() == Path(args.output_dir or ".").resolve():
+        raise OptionError(f"output_dir: expected another folder than the student's own, got {args.output_dir}")
+    _require_unused(args)
     tokenizer = _load_tokenizer(source, args)
     trainer = DistillTrainer(
         model=_add_lora(_load_student(source, args), args),
@@ -42,17 +46,32 @@ def train(args: DistillArguments) -> DistillTrainer:
         print(_plan_text(trainer, source))
     trainer.train(resume_from_checkpoint=_checkpoint(args))
     if eval_data is not None:
-        trainer.log_metrics("eval", trainer.evaluate())
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
     save(trainer, tokenizer)
     if trainer.is_world_process_zero():
         print(f"{args.output_dir}: done, after {trainer.state.global_step:,} steps")
     return trainer
 
 
+def _require_unused(args: DistillArguments) -> None:
+    """Raise OptionError where the output folder holds a model or checkpoints that this run does not go on from."""
+    out = Path(args.output_dir or ".")
+    if args.overwrite_output_dir or _checkpoint(args) or int(os.environ.get("RANK", "0")) > 0:
+        return
+    found = sorted(path.name for pattern in ("config.json", "checkpoint-*") for path in out.glob(pattern))
+    if found:
+        raise OptionError(
+            f"output_dir: expected a folder without a model, found {found[0]} in {out}; give another one, "
+            "--resume_from_checkpoint true or --overwrite_output_dir true"
+        )
+
+
 def _plan_text(trainer: DistillTrainer, source: str) -> str:
     """Student, data, teacher and steps, before the work."""
     args, data = trainer.args, trainer.train_dataset
-    order = trainer.run_identity()["global_batch_size"]
+    order = trainer.sampler.global_batch_size
     steps = args.max_steps if args.max_steps > 0 else trainer.num_steps
     lines = {
         "student": source,
@@ -68,6 +87,8 @@ def save(trainer: DistillTrainer, tokenizer: Any) -> None:
     """An ordinary transformers folder: weights (adapters merged), tokenizer, model card."""
     trainer.save_state()
     out = Path(trainer.args.output_dir or ".")
+    if trainer.is_fsdp_enabled:  # whole weights, whatever the checkpoints hold
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     if trainer.args.use_peft and not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:
         trainer.distill_forward.restore()
         if trainer.is_world_process_zero():
@@ -77,15 +98,24 @@ def save(trainer: DistillTrainer, tokenizer: Any) -> None:
         trainer.save_model(str(out))
         trainer.distill_forward.restore()
     trainer.create_model_card()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
 
 
 def _reference_of(cache: ShardCache) -> str:
+    """The reference that the cache was built with. Raises ModelError where it is gone, or not the same any more."""
     try:
         source = str(cache.provenance["models"]["reference"])
     except (CacheMissing, KeyError, TypeError) as exc:
         raise ModelError(f"{cache.folder}: expected the place of its reference, found none; give --model") from exc
     if Path(source).is_absolute() and not Path(source).is_dir():
         raise ModelError(f"{cache.folder}: was built with the reference {source}, which is not there; give --model")
+    recorded = cache.plan.identity["models"]["reference"]
+    stem = "adapter_model" if "base" in recorded else "model"
+    if Path(source).is_dir() and weights_sha256(Path(source), stem) != recorded["weights_sha256"]:
+        raise ModelError(
+            f"{cache.folder}: expected the reference {source} as it was scored, got other weights; give --model"
+        )
     return source
 
 
@@ -97,7 +127,7 @@ def _load_tokenizer(source: str, args: DistillArguments) -> Any:
     require_folder(source)
     if Path(source).is_dir():
         require_tokenizer(source, Path(source))
-    with refusing(source, "a tokenizer beside the student"):
+    with refusing(source, "a model folder, or a hub name, with a tokenizer"):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
 
 
@@ -141,7 +171,7 @@ def _add_lora(model: Any, args: DistillArguments) -> Any:
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
-        target_modules=args.lora_target_modules or "all-linear",
+        target_modules="all-linear" if args.lora_target_modules in (None, ["all-linear"]) else args.lora_target_modules,
         task_type="CAUSAL_LM",
     )
     try:

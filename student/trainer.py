@@ -5,22 +5,24 @@ divided by (over all micro-batches of a step and all ranks, never an average of 
 all rows). Everything else is Trainer's.
 """
 
-import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 from transformers.utils import logging
 
-from shards.errors import CacheConflict, OptionError, first_line
-from shards.manifest import refuse_difference
+from shards.errors import CacheConflict, CacheMissing, OptionError, first_line
+from shards.head import require_room
+from shards.manifest import read_json, refuse_difference
 from shards.vocabulary import require_same_vocabulary
+from shards.writer import write_json
 from student.card import write_model_card
-from student.data import CachedResponses, Collator, GlobalBatchSampler
+from student.data import CachedResponses, Collator, GlobalBatchSampler, kind_of
 from student.forward import DistillForward
 from student.loss import SparseTargets
 from student.metrics import MetricSums
@@ -30,6 +32,19 @@ logger = logging.get_logger(__name__)
 
 RUN_FILE = "distill_run.json"
 LOW_SUPPORT_MASS = 0.8
+RECIPE = (
+    *(
+        "learning_rate",
+        "warmup_steps",
+        "lr_scheduler_kwargs",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "max_grad_norm",
+    ),
+    *("dtype", "bf16", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+)
+"""What a resumed run must have as it was, besides teacher, loss and order. It may train for more or fewer steps."""
 
 
 class DistillTrainer(Trainer):
@@ -63,8 +78,11 @@ class DistillTrainer(Trainer):
         if processing_class is not None:
             vocabulary = train_dataset.caches[0].vocabulary
             require_same_vocabulary(vocabulary, processing_class.get_vocab(), "the cache", "the student")
-        for dataset in filter(None, (train_dataset, eval_dataset)):
-            dataset.use(args.spec)
+        train_dataset = train_dataset.for_teacher(args.spec)
+        if eval_dataset is not None:
+            eval_dataset = comparable(eval_dataset, train_dataset)
+        longest = max(int(dataset.lengths.max()) for dataset in (train_dataset, eval_dataset) if dataset is not None)
+        require_room(base_model(model).config, longest, "student")
         pad_token_id = getattr(processing_class, "pad_token_id", None) or 0
         collator = Collator(
             spec=args.spec, nodes=train_dataset.nodes, reduction=args.reduction, pad_token_id=pad_token_id
@@ -79,6 +97,10 @@ class DistillTrainer(Trainer):
                 processing_class=processing_class,
                 **kwargs,
             )
+        except RuntimeError as exc:
+            if "installed" not in str(exc):
+                raise
+            raise OptionError(f"report_to: {first_line(exc)}") from exc
         except (OSError, ValueError, ImportError) as exc:  # what it refuses are its arguments, and where they lead
             raise OptionError(f"transformers' Trainer: {first_line(exc)}") from exc
         # the sums below are divided by global counts, so Trainer must not divide again
@@ -90,9 +112,9 @@ class DistillTrainer(Trainer):
             chunk_positions=args.chunk_positions,
         )
         self.distill_forward.install()
-        self._sampler = self._make_sampler(train_dataset, args.per_device_train_batch_size, shuffle=True)
-        self.add_callback(_EpochOrder(self._sampler, self.run_identity()))
-        self._train_sums = MetricSums()
+        self.sampler = self._make_sampler(train_dataset, args.per_device_train_batch_size, shuffle=True)
+        self.train_sums = MetricSums()
+        self.add_callback(_Steps(self))
         self._eval_sums = MetricSums()
         self._warned_of_support = False
 
@@ -101,30 +123,54 @@ class DistillTrainer(Trainer):
         args = self.args
         return {
             "caches": [cache.plan.sha256 for cache in self.train_dataset.caches],
-            "train_on": args.train_on,
+            "train_on": self.train_dataset.train_on,
             "teacher": {name: getattr(args.spec, name) for name in args.spec.__slots__},
             "divergence": args.divergence,
             "jsd_weight": args.jsd_weight,
             "reduction": args.reduction,
-            "seed": self._sampler.seed,
-            "global_batch_size": self._sampler.global_batch_size,
+            "seed": self.sampler.seed,
+            **{name: getattr(args, name) for name in RECIPE},
+            "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+            "optim": str(getattr(args.optim, "value", args.optim)),
+            "global_batch_size": self.sampler.global_batch_size,
         }
+
+    @property
+    def model_name(self) -> str:
+        """Name of the folder or hub model that the student started from."""
+        source = Path(str(base_model(self.accelerator.unwrap_model(self.model)).config.name_or_path))
+        return source.name if source.is_absolute() else str(source)
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps of all epochs."""
-        return math.ceil(self.args.num_train_epochs * self._sampler.num_global_batches)
+        return math.ceil(self.args.num_train_epochs * self.sampler.num_global_batches)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trainer.train; raises CacheConflict where the checkpoint belongs to another run."""
-        if isinstance(resume_from_checkpoint, str):
+        steps = self.args.max_steps if self.args.max_steps > 0 else self.num_steps
+        if self.args.learning_rate > 0 and self.args.get_warmup_steps(steps) >= steps:
+            raise OptionError(
+                f"warmup_steps: expected fewer than the run's {steps}, got {self.args.get_warmup_steps(steps)}: the "
+                "student would hardly change; lower --global_batch_size, train for longer or give --warmup_steps 0"
+            )
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
+            if resume_from_checkpoint is None:
+                raise CacheMissing(f"{self.args.output_dir}: expected a checkpoint to resume from, found none")
+        if resume_from_checkpoint:
+            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
             path = Path(resume_from_checkpoint) / RUN_FILE
             if not path.is_file():
                 raise CacheConflict(f"{resume_from_checkpoint}: expected a checkpoint with {RUN_FILE}, found none")
-            refuse_difference(
-                json.loads(path.read_text()), self.run_identity(), f"{resume_from_checkpoint}: is of another run"
-            )
+            refuse_difference(read_json(path), self.run_identity(), f"{resume_from_checkpoint}: is of another run")
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer.save_model; a checkpoint also gets what it belongs to, before it can be resumed from."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None and self.args.should_save:
+            write_json(Path(output_dir), RUN_FILE, self.run_identity())
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer.create_scheduler; raises OptionError where the schedule has no such arguments."""
@@ -135,20 +181,22 @@ class DistillTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of this rank. Not prepared by accelerate: the sampler knows about ranks already."""
-        return self._loader(self.train_dataset, self._sampler)
+        return self._loader(self.train_dataset, self.sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """All rows once, in order of length, shared out to the ranks."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(dataset, CachedResponses):
-            raise OptionError(f"eval_dataset: expected CachedResponses, got {type(dataset).__name__}")
-        dataset.use(self.args.spec)
+        dataset = comparable(dataset, self.train_dataset)
         return self._loader(dataset, self._make_sampler(dataset, self.args.eval_batch_size, shuffle=False))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        return self.get_eval_dataloader(test_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor]:
         """The micro-batches of a step, and the number of items that count in them on all ranks."""
+        self.train_sums.begin_step()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         num_items = torch.stack([batch["num_items"] for batch in batches]).sum().to(device)
         return batches, self.accelerator.reduce(num_items, reduction="sum")
@@ -163,7 +211,7 @@ class DistillTrainer(Trainer):
         """The sum over this micro-batch over the step's global count; times the ranks, which wrappers average."""
         assert num_items_in_batch is not None, "get_batch_samples counts them"
         outputs = self._distill(model, inputs)
-        self._train_sums.add(outputs, inputs)
+        self.train_sums.add(outputs, inputs)
         loss = outputs["loss_sum"] / num_items_in_batch * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
@@ -194,12 +242,10 @@ class DistillTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer.log with the metrics of the steps since the last log."""
-        if "loss" in logs:
-            means = self._train_sums.means(self.accelerator, self.args.reduction)
-            means.pop("loss")  # Trainer's own, the mean over the steps since the last log
-            means["tokens_per_second"] = means.pop("num_positions") / self._train_sums.seconds()
-            logs |= means
-            self._train_sums = MetricSums()
+        means = self.train_sums.means(self.accelerator, self.args.reduction) if "loss" in logs else {}
+        if means:
+            logs |= means | {"loss": logs["loss"]}  # Trainer's own: the mean over the steps since the last log
+            self.train_sums = MetricSums()
             self._warn_of_support(means["support_mass"])
         super().log(logs, start_time)
 
@@ -253,21 +299,31 @@ class DistillTrainer(Trainer):
             )
 
 
-class _EpochOrder(TrainerCallback):
-    """Tells the sampler which epoch it is, and leaves in every checkpoint what it belongs to."""
+class _Steps(TrainerCallback):
+    """Tells the sampler which epoch it is, and the clock when a step has ended."""
 
-    def __init__(self, sampler: GlobalBatchSampler, run: dict[str, Any]) -> None:
-        self.sampler = sampler
-        self.run = run
+    def __init__(self, trainer: DistillTrainer) -> None:
+        self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # from the steps done, so that it is right after a resume, where Trainer's own epoch hook is hidden
-        self.sampler.set_epoch(state.global_step // self.sampler.num_global_batches)
+        sampler = self.trainer.sampler
+        sampler.set_epoch(state.global_step // sampler.num_global_batches)
 
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            (folder / RUN_FILE).write_text(json.dumps(self.run, indent=1) + "\n")
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.train_sums.end_step()
+
+
+def comparable(dataset: Any, trained_on: CachedResponses) -> CachedResponses:
+    """The data set, read for the same teacher as `trained_on`.
+
+    Raises OptionError for another type, CacheConflict where its caches come from other models or have other nodes.
+    """
+    if not isinstance(dataset, CachedResponses):
+        raise OptionError(f"eval_dataset: expected CachedResponses, got {type(dataset).__name__}")
+    kinds = (kind_of(trained_on.caches[0]), kind_of(dataset.caches[0]))
+    refuse_difference(*kinds, f"{dataset.caches[0].folder}: is of another kind than the training cache")
+    return dataset.read_like(trained_on)
 
 
 def base_model(model: Any) -> PreTrainedModel:

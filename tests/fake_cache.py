@@ -84,6 +84,7 @@ def make_cache(
         log_threshold=threshold,
         skipped={"empty": 1, "overlong": 0},
         truncated=2,
+        prompt_not_prefix=0,
         shards=plan_shards(responses, rows_per_shard),
     )
     folder.mkdir(parents=True, exist_ok=True)

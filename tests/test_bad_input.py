@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM, TrainingArguments
 from precompute.build import build
 from precompute.build import main as build_main
 from shards.errors import AlignDistilError
+from shards.writer import exclusive
 from student.options import DistillArguments
 from student.train import main as train_main
 from student.train import train
@@ -217,7 +218,8 @@ def test_a_damaged_file_of_a_model(refuse_build, refuse_train, trio_folders, tmp
     for message in (refuse_build({"dpo": folder}), refuse_train(model=str(folder))):
         assert str(folder) in message
         assert re.search(
-            ": expected a (tokenizer|causal language model|model that transformers knows).*, got ", message
+            ": expected a (tokenizer|causal language|model that transformers|model folder, or a hub name).*, got ",
+            message,
         )
 
 
@@ -540,6 +542,7 @@ def test_a_shard_that_is_missing_or_cut_short(refuse_train, copy):
 def test_an_altered_byte_is_refused_or_changes_nothing(cache, copy, tmp_path):
     def loss():
         settings = {"per_device_train_batch_size": 6, "global_batch_size": 6, "learning_rate": 0.0}
+        settings["overwrite_output_dir"] = True
         return train(arguments(copy, tmp_path / "out", **settings)).state.log_history[0]["loss"]
 
     expected = loss()
@@ -576,7 +579,9 @@ def test_a_reference_that_is_no_longer_where_it_was(refuse_train, copy, tmp_path
 
 def test_a_student_folder_that_is_not_there(refuse_train, tmp_path):
     assert refuse_train(model=str(tmp_path / "no")) == f"{tmp_path}/no: expected a model folder, found none"
-    assert refuse_train(model="no/such").startswith("no/such: expected a tokenizer beside the student, got ")
+    assert refuse_train(model="no/such").startswith(
+        "no/such: expected a model folder, or a hub name, with a tokenizer, got "
+    )
 
 
 @pytest.fixture(scope="module")
@@ -595,11 +600,15 @@ def test_a_teacher_that_the_cache_cannot_serve(refuse_train, cache, cache_withou
     )
     assert refuse_train(anchor="reference", negative="reverse") == (
         f"{cache}: a teacher with anchor reference, negative reverse, {what} needs the pair reference/reverse, "
-        "the cache serves dpo/reverse, reference/reference; build with --pairs reference/reverse"
+        "the cache serves dpo/reverse, reference/reference; "
+        "build another with --pairs dpo/reverse reference/reference reference/reverse"
     )
-    assert refuse_train(gain=31.0) == f"{cache}: expected a gain of 30 or less, got 31"
+    assert refuse_train(gain=31.0) == (
+        f"{cache}: expected a gain of 30 or less, got 31; build another with --gain_nodes that reach it"
+    )
     assert refuse_train(teacher="linear", kl_coef=0.02) == (
-        f"{cache}: expected a strength beta / kl_coef of 4 or less, got 5"
+        f"{cache}: expected a strength beta / kl_coef of 4 or less, got 5; "
+        "build another with --strength_nodes that reach it"
     )
 
 
@@ -656,7 +665,7 @@ def test_nothing_to_train_on(refuse_train, cache):
         ({"max_steps": -1, "num_train_epochs": 0.0}, "num_train_epochs: expected more than 0, got 0.0"),
         ({"lora_r": 0}, "lora_r: expected 1 or more, got 0"),
         ({"bf16": True, "fp16": True}, "TrainingArguments: At most one of fp16 and bf16 can be True, but not both"),
-        ({"lr_scheduler_kwargs": {"speed": 1}},
+        ({"lr_scheduler_kwargs": {"speed": 1}, "warmup_steps": 0},
          "lr_scheduler_kwargs: get_cosine_with_min_lr_schedule_with_warmup() got an unexpected keyword argument "
          "'speed'"),
         ({"use_peft": True, "lora_target_modules": ["nose"]},
@@ -690,10 +699,10 @@ def test_several_gpus_without_a_launcher(refuse_train, monkeypatch):
 
 
 def test_a_checkpoint_that_is_missing_or_of_another_run(refuse_train, cache, tmp_path):
-    train(arguments(cache, tmp_path / "run", save_strategy="steps", save_steps=1))
+    train(arguments(cache, tmp_path / "run", save_strategy="steps", save_steps=1, warmup_steps=0))
     checkpoint = tmp_path / "run" / "checkpoint-1"
     before = snapshot(checkpoint)
-    assert refuse_train(resume_from_checkpoint=str(checkpoint), gain=5.0, max_steps=2) == (
+    assert refuse_train(resume_from_checkpoint=str(checkpoint), gain=5.0, max_steps=2, warmup_steps=0) == (
         f"{checkpoint}: is of another run, teacher.gain: expected 10.0, got 5.0"
     )
     assert snapshot(checkpoint) == before
@@ -701,7 +710,7 @@ def test_a_checkpoint_that_is_missing_or_of_another_run(refuse_train, cache, tmp
         f"resume_from_checkpoint: expected a folder, got '{tmp_path}/no'"
     )
     (checkpoint / "distill_run.json").unlink()
-    assert refuse_train(resume_from_checkpoint=str(checkpoint)) == (
+    assert refuse_train(resume_from_checkpoint=str(checkpoint), warmup_steps=0) == (
         f"{checkpoint}: expected a checkpoint with distill_run.json, found none"
     )
 
@@ -737,7 +746,7 @@ def test_a_command_prints_one_line_and_exits_with_2(trio_folders, cache, tmp_pat
         "rows.jsonl line 1: expected the columns of one of": [
             "precompute.build", "--models", *models, "--data", "rows.jsonl", "--out", "out", "--top_k", "5",
         ],
-        f"{cache}: expected a gain of 30 or less, got 31": [
+        f"{cache}: expected a gain of 30 or less, got 31; build another with --gain_nodes that reach it": [
             "student.train", "--shards", str(cache), "--gain", "31", "--output_dir", "student", "--use_cpu",
         ],
     }  # fmt: skip
@@ -758,3 +767,74 @@ def test_a_command_prints_one_line_and_exits_with_2(trio_folders, cache, tmp_pat
         assert done.returncode == 2
     assert snapshot(cache) == before
     assert not (tmp_path / "out").exists() and not (tmp_path / "student").exists()
+
+
+# ---- what would be lost, or would do nothing
+
+
+def test_a_folder_with_a_model_is_not_written_over(refuse_train, cache, tmp_path):
+    train(arguments(cache, tmp_path / "run", learning_rate=0.0))
+    before = snapshot(tmp_path / "run")
+    assert refuse_train(output_dir=str(tmp_path / "run")) == (
+        f"output_dir: expected a folder without a model, found config.json in {tmp_path}/run; give another one, "
+        "--resume_from_checkpoint true or --overwrite_output_dir true"
+    )
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_a_student_is_not_written_over_itself(refuse_train, trio_folders):
+    folder = str(trio_folders["dpo"])
+    assert refuse_train(model=folder, output_dir=folder) == (
+        f"output_dir: expected another folder than the student's own, got {folder}"
+    )
+
+
+def test_a_run_that_is_all_warm_up_is_refused(refuse_train):
+    assert refuse_train(max_steps=1) == (
+        "warmup_steps: expected fewer than the run's 1, got 1: the student would hardly change; lower "
+        "--global_batch_size, train for longer or give --warmup_steps 0"
+    )
+
+
+def test_a_cache_to_evaluate_on_must_be_of_the_same_kind(refuse_train, trio_folders, pairs_file, tmp_path):
+    other = tmp_path / "other"
+    nodes = {"gain_nodes": [0.0, 5.0, 30.0], "strength_nodes": [0.0, 1.0, 4.0]}
+    build(build_options(trio_folders, pairs_file, other, limit=2, **SMALL, **nodes))
+    assert refuse_train(eval_shards=[str(other)]).startswith(
+        f"{other}: is of another kind than the training cache, gain_nodes: expected "
+    )
+
+
+def test_rows_longer_than_a_model_has_positions_are_refused(pairs_file, trio_folders, tmp_path):
+    short = save(make_llama(3, max_position_embeddings=8), tmp_path / "short")
+    message = refusal(
+        lambda: build(build_options(trio_folders | {"dpo": short}, pairs_file, tmp_path / "out", **SMALL))
+    )
+    assert re.fullmatch(
+        r"dpo: expected rows of at most 8 tokens \(max_position_embeddings\), got one of \d+; build with .*_length 8",
+        message,
+    )
+
+
+def test_a_student_with_fewer_positions_than_the_rows_is_refused(refuse_train, tmp_path):
+    short = save(make_llama(3, max_position_embeddings=8), tmp_path / "short")
+    assert refuse_train(model=str(short)).startswith("student: expected rows of at most 8 tokens")
+
+
+def test_a_reference_with_other_weights_than_were_scored_is_refused(refuse_train, copy, trio_folders, tmp_path):
+    other = save(make_llama(9), tmp_path / "other")
+    provenance = json.loads((copy / "provenance.json").read_text())
+    provenance["models"]["reference"] = str(other)
+    (copy / "provenance.json").write_text(json.dumps(provenance))
+    assert refuse_train(shards=[str(copy)], model=None) == (
+        f"{copy}: expected the reference {other} as it was scored, got other weights; give --model"
+    )
+
+
+def test_two_builds_do_not_write_into_one_folder_at_a_time(trio_folders, pairs_file, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with exclusive(out):
+        message = refusal(lambda: build(build_options(trio_folders, pairs_file, out, **SMALL)))
+    assert message == f"{out}: expected no other build at work here, found one"
+    build(build_options(trio_folders, pairs_file, out, **SMALL))

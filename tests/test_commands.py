@@ -66,7 +66,7 @@ def test_commands_work_where_folders_have_the_names_of_the_packages(trio_folders
     assert "4 rows" in run(tmp_path, "-m", "shards.verify")
     assert snapshot(tmp_path) == built
 
-    train = ["-m", "student.train", "--output_dir", "out", "--max-steps", "1", "--global_batch_size", "2"]
+    train = ["-m", "student.train", "--output_dir", "out", "--max-steps", "2", "--global_batch_size", "2"]
     train += ["--per-device-train-batch-size", "2", "--use_cpu", "--report-to", "none", "--save_strategy", "no"]
     run(tmp_path, *train)
     load(tmp_path / "out")

@@ -177,9 +177,12 @@ def test_a_cached_teacher_is_the_dense_one_up_to_float32(tmp_path):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"gain": 31.0}, "expected a gain of 30 or less, got 31$"),
-        ({"strength": "constant", "beta": 0.3}, "expected a strength beta / kl_coef of 4 or less, got 6$"),
-        ({"anchor": "reference"}, "needs the pair reference/reverse.*build with --pairs reference/reverse$"),
+        ({"gain": 31.0}, "expected a gain of 30 or less, got 31; build another with --gain_nodes that reach it$"),
+        (
+            {"strength": "constant", "beta": 0.3},
+            "a strength beta / kl_coef of 4 or less, got 6; build another with --strength_nodes that reach it$",
+        ),
+        ({"anchor": "reference"}, "needs the pair reference/reverse.*build another with --pairs .* reference/reverse$"),
     ],
 )
 def test_a_teacher_that_the_cache_cannot_give_is_refused_with_what_is_missing(tmp_path, wanted, message):

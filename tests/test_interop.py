@@ -81,11 +81,10 @@ def test_the_recipe_of_the_format_page_gives_the_values_of_our_reader(recipe, fa
     np.testing.assert_array_equal(found["ids"], scores.support_ids)
     np.testing.assert_array_equal(found["dpo"], scores.logprobs["dpo"])
     np.testing.assert_array_equal(found["strength"], teacher.strength)
-    exact = found["exact"]
-    assert 0 < exact.sum() < len(exact), "the row must have positions of both kinds"
-    kept = exact[found["position"]]
-    np.testing.assert_allclose(found["teacher_logprobs"][kept], teacher.logprobs[kept], rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(found["teacher_tail_logprob"][exact], teacher.tail_logprob[exact], rtol=1e-12)
+    exact = teacher.tail_bound == 0
+    assert 0 < exact.sum() < len(exact), "the row must have strengths at nodes and between them"
+    np.testing.assert_allclose(found["teacher_logprobs"], teacher.logprobs, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found["teacher_tail_logprob"], teacher.tail_logprob, rtol=1e-12)
 
 
 def test_the_recipe_of_the_format_page_refuses_altered_values(recipe, tmp_path, monkeypatch):

@@ -24,10 +24,10 @@ V = 18
 def batch_of(cache, rows, preset="aligndistil", reduction="sequence", fillers=0):
     data = CachedResponses([cache.folder], train_on="both")
     spec = TeacherSpec.preset(preset)
-    data.use(spec)
+    data = data.for_teacher(spec)
     items = [BatchItem(row, True) for row in rows] + [BatchItem(rows[0], False)] * fillers
     collator = Collator(spec=spec, nodes=data.nodes, reduction=reduction, pad_token_id=0)
-    return collator(data[items] if isinstance(items, BatchItem) else data.__getitems__(items))
+    return collator(data.__getitems__(items))
 
 
 def distil(model, batch, *, name="reverse_kl", chunk=256, jsd_weight=0.5):
@@ -50,7 +50,7 @@ def distil(model, batch, *, name="reverse_kl", chunk=256, jsd_weight=0.5):
 
 @pytest.fixture(scope="module")
 def student(trio):
-    return nudged(trio["reference"], 7, 0.1)
+    return nudged(trio["reference"], 7, 0.3)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -58,7 +58,7 @@ def student(trio):
 def test_with_all_tokens_kept_loss_and_gradient_are_the_dense_ones(whole_cache, trio, student, preset, name):
     rows = list(range(8))
     expected, smallest_kl = dense.loss(student, trio, whole_cache.read(rows), V, preset=preset, name=name)
-    assert smallest_kl >= 0.02, "the students must be far enough away for a relative comparison"
+    assert smallest_kl >= 0.1, "far enough away for a relative comparison"
     found = distil(student, batch_of(whole_cache, rows, preset), name=name)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     ours, theirs = dense.gradient(found, student), dense.gradient(expected, student)
