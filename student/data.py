@@ -1,25 +1,19 @@
-"""Cached responses as a map-style data set, the order in which they are read, and the batches.
-
-Dimensions: B sequences of a micro-batch, T tokens, N response positions of the micro-batch, M kept tokens of them.
-"""
+"""Cached responses as a map-style data set, and the order in which they are read."""
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, Sampler
 
 from shards import ShardCache, TeacherSpec
-from shards.compose import compose
-from shards.errors import CacheConflict, DataError
+from shards.errors import CacheConflict, DataError, OptionError
 from shards.manifest import refuse_difference
 from shards.nodes import StrengthNodes
-from shards.schema import Pair, Role
-from shards.scores import Response, concatenate, segment_starts
+from shards.schema import Pair
+from shards.scores import Response
 
 
 class BatchItem(NamedTuple):
@@ -76,10 +70,17 @@ class CachedResponses(Dataset):
         view._pair = spec.pair
         return view
 
-    def read_like(self, other: "CachedResponses") -> "CachedResponses":
-        """The same responses, of which what is read of `other` is read."""
-        view = copy.copy(self)
-        view._pair = other._pair
+    def like(self, other: Any) -> "CachedResponses":
+        """The responses of `other`, read for the teacher that these are read for.
+
+        Raises OptionError for another type, CacheConflict where its caches come from other models or have other nodes.
+        """
+        if not isinstance(other, CachedResponses):
+            raise OptionError(f"eval_dataset: expected CachedResponses, got {type(other).__name__}")
+        kinds = (kind_of(self.caches[0]), kind_of(other.caches[0]))
+        refuse_difference(*kinds, f"{other.caches[0].folder}: is of another kind than the training cache")
+        view = copy.copy(other)
+        view._pair = self._pair
         return view
 
     def __getitem__(self, item: "BatchItem | int") -> tuple[Response, bool]:
@@ -160,83 +161,6 @@ class GlobalBatchSampler(Sampler[list[BatchItem]]):
         for items in self.global_batches():
             for start in range(0, len(items), at_once):
                 yield items[start + self.rank : start + at_once : self.world_size]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collator:
-    """Responses -> one micro-batch of tensors, with the teacher composed. Values float32.
-
-    input_ids, attention_mask   (B, T)
-    position                    (N,)   b * T + t of the hidden state that predicts the response token
-    support_count, support_ids  (N,), (M,)
-    teacher_logprobs, teacher_tail       (M,), (N,)   log p* of the kept tokens, of the tail
-    reference_logprobs, reference_tail   (M,), (N,)
-    dpo_logprobs, dpo_tail      (M,), (N,)
-    reward                      (M,)   beta * (l_dpo - l_reverse) of the kept tokens, whatever the teacher, so that runs
-                                can be compared; without a reverse model beta * (l_dpo - l_reference)
-    dpo_reward                  (N,)   its expectation under dpo, on the support
-    strength, tail_bound        (N,)   w_t; the bound on the interpolated tail, nats
-    coefficient                 (N,)   factor of a position's divergence in the sum that `num_items` divides
-    counts                      (N,)   1, or 0 at the positions of rows that fill up the batch
-    num_items, num_sequences, num_positions   what counts: the unit of the reduction, sequences, response positions
-    """
-
-    spec: TeacherSpec
-    nodes: StrengthNodes
-    reduction: Literal["sequence", "token"]
-    pad_token_id: int
-
-    def __call__(self, rows: Sequence[tuple[Response, bool]]) -> dict[str, Any]:
-        responses = [response for response, _ in rows]
-        scores = concatenate([response.scores for response in responses])
-        teacher = compose(scores, self.spec, self.nodes)
-        size_B = np.array([response.scores.num_positions for response in responses])
-        counts_B = np.array([counts for _, counts in rows], dtype=np.float64)
-        counts_N = np.repeat(counts_B, size_B)
-        per_row_N = np.repeat(size_B, size_B) if self.reduction == "sequence" else np.ones(len(counts_N))
-        num_sequences, num_positions = int(counts_B.sum()), int(counts_N.sum())
-
-        dpo_M = scores.logprobs["dpo"].astype(np.float64)
-        against: Role = "reverse" if "reverse" in scores.logprobs else "reference"
-        reward_M = self.spec.beta * (dpo_M - scores.logprobs[against])
-        floats = {
-            "teacher_logprobs": teacher.logprobs,
-            "teacher_tail": teacher.tail_logprob,
-            "reference_logprobs": scores.logprobs["reference"],
-            "reference_tail": scores.tail_logprob["reference"],
-            "dpo_logprobs": dpo_M,
-            "dpo_tail": scores.tail_logprob["dpo"],
-            "reward": reward_M,
-            "dpo_reward": np.add.reduceat(np.exp(dpo_M) * reward_M, segment_starts(scores.support_count)),
-            "strength": teacher.strength,
-            "tail_bound": teacher.tail_bound,
-            "coefficient": teacher.weight * counts_N / per_row_N,
-            "counts": counts_N,
-        }
-        return {
-            **self._pad(responses),
-            "support_count": torch.from_numpy(scores.support_count.astype(np.int64)),
-            "support_ids": torch.from_numpy(scores.support_ids.astype(np.int64)),
-            **{name: torch.from_numpy(values.astype(np.float32)) for name, values in floats.items()},
-            "num_items": torch.tensor(num_sequences if self.reduction == "sequence" else num_positions),
-            "num_sequences": torch.tensor(num_sequences),
-            "num_positions": torch.tensor(num_positions),
-        }
-
-    def _pad(self, responses: Sequence[Response]) -> dict[str, torch.Tensor]:
-        longest = max(len(response.input_ids) for response in responses)
-        input_ids_BT = np.full((len(responses), longest), self.pad_token_id, dtype=np.int64)
-        attention_mask_BT = np.zeros_like(input_ids_BT)
-        positions = []
-        for row, response in enumerate(responses):
-            input_ids_BT[row, : len(response.input_ids)] = response.input_ids
-            attention_mask_BT[row, : len(response.input_ids)] = 1
-            positions.append(row * longest + np.flatnonzero(response.loss_mask) - 1)
-        return {
-            "input_ids": torch.from_numpy(input_ids_BT),
-            "attention_mask": torch.from_numpy(attention_mask_BT),
-            "position": torch.from_numpy(np.concatenate(positions)),
-        }
 
 
 def kind_of(cache: ShardCache) -> dict[str, Any]:

@@ -131,3 +131,8 @@ class DistillForward:
         model.train(training)
         narrow = module.weight.dtype == torch.bfloat16
         require_same_logits(ours_TV, theirs_TV, narrow=narrow, who="student", model_class=name)
+
+
+def base_model(model: Any) -> PreTrainedModel:
+    """The PreTrainedModel itself, out of a PeftModel if it is in one."""
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()

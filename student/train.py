@@ -21,8 +21,9 @@ from shards.model_folder import (
     weights_sha256,
 )
 from student.data import CachedResponses
+from student.forward import base_model
 from student.options import DistillArguments
-from student.trainer import DistillTrainer, base_model
+from student.trainer import DistillTrainer
 
 
 def train(args: DistillArguments) -> DistillTrainer:
@@ -72,13 +73,12 @@ def _plan_text(trainer: DistillTrainer, source: str) -> str:
     """Student, data, teacher and steps, before the work."""
     args, data = trainer.args, trainer.train_dataset
     order = trainer.sampler.global_batch_size
-    steps = args.max_steps if args.max_steps > 0 else trainer.num_steps
     lines = {
         "student": source,
         "responses": f"{len(data):,} ({args.train_on}) from {', '.join(str(cache.folder) for cache in data.caches)}",
         "teacher": str(args.spec),
         "loss": f"{args.divergence}, mean by {args.reduction}",
-        "steps": f"{steps:,}, each of {order:,} responses",
+        "steps": f"{trainer.num_steps:,}, each of {order:,} responses",
     }
     return "\n".join(f"{name:>10}  {text}" for name, text in lines.items())
 

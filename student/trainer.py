@@ -12,39 +12,26 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 from transformers.utils import logging
 
-from shards.errors import CacheConflict, CacheMissing, OptionError, first_line
+from shards.errors import CacheMissing, OptionError, first_line
 from shards.head import require_room
-from shards.manifest import read_json, refuse_difference
 from shards.vocabulary import require_same_vocabulary
 from shards.writer import write_json
 from student.card import write_model_card
-from student.data import CachedResponses, Collator, GlobalBatchSampler, kind_of
-from student.forward import DistillForward
+from student.collate import Collator
+from student.data import CachedResponses, GlobalBatchSampler
+from student.forward import DistillForward, base_model
 from student.loss import SparseTargets
 from student.metrics import MetricSums
 from student.options import DistillArguments
+from student.run import RUN_FILE, require_same_run, require_steps_after_warm_up, run_identity
 
 logger = logging.get_logger(__name__)
 
-RUN_FILE = "distill_run.json"
 LOW_SUPPORT_MASS = 0.8
-RECIPE = (
-    *(
-        "learning_rate",
-        "warmup_steps",
-        "lr_scheduler_kwargs",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "max_grad_norm",
-    ),
-    *("dtype", "bf16", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
-)
-"""What a resumed run must have as it was, besides teacher, loss and order. It may train for more or fewer steps."""
 
 
 class DistillTrainer(Trainer):
@@ -80,7 +67,7 @@ class DistillTrainer(Trainer):
             require_same_vocabulary(vocabulary, processing_class.get_vocab(), "the cache", "the student")
         train_dataset = train_dataset.for_teacher(args.spec)
         if eval_dataset is not None:
-            eval_dataset = comparable(eval_dataset, train_dataset)
+            eval_dataset = train_dataset.like(eval_dataset)
         longest = max(int(dataset.lengths.max()) for dataset in (train_dataset, eval_dataset) if dataset is not None)
         require_room(base_model(model).config, longest, "student")
         pad_token_id = getattr(processing_class, "pad_token_id", None) or 0
@@ -119,21 +106,8 @@ class DistillTrainer(Trainer):
         self._warned_of_support = False
 
     def run_identity(self) -> dict[str, Any]:
-        """What a checkpoint belongs to: caches, teacher, loss and order. A resumed run must have the same."""
-        args = self.args
-        return {
-            "caches": [cache.plan.sha256 for cache in self.train_dataset.caches],
-            "train_on": self.train_dataset.train_on,
-            "teacher": {name: getattr(args.spec, name) for name in args.spec.__slots__},
-            "divergence": args.divergence,
-            "jsd_weight": args.jsd_weight,
-            "reduction": args.reduction,
-            "seed": self.sampler.seed,
-            **{name: getattr(args, name) for name in RECIPE},
-            "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-            "optim": str(getattr(args.optim, "value", args.optim)),
-            "global_batch_size": self.sampler.global_batch_size,
-        }
+        """What a checkpoint belongs to: caches, teacher, loss, order and recipe. A resumed run must have the same."""
+        return run_identity(self.args, self.train_dataset, self.sampler)
 
     @property
     def model_name(self) -> str:
@@ -143,27 +117,20 @@ class DistillTrainer(Trainer):
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of all epochs."""
-        return math.ceil(self.args.num_train_epochs * self.sampler.num_global_batches)
+        """Optimizer steps of the whole run."""
+        epochs = math.ceil(self.args.num_train_epochs * self.sampler.num_global_batches)
+        return self.args.max_steps if self.args.max_steps > 0 else epochs
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trainer.train; raises CacheConflict where the checkpoint belongs to another run."""
-        steps = self.args.max_steps if self.args.max_steps > 0 else self.num_steps
-        if self.args.learning_rate > 0 and self.args.get_warmup_steps(steps) >= steps:
-            raise OptionError(
-                f"warmup_steps: expected fewer than the run's {steps}, got {self.args.get_warmup_steps(steps)}: the "
-                "student would hardly change; lower --global_batch_size, train for longer or give --warmup_steps 0"
-            )
+        require_steps_after_warm_up(self.args, self.num_steps)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise CacheMissing(f"{self.args.output_dir}: expected a checkpoint to resume from, found none")
         if resume_from_checkpoint:
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
-            path = Path(resume_from_checkpoint) / RUN_FILE
-            if not path.is_file():
-                raise CacheConflict(f"{resume_from_checkpoint}: expected a checkpoint with {RUN_FILE}, found none")
-            refuse_difference(read_json(path), self.run_identity(), f"{resume_from_checkpoint}: is of another run")
+            require_same_run(Path(resume_from_checkpoint), self.run_identity())
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -186,7 +153,7 @@ class DistillTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """All rows once, in order of length, shared out to the ranks."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        dataset = comparable(dataset, self.train_dataset)
+        dataset = self.train_dataset.like(dataset)
         return self._loader(dataset, self._make_sampler(dataset, self.args.eval_batch_size, shuffle=False))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
@@ -312,20 +279,3 @@ class _Steps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.train_sums.end_step()
-
-
-def comparable(dataset: Any, trained_on: CachedResponses) -> CachedResponses:
-    """The data set, read for the same teacher as `trained_on`.
-
-    Raises OptionError for another type, CacheConflict where its caches come from other models or have other nodes.
-    """
-    if not isinstance(dataset, CachedResponses):
-        raise OptionError(f"eval_dataset: expected CachedResponses, got {type(dataset).__name__}")
-    kinds = (kind_of(trained_on.caches[0]), kind_of(dataset.caches[0]))
-    refuse_difference(*kinds, f"{dataset.caches[0].folder}: is of another kind than the training cache")
-    return dataset.read_like(trained_on)
-
-
-def base_model(model: Any) -> PreTrainedModel:
-    """The PreTrainedModel itself, out of a PeftModel if it is in one."""
-    return model if isinstance(model, PreTrainedModel) else model.get_base_model()

@@ -9,7 +9,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 from shards import Divergence, TeacherSpec
-from student.data import BatchItem, CachedResponses, Collator
+from student.collate import Collator
+from student.data import BatchItem, CachedResponses
 from student.forward import DistillForward
 from student.loss import SparseTargets
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -156,3 +157,17 @@ def test_a_batch_without_usable_crc32_is_refused(fake, metadata):
 
 def test_columns_come_in_the_order_of_the_roles_whatever_order_they_are_given_in():
     assert schema.columns(ROLES, DEFAULT_PAIRS) == schema.columns(ROLES[::-1], DEFAULT_PAIRS)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    from shards import writer
+
+    seen = []
+    plain_fsync, plain_replace = writer._fsync, Path.replace
+    monkeypatch.setattr(writer, "_fsync", lambda path: (seen.append(("fsync", path.name)), plain_fsync(path)))
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: (seen.append(("rename", self.name, to.name)), plain_replace(self, to))[1]
+    )
+    writer.write_json(tmp_path, "plan.json", {})
+    temporary = ".plan.json.aligndistil-tmp"
+    assert seen == [("fsync", temporary), ("rename", temporary, "plan.json"), ("fsync", tmp_path.name)]

@@ -13,7 +13,8 @@ from precompute.support import SupportRule, summarise
 from shards import Divergence, TeacherSpec
 from shards.compose import compose
 from shards.nodes import StrengthNodes
-from student.data import BatchItem, CachedResponses, Collator
+from student.collate import Collator
+from student.data import BatchItem, CachedResponses
 from student.forward import DistillForward
 from student.loss import SparseTargets, segment_sum, sparse_divergence
 

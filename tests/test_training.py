@@ -413,7 +413,8 @@ def test_lora_trains_adapters_and_saves_them_merged(sparse_cache, student_folder
 
 def test_gradient_checkpointing_and_workers_change_nothing(sparse_cache, student_folder, tmp_path):
     for name, extra in (("a", {}), ("b", {"activation_checkpointing": True, "dataloader_num_workers": 1})):
-        train(arguments(sparse_cache, student_folder, tmp_path / name, **recipe(save_strategy="no") | extra))
+        trainer = train(arguments(sparse_cache, student_folder, tmp_path / name, **recipe(save_strategy="no") | extra))
+        assert trainer.model.is_activation_checkpointing == ("activation_checkpointing" in extra)
     assert same_weights(tmp_path / "a", tmp_path / "b")
 
 
