@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def exclusive(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise CacheConflict(f"{folder}: expected no other build at work here, found one") from exc
+        except OSError as exc:  # a file system without locks
+            print(f"{folder}: cannot be locked ({exc}); see that no other build writes there", file=sys.stderr)
         yield
     finally:
         os.close(descriptor)

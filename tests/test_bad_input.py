@@ -838,3 +838,12 @@ def test_two_builds_do_not_write_into_one_folder_at_a_time(trio_folders, pairs_f
         message = refusal(lambda: build(build_options(trio_folders, pairs_file, out, **SMALL)))
     assert message == f"{out}: expected no other build at work here, found one"
     build(build_options(trio_folders, pairs_file, out, **SMALL))
+
+
+def test_a_file_system_without_locks_is_said_so(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr("shards.writer.fcntl.flock", no_locks)
+    with exclusive(tmp_path):
+        assert "cannot be locked (no locks available); see that no other build writes there" in capsys.readouterr().err
