@@ -34,7 +34,7 @@ from precompute.support import SupportRule
 from shards import ShardCache
 from shards.batches import BatchReader
 from shards.command import OneLineErrors, run_command
-from shards.errors import OptionError
+from shards.errors import CacheConflict, OptionError
 from shards.head import require_room
 from shards.manifest import (
     MANIFEST_FILE,
@@ -165,6 +165,8 @@ def begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer, proc
     if not processes.is_first:
         processes.wait()
         return Plan.from_json(read_json(out / PLAN_FILE), str(out / PLAN_FILE))
+    if read_earlier(out, inputs.identity) is not None:
+        raise CacheConflict(f"{out}: expected no build here, found one that began meanwhile; run this one again")
     threshold = None
     if options.support == "adaptive":
         highest = support_rule(options, inputs.vocabulary_size, None).highest

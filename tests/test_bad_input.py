@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny import WORDS, load, make_llama, make_pairs, make_tokenizer, save, write_jsonl
 from transformers import LlamaForCausalLM, TrainingArguments
 
+from precompute import build as build_module
 from precompute.build import build
 from precompute.build import main as build_main
+from shards import ShardCache
 from shards.errors import AlignDistilError
 from shards.writer import exclusive
 from student.options import DistillArguments
@@ -847,3 +849,18 @@ def test_a_file_system_without_locks_is_said_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("shards.writer.fcntl.flock", no_locks)
     with exclusive(tmp_path):
         assert "cannot be locked (no locks available); see that no other build writes there" in capsys.readouterr().err
+
+
+def test_a_build_that_began_meanwhile_is_not_written_over(trio_folders, pairs_file, tmp_path, monkeypatch):
+    options = build_options(trio_folders, pairs_file, tmp_path / "out", **SMALL)
+    load_scorer = build_module.load_scorer
+
+    def another_build_comes_first(*args):
+        monkeypatch.setattr(build_module, "load_scorer", load_scorer)
+        build(options)
+        return load_scorer(*args)
+
+    monkeypatch.setattr(build_module, "load_scorer", another_build_comes_first)
+    message = refusal(lambda: build(options))
+    assert message == f"{tmp_path}/out: expected no build here, found one that began meanwhile; run this one again"
+    assert len(ShardCache(tmp_path / "out")) == 12
