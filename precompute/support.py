@@ -38,7 +38,7 @@ class SupportRule:
 def l1_distances(logprobs: Logprobs) -> dict[Role, torch.Tensor]:
     """D_t = sum over v of |p_dpo(v) - p_negative(v)| for every negative at hand, (C,), in [0, 2]; not halved."""
     dpo_CV = logprobs["dpo"].exp()
-    return {n: (dpo_CV - logprobs[n].exp()).abs().sum(-1) for n in NEGATIVES if n in logprobs}
+    return {n: logprobs[n].exp().sub_(dpo_CV).abs_().sum(-1) for n in NEGATIVES if n in logprobs}
 
 
 def token_scores(logprobs: Logprobs, strengths: Mapping[Pair, torch.Tensor]) -> torch.Tensor:
@@ -51,7 +51,8 @@ def token_scores(logprobs: Logprobs, strengths: Mapping[Pair, torch.Tensor]) -> 
     for pair, nodes_CJ in strengths.items():
         torch.maximum(best_CV, logprobs[pair.anchor], out=best_CV)  # the teacher at w_0 = 0
         for logits_CV in _node_logits(logprobs[pair.anchor], logprobs, pair, nodes_CJ):
-            torch.maximum(best_CV, logits_CV - logits_CV.logsumexp(-1, keepdim=True), out=best_CV)
+            logits_CV -= logits_CV.logsumexp(-1, keepdim=True)
+            torch.maximum(best_CV, logits_CV, out=best_CV)
     return best_CV
 
 
@@ -127,9 +128,10 @@ def find_threshold(ranked_NK: np.ndarray, *, top_k: int, lowest: int) -> float:
 def _node_logits(
     anchor_CV: torch.Tensor, logprobs: Logprobs, pair: Pair, nodes_CJ: torch.Tensor
 ) -> Iterator[torch.Tensor]:
-    """Teacher logits (C, V) at each node above zero, one after the other."""
+    """Teacher logits (C, V) at each node above zero, one after the other; the caller may write into them."""
+    difference_CV = logprobs["dpo"] - logprobs[pair.negative]
     for strength_C1 in nodes_CJ[:, 1:].split(1, dim=1):
-        yield teacher_logits(anchor_CV, logprobs["dpo"], logprobs[pair.negative], strength_C1)
+        yield teacher_logits(anchor_CV, difference_CV, strength_C1)
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

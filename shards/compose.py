@@ -37,7 +37,7 @@ def compose(scores: Scores, spec: TeacherSpec, nodes: StrengthNodes) -> Teacher:
     anchor_M, dpo_M, negative_M = (
         scores.logprobs[role].astype(np.float64) for role in (spec.anchor, "dpo", spec.negative)
     )
-    kept_M = teacher_logits(anchor_M, dpo_M, negative_M, np.repeat(strength_N, scores.support_count))
+    kept_M = teacher_logits(anchor_M, dpo_M - negative_M, np.repeat(strength_N, scores.support_count))
 
     tail_NJ = np.concatenate(
         [scores.tail_logprob[spec.anchor][:, None], scores.tail_logpartition[spec.pair]], axis=1, dtype=np.float64

@@ -79,9 +79,14 @@ PRESETS: dict[str, TeacherSpec] = {
 }
 
 
-def teacher_logits(anchor: Any, dpo: Any, negative: Any, strength: Any) -> Any:
-    """l_anchor + w (l_dpo - l_negative), broadcast; unnormalised, nats. Zhang et al. 2025, Theorem 1."""
-    return anchor + strength * (dpo - negative)
+def teacher_logits(anchor: Any, difference: Any, strength: Any) -> Any:
+    """l_anchor + w * difference, with difference = l_dpo - l_negative; unnormalised, nats. Zhang et al. 2025, Theorem 1.
+
+    The product has the shape of the result. One array is made, not two: over a whole vocabulary that is what counts.
+    """
+    logits = strength * difference
+    logits += anchor
+    return logits
 
 
 def adaptive_strength(l1_distance: Any, gain: Any) -> Any:

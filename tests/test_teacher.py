@@ -55,8 +55,8 @@ def test_a_constant_strength_is_beta_over_kl_coef_and_its_weight_kl_coef():
 def test_aligndistil_reads_one_plus_w_dpo_minus_w_reverse_and_linear_mixes_dpo_and_reference():
     generator = np.random.default_rng(0)
     dpo, reverse, reference, w = generator.normal(size=(4, 30))
-    np.testing.assert_allclose(teacher_logits(dpo, dpo, reverse, w), (1 + w) * dpo - w * reverse, atol=1e-14)
-    np.testing.assert_allclose(teacher_logits(reference, dpo, reference, w), w * dpo + (1 - w) * reference, atol=1e-14)
+    np.testing.assert_allclose(teacher_logits(dpo, dpo - reverse, w), (1 + w) * dpo - w * reverse, atol=1e-14)
+    np.testing.assert_allclose(teacher_logits(reference, dpo - reference, w), w * dpo + (1 - w) * reference, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", PRESETS)
