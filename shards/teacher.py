@@ -80,7 +80,7 @@ PRESETS: dict[str, TeacherSpec] = {
 
 
 def teacher_logits(anchor: Any, difference: Any, strength: Any) -> Any:
-    """l_anchor + w * difference, with difference = l_dpo - l_negative; unnormalised, nats. Zhang et al. 2025, Theorem 1.
+    """l_anchor + w * difference, difference = l_dpo - l_negative; unnormalised, nats. Zhang et al. 2025, Theorem 1.
 
     The product has the shape of the result. One array is made, not two: over a whole vocabulary that is what counts.
     """
