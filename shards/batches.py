@@ -28,14 +28,6 @@ class BatchReader:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": OrderedDict()}
 
-    def num_batches(self, shard: int) -> int:
-        """Record batches of a shard: rows_per_batch rows each, the last one fewer."""
-        return -(-self.plan.shards[shard].rows // self.plan.rows_per_batch)
-
-    def num_rows(self, shard: int, batch: int) -> int:
-        """Rows of one record batch."""
-        return min(self.plan.rows_per_batch, self.plan.shards[shard].rows - batch * self.plan.rows_per_batch)
-
     def read(self, shard: int, batch: int, names: Sequence[str]) -> pa.RecordBatch:
         """Some columns of one record batch, compared with their crc32.
 
@@ -43,7 +35,7 @@ class BatchReader:
         """
         where = f"{self.folder / self.plan.shards[shard].file} record batch {batch}"
         file, first_row = self._open(shard, tuple(names)), self.plan.first_row(shard, batch)
-        found, metadata = load_batch(file, batch, first_row, self.num_rows(shard, batch), where)
+        found, metadata = load_batch(file, batch, first_row, self.plan.num_rows(shard, batch), where)
         codec.check_crc32(found, metadata, where)
         return found
 

@@ -79,6 +79,14 @@ class Plan:
     def rows(self) -> int:
         return sum(shard.rows for shard in self.shards)
 
+    def num_batches(self, shard: int) -> int:
+        """Record batches of a shard: rows_per_batch rows each, the last one fewer."""
+        return -(-self.shards[shard].rows // self.rows_per_batch)
+
+    def num_rows(self, shard: int, batch: int) -> int:
+        """Rows of one record batch."""
+        return min(self.rows_per_batch, self.shards[shard].rows - batch * self.rows_per_batch)
+
     def first_row(self, shard: int, batch: int) -> int:
         """The cache's row that a record batch begins with."""
         return self.shards[shard].first_row + batch * self.rows_per_batch

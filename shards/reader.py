@@ -70,7 +70,7 @@ class ShardCache:
         """Lengths, pairs and preference of all rows; reads the small columns of every shard once."""
         parts: list[tuple[int, bool, int, int]] = []
         for shard in range(len(self.plan.shards)):
-            for batch in range(self.batches.num_batches(shard)):
+            for batch in range(self.plan.num_batches(shard)):
                 columns = self.batches.read(shard, batch, INDEX_COLUMNS)
                 masks = columns[schema.LOSS_MASK]
                 for pair_id, chosen, mask in zip(

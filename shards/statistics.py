@@ -86,7 +86,7 @@ def add_shard(histograms: Mapping[str, Histogram], reader: BatchReader, shard: i
     """Add a shard's values to the histograms; returns its kept tokens."""
     names = position_columns(reader.plan)
     entries = 0
-    for batch in range(reader.num_batches(shard)):
+    for batch in range(reader.plan.num_batches(shard)):
         found = reader.read(shard, batch, names)
         columns = {name: found.column(name).flatten().to_numpy() for name in names}
         add_positions(histograms, columns, reader.plan.roles)

@@ -83,23 +83,21 @@ def _shards(manifest: Manifest, folder: Path) -> Iterator[Fault]:
 
 def _contents(plan: Plan, shard: int, folder: Path, seen: Seen) -> Iterator[Fault]:
     """Rules 6 to 19 for one shard."""
-    planned = plan.shards[shard]
-    path = folder / planned.file
+    path = folder / plan.shards[shard].file
     try:
         file = open_shard(path, plan, [column.name for column in plan.columns()])
     except CacheDamaged as error:
         yield Fault(rule=6, text=str(error))
         return
-    batches = -(-planned.rows // plan.rows_per_batch)
+    batches = plan.num_batches(shard)
     if file.num_record_batches != batches:
         yield Fault(rule=7, text=f"{path}: expected {batches} record batches, got {file.num_record_batches}")
         return
     for index in range(batches):
-        first = index * plan.rows_per_batch
+        first_row = plan.first_row(shard, index)
         where = f"{path} record batch {index}"
         try:
-            rows = min(plan.rows_per_batch, planned.rows - first)
-            batch, metadata = load_batch(file, index, planned.first_row + first, rows, where)
+            batch, metadata = load_batch(file, index, first_row, plan.num_rows(shard, index), where)
         except CacheDamaged as error:
             yield Fault(rule=7, text=str(error))
             continue
@@ -108,7 +106,7 @@ def _contents(plan: Plan, shard: int, folder: Path, seen: Seen) -> Iterator[Faul
         except CacheDamaged as error:
             yield Fault(rule=8, text=str(error))
             continue
-        faults = list(_rows(batch, plan, planned.first_row + first, path, seen))
+        faults = list(_rows(batch, plan, first_row, path, seen))
         yield from faults
         if not faults:
             seen.add(batch, plan)

@@ -66,9 +66,7 @@ class CachedResponses(Dataset):
         """
         for cache in self.caches:
             cache.check(spec)
-        view = copy.copy(self)
-        view._pair = spec.pair
-        return view
+        return self._reading(spec.pair)
 
     def like(self, other: Any) -> "CachedResponses":
         """The responses of `other`, read for the teacher that these are read for.
@@ -79,8 +77,11 @@ class CachedResponses(Dataset):
             raise OptionError(f"eval_dataset: expected CachedResponses, got {type(other).__name__}")
         kinds = (kind_of(self.caches[0]), kind_of(other.caches[0]))
         refuse_difference(*kinds, f"{other.caches[0].folder}: is of another kind than the training cache")
-        view = copy.copy(other)
-        view._pair = self._pair
+        return other._reading(self._pair)
+
+    def _reading(self, pair: Pair | None) -> "CachedResponses":
+        view = copy.copy(self)
+        view._pair = pair
         return view
 
     def __getitem__(self, item: "BatchItem | int") -> tuple[Response, bool]:
