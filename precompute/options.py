@@ -43,7 +43,9 @@ class BuildOptions:
     )
     gain_nodes: list[float] = _flag(list(DEFAULT_GAIN_NODES), "gains whose strengths are nodes, from 0")
     strength_nodes: list[float] = _flag(list(DEFAULT_STRENGTH_NODES), "constant strengths that are nodes, from 0")
-    values: Literal["float32"] = _flag("float32", "how values are stored")
+    values: Literal["compact", "float32"] = _flag(
+        "compact", "how values are stored: in a third of the bytes, or exactly"
+    )
 
     dtype: Literal["auto", "bfloat16", "float32"] = _flag("auto", "dtype of the models' bodies; heads are float32")
     device: str = _flag("auto", "device of models and scores: auto, cpu, cuda, cuda:1, ...")

@@ -1,40 +1,46 @@
 """Responses <-> record batches. Pure: no files.
 
-`float32` values: a stored value is the float32 nearest to the computed one (relative error at most 2^-24); ids, masks
-and counts are exact.
+`float32` values: a stored value is the float32 nearest to the computed one (relative error at most 2^-24). `compact`
+values: `shards.compact` has their law and its errors. Ids, masks, counts and D_t (a float32) are exact in both.
 """
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from shards import schema
+from shards import compact, schema
 from shards.errors import CacheDamaged, OptionError
+from shards.manifest import Plan
 from shards.schema import Column, Pair, Role
 from shards.scores import Response, Scores
 
+Row = Mapping[str, Any]
 
-def encode(responses: Sequence[Response], table: Sequence[Column], arrow_schema: pa.Schema) -> pa.RecordBatch:
-    """The record batch that holds these rows, one column after the other of `table`."""
+
+def encode(responses: Sequence[Response], plan: Plan) -> pa.RecordBatch:
+    """The record batch that holds these rows. Raises OptionError for values that the plan's codec cannot hold."""
+    rows = [_stored(response, plan) for response in responses]
     arrays = []
-    for column in table:
-        values = [_value(response, column.name) for response in responses]
+    for column in plan.columns():
+        values = [row[column.name] for row in rows]
         if column.level == "row":
             arrays.append(pa.array(values, column.arrow_type))
         else:
             arrays.append(_list_array([np.ravel(v) for v in values], column))
-    return pa.RecordBatch.from_arrays(arrays, schema=arrow_schema)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema.arrow_schema(plan.columns(), build_sha256=plan.sha256))
 
 
-def decode(batch: pa.RecordBatch, roles: Iterable[Role], pairs: Iterable[Pair], num_nodes: int) -> list[Response]:
-    """The rows of a record batch, with the values of these roles and pairs only; arrays are read-only views."""
-    pairs = tuple(pairs)
-    return [decode_row(row, pairs, num_nodes) for row in split_rows(batch, schema.columns(roles, pairs))]
+def decode(
+    batch: pa.RecordBatch, plan: Plan, roles: Iterable[Role] | None = None, pairs: Iterable[Pair] | None = None
+) -> list[Response]:
+    """The rows of a record batch, with the values of these roles and pairs only (all, unless given)."""
+    roles, pairs = plan.roles if roles is None else tuple(roles), plan.pairs if pairs is None else tuple(pairs)
+    return [decode_row(row, plan, roles, pairs) for row in split_rows(batch, plan.columns(roles, pairs))]
 
 
 def split_rows(batch: pa.RecordBatch, table: Iterable[Column]) -> list[dict[str, Any]]:
@@ -43,10 +49,10 @@ def split_rows(batch: pa.RecordBatch, table: Iterable[Column]) -> list[dict[str,
     return [{name: rows[i] for name, rows in columns.items()} for i in range(batch.num_rows)]
 
 
-def decode_row(row: Mapping[str, Any], pairs: Iterable[Pair], num_nodes: int) -> Response:
-    """A row of `split_rows`, with the values of the roles that it holds and of these pairs."""
-    roles = [role for role in schema.ROLES if schema.logprobs_column(role) in row]
-    negatives = [role for role in schema.NEGATIVES if schema.l1_distance_column(role) in row]
+def decode_row(row: Row, plan: Plan, roles: Iterable[Role], pairs: Iterable[Pair]) -> Response:
+    """A row of `split_rows`, with the values of these roles and pairs; arrays may be read-only views."""
+    roles, pairs = tuple(roles), tuple(pairs)
+    scores = _float32_scores if plan.values == "float32" else _compact_scores
     return Response(
         sample_id=row[schema.SAMPLE_ID],
         pair_id=row[schema.PAIR_ID],
@@ -54,16 +60,103 @@ def decode_row(row: Mapping[str, Any], pairs: Iterable[Pair], num_nodes: int) ->
         response_start=row[schema.RESPONSE_START],
         input_ids=row[schema.INPUT_IDS],
         loss_mask=row[schema.LOSS_MASK],
-        scores=Scores(
-            support_count=row[schema.SUPPORT_COUNT],
-            support_ids=row[schema.SUPPORT_IDS],
-            logprobs={r: row[schema.logprobs_column(r)] for r in roles},
-            next_logprob={r: row[schema.next_logprob_column(r)] for r in roles},
-            tail_logprob={r: row[schema.tail_logprob_column(r)] for r in roles},
-            l1_distance={n: row[schema.l1_distance_column(n)] for n in negatives},
-            tail_logpartition={p: row[schema.tail_logpartition_column(p)].reshape(-1, num_nodes - 1) for p in pairs},
-        ),
+        scores=scores(row, plan, roles, pairs),
     )
+
+
+def decode_tails(columns: Row, plan: Plan) -> dict[Role, np.ndarray]:
+    """Every role's tail log-prob, (N,) nats, of the flat columns that `Plan.tail_columns` names."""
+    if plan.values == "float32":
+        return {role: columns[schema.tail_logprob_column(role)] for role in plan.roles}
+    codes = _codes(columns, schema.tail_code_column, plan)
+    return {role: compact.from_tail_codes(code_N) for role, code_N in codes.items()}
+
+
+def _stored(response: Response, plan: Plan) -> dict[str, Any]:
+    """Column name -> value or array."""
+    scores = response.scores
+    per_value = _float32_columns if plan.values == "float32" else _compact_columns
+    return {
+        **{field: getattr(response, field) for field in Response.__slots__ if field != "scores"},
+        schema.SUPPORT_COUNT: scores.support_count,
+        **{schema.l1_distance_column(n): v for n, v in scores.l1_distance.items()},
+        **dict(per_value(scores, plan)),
+    }
+
+
+def _float32_columns(scores: Scores, plan: Plan) -> Iterator[tuple[str, np.ndarray]]:
+    yield schema.SUPPORT_IDS, scores.support_ids
+    for r in scores.logprobs:
+        yield schema.logprobs_column(r), scores.logprobs[r]
+        yield schema.next_logprob_column(r), scores.next_logprob[r]
+        yield schema.tail_logprob_column(r), scores.tail_logprob[r]
+    for p, partition in scores.tail_logpartition.items():
+        yield schema.tail_logpartition_column(p), partition
+
+
+def _compact_columns(scores: Scores, plan: Plan) -> Iterator[tuple[str, np.ndarray]]:
+    unit_N = compact.units(scores.l1_distance[plan.unit_negative].astype(np.float32))
+    unit_M = np.repeat(unit_N, scores.support_count)
+    yield from _split(schema.SUPPORT_GAPS, compact.to_gaps(scores.support_ids))
+    kept = {role: compact.to_codes(logprobs_M, unit_M) for role, logprobs_M in scores.logprobs.items()}
+    following = {role: compact.to_codes(logprob_N, unit_N) for role, logprob_N in scores.next_logprob.items()}
+    tails = {role: compact.to_tail_codes(tail_N) for role, tail_N in scores.tail_logprob.items()}
+    named = ((schema.codes_column, kept), (schema.next_code_column, following), (schema.tail_code_column, tails))
+    for column, codes in named:
+        for role, values in compact.to_differences(codes).items():
+            yield from _split(column(role), values)
+    for pair, partition in scores.tail_logpartition.items():
+        yield from _split(schema.tail_partition_codes_column(pair), compact.to_partition_codes(partition))
+
+
+def _split(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    yield from zip((schema.low(name), schema.high(name)), compact.split(values), strict=True)
+
+
+def _float32_scores(row: Row, plan: Plan, roles: Sequence[Role], pairs: Sequence[Pair]) -> Scores:
+    return Scores(
+        support_count=row[schema.SUPPORT_COUNT],
+        support_ids=row[schema.SUPPORT_IDS],
+        logprobs={r: row[schema.logprobs_column(r)] for r in roles},
+        next_logprob={r: row[schema.next_logprob_column(r)] for r in roles},
+        tail_logprob={r: row[schema.tail_logprob_column(r)] for r in roles},
+        l1_distance=_distances(row, roles),
+        tail_logpartition={p: row[schema.tail_logpartition_column(p)].reshape(-1, len(plan.nodes) - 1) for p in pairs},
+    )
+
+
+def _compact_scores(row: Row, plan: Plan, roles: Sequence[Role], pairs: Sequence[Pair]) -> Scores:
+    count_N = row[schema.SUPPORT_COUNT]
+    unit_N = compact.units(row[schema.l1_distance_column(plan.unit_negative)])
+    kept, following = (_codes(row, column, plan) for column in (schema.codes_column, schema.next_code_column))
+    tails = decode_tails(row, plan)
+    unit_M, empty_N = np.repeat(unit_N, count_N), np.isneginf(tails["reference"])
+    return Scores(
+        support_count=count_N,
+        support_ids=compact.from_gaps(_joined(row, schema.SUPPORT_GAPS)),
+        logprobs={r: compact.from_codes(kept[r], unit_M) for r in roles},
+        next_logprob={r: compact.from_codes(following[r], unit_N) for r in roles},
+        tail_logprob={r: tails[r] for r in roles},
+        l1_distance=_distances(row, roles),
+        tail_logpartition={
+            p: compact.from_partition_codes(
+                _joined(row, schema.tail_partition_codes_column(p)).reshape(-1, len(plan.nodes) - 1), empty_N
+            )
+            for p in pairs
+        },
+    )
+
+
+def _codes(row: Row, column: Callable[[Role], str], plan: Plan) -> dict[Role, np.ndarray]:
+    return compact.from_differences({role: _joined(row, column(role)) for role in plan.roles})
+
+
+def _joined(row: Row, name: str) -> np.ndarray:
+    return compact.join(row[schema.low(name)], row[schema.high(name)])
+
+
+def _distances(row: Row, roles: Sequence[Role]) -> dict[Role, np.ndarray]:
+    return {n: row[schema.l1_distance_column(n)] for n in schema.NEGATIVES if n in roles}
 
 
 def batch_metadata(batch: pa.RecordBatch, first_row: int) -> dict[bytes, bytes]:
@@ -100,20 +193,6 @@ def column_crc32(array: pa.Array) -> int:
         offsets = np.cumsum([0, *map(len, texts)])
         return zlib.crc32(offsets.astype("<i4").tobytes(), zlib.crc32(b"".join(texts)))
     return zlib.crc32(array.to_numpy(zero_copy_only=False).tobytes())
-
-
-def _value(response: Response, name: str) -> Any:
-    scores = response.scores
-    by_column: dict[str, Any] = {
-        schema.SUPPORT_COUNT: scores.support_count,
-        schema.SUPPORT_IDS: scores.support_ids,
-        **{schema.logprobs_column(r): v for r, v in scores.logprobs.items()},
-        **{schema.next_logprob_column(r): v for r, v in scores.next_logprob.items()},
-        **{schema.tail_logprob_column(r): v for r, v in scores.tail_logprob.items()},
-        **{schema.l1_distance_column(n): v for n, v in scores.l1_distance.items()},
-        **{schema.tail_logpartition_column(p): v for p, v in scores.tail_logpartition.items()},
-    }
-    return by_column[name] if name in by_column else getattr(response, name)
 
 
 def _list_array(values: Sequence[np.ndarray], column: Column) -> pa.ListArray:

@@ -11,7 +11,6 @@ from shards.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
     SHARD_GLOB,
-    VALUES,
     VOCABULARY_FILE,
     Manifest,
     Plan,
@@ -34,7 +33,6 @@ def shard_table(plan: Plan, folder: Path) -> Iterator[Fault]:
     legal = {
         "roles": needed <= set(plan.roles) <= set(schema.ROLES) and len(set(plan.roles)) == len(plan.roles),
         "pairs": len(set(plan.pairs)) == len(plan.pairs) > 0,
-        "values": plan.values in VALUES,
         "vocabulary_size": plan.vocabulary_size >= 1,
         "rows_per_batch": plan.rows_per_batch >= 1,
         "shards": len(plan.shards) >= 1,

@@ -8,14 +8,15 @@ the identity.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shards import schema
 from shards.errors import CacheConflict, CacheDamaged, CacheMissing
 from shards.nodes import StrengthNodes
-from shards.schema import FORMAT_NAME, FORMAT_VERSION, Column, Pair, Role, columns
+from shards.schema import FORMAT_NAME, FORMAT_VERSION, VALUES, Column, Pair, Role, Values
 from shards.teacher import TeacherSpec
 
 PLAN_FILE = "plan.json"
@@ -23,8 +24,6 @@ MANIFEST_FILE = "manifest.json"
 VOCABULARY_FILE = "vocabulary.json"
 PROVENANCE_FILE = "provenance.json"
 SHARD_GLOB = "part-*.arrow"
-VALUES = ("float32",)
-"""How values may be stored; `shards.codec` knows each of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +66,7 @@ class Plan:
     pairs: tuple[Pair, ...]
     nodes: StrengthNodes
     vocabulary_size: int
-    values: str
+    values: Values
     rows_per_batch: int
     log_threshold: float | None
     skipped: Mapping[str, int]
@@ -95,8 +94,26 @@ class Plan:
     def positions(self) -> int:
         return sum(shard.positions for shard in self.shards)
 
-    def columns(self) -> tuple[Column, ...]:
-        return columns(self.roles, self.pairs)
+    def columns(self, roles: Iterable[Role] | None = None, pairs: Iterable[Pair] | None = None) -> tuple[Column, ...]:
+        """The columns that hold the values of these roles and pairs (all, unless given).
+
+        Compact values of a role lean on those of the others.
+        """
+        read = self.roles if roles is None or self.values == "compact" else roles
+        return schema.columns(read, self.pairs if pairs is None else pairs, self.values)
+
+    @property
+    def unit_negative(self) -> Role:
+        """The negative whose D_t sets the unit of compact values: reverse where it was scored."""
+        return next(negative for negative in schema.NEGATIVES if negative in self.roles)
+
+    def tail_columns(self) -> tuple[str, ...]:
+        """The columns that `shards.codec.decode_tails` reads."""
+        if self.values == "float32":
+            return tuple(schema.tail_logprob_column(role) for role in self.roles)
+        codes = [schema.tail_code_column(role) for role in self.roles]
+        split = (part(name) for name in codes for part in (schema.low, schema.high))
+        return (*split, schema.l1_distance_column(self.unit_negative))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -132,7 +149,7 @@ class Plan:
                 pairs=tuple(Pair.parse(text) for text in data["pairs"]),
                 nodes=StrengthNodes(gains=tuple(data["gain_nodes"]), strengths=tuple(data["strength_nodes"])),
                 vocabulary_size=int(data["vocabulary_size"]),
-                values=str(data["values"]),
+                values=data["values"],
                 rows_per_batch=int(data["rows_per_batch"]),
                 log_threshold=None if data["log_threshold"] is None else float(data["log_threshold"]),
                 skipped=dict(data["skipped"]),

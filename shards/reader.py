@@ -96,13 +96,15 @@ class ShardCache:
         """
         roles = self.plan.roles if roles is None else tuple(roles)
         pairs = self.plan.pairs if pairs is None else tuple(pairs)
-        names = tuple(column.name for column in schema.columns(roles, pairs))
+        table = self.plan.columns(roles, pairs)
+        names = tuple(column.name for column in table)
         places = [self._place(row) for row in rows]
         decoded = {}
         for shard, batch in sorted({place[:2] for place in places}):
-            columns = self.batches.read(shard, batch, names)
-            decoded[shard, batch] = codec.decode(columns, roles, pairs, len(self.plan.nodes))
-        return [decoded[shard, batch][offset] for shard, batch, offset in places]
+            split = codec.split_rows(self.batches.read(shard, batch, names), table)
+            for offset in {place[2] for place in places if place[:2] == (shard, batch)}:
+                decoded[shard, batch, offset] = codec.decode_row(split[offset], self.plan, roles, pairs)
+        return [decoded[place] for place in places]
 
     def check(self, spec: TeacherSpec) -> None:
         """Raise TeacherUnavailable, saying what is missing, unless this cache can give the teacher of `spec`."""

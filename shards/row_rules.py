@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shards import schema
+from shards import compact, schema
 from shards.compose import segment_logsumexp
 from shards.manifest import Plan
 from shards.nodes import interpolate
@@ -23,6 +23,9 @@ MASS_TOLERANCE = 2e-4
 """How far masses that float32 log-probs add up to may lie off (2e-5 was seen with 32,000 tokens)."""
 TAIL_TOLERANCE = 1e-4
 """Nats by which a float32 log partition may miss convexity, and a hundredth of it for every nat of its size."""
+
+NEIGHBOURS = 4
+"""How much an error of stored log partitions may grow where a chord is extended."""
 
 RESPONSE_KINDS = ("chosen", "rejected", "completion")
 
@@ -109,7 +112,8 @@ def logprobs(response: Response, plan: Plan) -> Iterator[str]:
     """Rule 15: no log-prob exceeds 0."""
     tails = [(schema.tail_logprob_column(role), tail_N, None) for role, tail_N in response.scores.tail_logprob.items()]
     for name, values, position in [*_logprobs(response.scores), *tails]:
-        yield from _first(values > LOGPROB_TOLERANCE, name, expected="0 or less", got=values, positions=position)
+        wrong = values > LOGPROB_TOLERANCE + _unit(plan)
+        yield from _first(wrong, name, expected="0 or less", got=values, positions=position)
 
 
 def mass(response: Response, plan: Plan) -> Iterator[str]:
@@ -118,7 +122,7 @@ def mass(response: Response, plan: Plan) -> Iterator[str]:
     for role, logprobs_M in scores.logprobs.items():
         kept_N = segment_logsumexp(logprobs_M.astype(np.float64), scores.support_count)
         total_N = np.exp(np.logaddexp(kept_N, scores.tail_logprob[role]))
-        wrong_N = np.abs(total_N - 1) > MASS_TOLERANCE
+        wrong_N = np.abs(total_N - 1) > _mass_tolerance(scores, plan)
         yield from _first(wrong_N, schema.logprobs_column(role), expected="a mass of 1 with the tail's", got=total_N)
 
 
@@ -133,7 +137,7 @@ def next_token(response: Response, plan: Plan) -> Iterator[str]:
         name, tail_N, stored_N = schema.next_logprob_column(role), scores.tail_logprob[role], next_N.copy()
         stored_N[position_M[kept_M]] = scores.logprobs[role][kept_M]
         yield from _first(next_N != stored_N, name, expected=stored_N, got=next_N)
-        wrong_N = ~kept_N & (next_N > tail_N + TAIL_TOLERANCE)
+        wrong_N = ~kept_N & (next_N > tail_N + TAIL_TOLERANCE + _step_nats(plan))
         yield from _first(wrong_N, name, expected=tail_N, bound=" or less", got=next_N)
 
 
@@ -147,10 +151,11 @@ def l1_distance(response: Response, plan: Plan) -> Iterator[str]:
         dpo_N, other_N = (np.exp(scores.tail_logprob[role], dtype=np.float64) for role in ("dpo", negative))
         kept_N = np.add.reduceat(np.abs(dpo_M - other_M), starts_N)
         lowest_N = kept_N + np.abs(dpo_N - other_N)
-        wrong_N = (distance_N < 0) | (distance_N < lowest_N - MASS_TOLERANCE)
+        tolerance_N = 2 * _mass_tolerance(scores, plan)
+        wrong_N = (distance_N < 0) | (distance_N < lowest_N - tolerance_N)
         yield from _first(wrong_N, name, expected=lowest_N, bound=" or more", got=distance_N)
         highest_N = np.minimum(kept_N + dpo_N + other_N, 2.0)
-        wrong_N = distance_N > highest_N + MASS_TOLERANCE
+        wrong_N = distance_N > highest_N + tolerance_N
         yield from _first(wrong_N, name, expected=highest_N, bound=" or less", got=distance_N)
 
 
@@ -163,16 +168,36 @@ def tail(response: Response, plan: Plan) -> Iterator[str]:
         nodes_NJ = plan.nodes.at(scores.l1_distance[pair.negative][some_N])
         anchor_N1 = scores.tail_logprob[pair.anchor][some_N, None]
         values_NJ = np.concatenate([anchor_N1, stored_NI[some_N]], axis=1, dtype=np.float64)
-        allowed_N = TAIL_TOLERANCE * (1 + np.abs(values_NJ).max(axis=1, initial=0) / 100)
+        allowed_N = TAIL_TOLERANCE * (1 + np.abs(values_NJ).max(axis=1, initial=0) / 100) + _tail_step_nats(plan)
         wrong_N = _convexity_excess(nodes_NJ, values_NJ) > allowed_N
         yield from _first(wrong_N, name, expected="convex values", got=values_NJ, positions=some_N)
         if pair.anchor == pair.negative and plan.nodes.strengths[-1] >= 1:
             dpo_N = scores.tail_logprob["dpo"][some_N]
             _, lower_N, upper_N = interpolate(nodes_NJ, values_NJ, np.ones(len(nodes_NJ)))
+            allowed_N += NEIGHBOURS * _tail_step_nats(plan)
             wrong_N = (dpo_N < lower_N - allowed_N) | (dpo_N > upper_N + allowed_N)
             yield from _first(
                 wrong_N, name, expected=dpo_N, bound=" at strength 1, dpo's tail", got=upper_N, positions=some_N
             )
+
+
+def _unit(plan: Plan) -> float:
+    """The coarsest unit of compact values, a probability; 0 for float32."""
+    return 2.0**-compact.UNIT_BITS if plan.values == "compact" else 0.0
+
+
+def _step_nats(plan: Plan) -> float:
+    """The largest distance of two neighbouring compact log-probs, nats; 0 for float32."""
+    return 1 / compact.STEPS_PER_NAT if plan.values == "compact" else 0.0
+
+
+def _tail_step_nats(plan: Plan) -> float:
+    return 1 / compact.TAIL_STEPS_PER_NAT if plan.values == "compact" else 0.0
+
+
+def _mass_tolerance(scores: Scores, plan: Plan) -> np.ndarray:
+    """How far the mass of kept tokens and tail may lie off, (N,): a compact probability is off by under a unit each."""
+    return MASS_TOLERANCE + _unit(plan) * scores.support_count + _tail_step_nats(plan)
 
 
 RowRule = Callable[[Response, Plan], Iterator[str]]

@@ -11,7 +11,7 @@ A row is one response. Its values lie flat in list columns, and a column's `leve
 `docs/format.md` explains every column to a reader that has only pyarrow.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -22,9 +22,12 @@ from shards.errors import OptionError
 FORMAT_NAME = "aligndistil-cache"
 FORMAT_VERSION = 1
 
+Values = Literal["compact", "float32"]
 Role = Literal["dpo", "reverse", "reference"]
 Level = Literal["row", "token", "position", "node", "entry"]
 
+VALUES: tuple[Values, ...] = ("compact", "float32")
+"""How log-probs may be stored: `shards.compact`, or as float32."""
 ROLES: tuple[Role, ...] = ("dpo", "reverse", "reference")
 REQUIRED_ROLES: tuple[Role, ...] = ("dpo", "reference")
 ANCHORS: tuple[Role, ...] = ("dpo", "reference")
@@ -38,6 +41,7 @@ INPUT_IDS = "input_ids"
 LOSS_MASK = "loss_mask"
 SUPPORT_COUNT = "support_count"
 SUPPORT_IDS = "support_ids"
+SUPPORT_GAPS = "support_gaps"
 
 CRC32_KEY = b"crc32"
 """Key of a record batch's metadata: a JSON object, column name to crc32."""
@@ -67,7 +71,7 @@ class Pair(NamedTuple):
         raise OptionError(f"pairs: expected anchor/negative out of {legal}, got {text!r}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Column:
     """One column: its name, what one value belongs to, its type and its meaning with unit and special values."""
 
@@ -101,48 +105,90 @@ def tail_logpartition_column(pair: Pair) -> str:
     return f"{pair.anchor}_{pair.negative}_tail_logpartition"
 
 
-def columns(roles: Iterable[Role], pairs: Iterable[Pair]) -> tuple[Column, ...]:
+def codes_column(role: Role) -> str:
+    return f"{role}_codes"
+
+
+def next_code_column(role: Role) -> str:
+    return f"{role}_next_code"
+
+
+def tail_code_column(role: Role) -> str:
+    return f"{role}_tail_code"
+
+
+def tail_partition_codes_column(pair: Pair) -> str:
+    return f"{pair.anchor}_{pair.negative}_tail_partition_codes"
+
+
+def low(name: str) -> str:
+    """The column with the lowest bytes of 24-bit numbers."""
+    return f"{name}_low"
+
+
+def high(name: str) -> str:
+    """The column with their upper two bytes."""
+    return f"{name}_high"
+
+
+def columns(roles: Iterable[Role], pairs: Iterable[Pair], values: Values) -> tuple[Column, ...]:
     """All columns of a cache that holds these roles and serves these pairs, in the order in which they are stored."""
     roles = [role for role in ROLES if role in set(roles)]
-    f32, i32 = pa.float32(), pa.int32()
-
-    def col(name: str, level: Level, value_type: pa.DataType, meaning: str) -> Column:
-        return Column(name=name, level=level, value_type=value_type, meaning=meaning)
-
+    per_value = _float32_columns if values == "float32" else _compact_columns
     return (
-        col(SAMPLE_ID, "row", pa.string(), "name of the response: <pair_id>/chosen, /rejected or /completion"),
-        col(PAIR_ID, "row", pa.int64(), "number of the source row, from 0; the two responses of a pair share it"),
-        col(CHOSEN, "row", pa.bool_(), "true for a chosen response and for data without pairs"),
-        col(RESPONSE_START, "row", i32, "index in input_ids of the first response token"),
-        col(INPUT_IDS, "token", i32, "prompt and response, as the models read them"),
-        col(LOSS_MASK, "token", pa.bool_(), "true where the token is a response token whose prediction is distilled"),
-        col(SUPPORT_COUNT, "position", i32, "K_t, the number of kept tokens"),
+        Column(SAMPLE_ID, "row", pa.string(), "name of the response: <pair_id>/chosen, /rejected or /completion"),
+        Column(PAIR_ID, "row", pa.int64(), "number of the source row, from 0; the two responses of a pair share it"),
+        Column(CHOSEN, "row", pa.bool_(), "true for a chosen response and for data without pairs"),
+        Column(RESPONSE_START, "row", pa.int32(), "index in input_ids of the first response token"),
+        Column(INPUT_IDS, "token", pa.int32(), "prompt and response, as the models read them"),
+        Column(LOSS_MASK, "token", pa.bool_(), "true where a response token's prediction is distilled"),
+        Column(SUPPORT_COUNT, "position", pa.int32(), "K_t, the number of kept tokens"),
         *(
-            col(l1_distance_column(n), "position", f32, f"D_t: sum over all v of |p_dpo(v) - p_{n}(v)|, in [0, 2]")
+            Column(
+                l1_distance_column(n),
+                "position",
+                pa.float32(),
+                f"D_t: sum over all v of |p_dpo(v) - p_{n}(v)|, in [0, 2]",
+            )
             for n in NEGATIVES
             if n in roles
         ),
-        *(
-            col(next_logprob_column(r), "position", f32, f"log-prob of the actual next token under {r}, nats")
-            for r in roles
-        ),
-        *(
-            col(tail_logprob_column(r), "position", f32, f"log of {r}'s mass outside the support, nats; -inf: none")
-            for r in roles
-        ),
-        *(
-            col(
-                tail_logpartition_column(p),
-                "node",
-                f32,
-                f"log sum over v outside the support of exp(l_{p.anchor} + w_j (l_dpo - l_{p.negative})) at the nodes "
-                "w_1 .. w_(J-1), nats; -inf: no token outside",
-            )
-            for p in pairs
-        ),
-        col(SUPPORT_IDS, "entry", i32, "the kept token ids, ascending inside a position"),
-        *(col(logprobs_column(r), "entry", f32, f"log-probs of the kept tokens under {r}, nats") for r in roles),
+        *per_value(roles, tuple(pairs)),
     )
+
+
+def _float32_columns(roles: Sequence[Role], pairs: Sequence[Pair]) -> Iterator[Column]:
+    f32 = pa.float32()
+    for r in roles:
+        yield Column(next_logprob_column(r), "position", f32, f"log-prob of the actual next token under {r}, nats")
+    for r in roles:
+        yield Column(tail_logprob_column(r), "position", f32, f"log of {r}'s mass outside the support; -inf: none")
+    for p in pairs:
+        meaning = (
+            f"log sum over v outside the support of exp(l_{p.anchor} + w_j (l_dpo - l_{p.negative})) at the nodes "
+            "w_1 .. w_(J-1), nats; -inf: no token outside"
+        )
+        yield Column(tail_logpartition_column(p), "node", f32, meaning)
+    yield Column(SUPPORT_IDS, "entry", pa.int32(), "the kept token ids, ascending inside a position")
+    for r in roles:
+        yield Column(logprobs_column(r), "entry", f32, f"log-probs of the kept tokens under {r}, nats")
+
+
+def _compact_columns(roles: Sequence[Role], pairs: Sequence[Pair]) -> Iterator[Column]:
+    for r in roles:
+        yield from _split(next_code_column(r), "position", f"code of the actual next token's log-prob under {r}")
+    for r in roles:
+        yield from _split(tail_code_column(r), "position", f"code of the log of {r}'s mass outside the support")
+    for p in pairs:
+        yield from _split(tail_partition_codes_column(p), "node", f"tail log partitions of {p} in steps of 2^-11 nat")
+    yield from _split(SUPPORT_GAPS, "entry", "each kept token id less the one before it in the row, modulo 2^24")
+    for r in roles:
+        yield from _split(codes_column(r), "entry", f"codes of the kept tokens' log-probs under {r}")
+
+
+def _split(name: str, level: Level, meaning: str) -> Iterator[Column]:
+    yield Column(low(name), level, pa.uint8(), f"{meaning}: lowest byte")
+    yield Column(high(name), level, pa.uint16(), f"{meaning}: upper two bytes")
 
 
 def arrow_schema(table: Iterable[Column], *, build_sha256: str) -> pa.Schema:

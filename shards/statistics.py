@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from shards import schema
+from shards import codec, schema
 from shards.batches import BatchReader
 from shards.manifest import Plan
-from shards.schema import Role
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
@@ -53,13 +52,11 @@ class Histogram:
         return {name: round(value, 6) for name, value in stats.items()}
 
 
-def add_positions(
-    histograms: Mapping[str, Histogram], columns: Mapping[str, np.ndarray], roles: tuple[Role, ...]
-) -> None:
-    """Add the values of one record batch, flat, to the histograms of `new_histograms`."""
+def add_positions(histograms: Mapping[str, Histogram], columns: Mapping[str, np.ndarray], plan: Plan) -> None:
+    """Add the values of one record batch, the flat columns of `position_columns`, to those of `new_histograms`."""
     histograms["support_count"].add(columns[schema.SUPPORT_COUNT])
-    for role in roles:
-        coverage = -np.expm1(columns[schema.tail_logprob_column(role)].astype(np.float64))
+    for role, tail_N in codec.decode_tails(columns, plan).items():
+        coverage = -np.expm1(tail_N.astype(np.float64))
         histograms[f"coverage_{role}"].add(np.clip(coverage, 0.0, 1.0))
     for negative in schema.NEGATIVES:
         name = schema.l1_distance_column(negative)
@@ -78,8 +75,8 @@ def new_histograms(plan: Plan) -> dict[str, Histogram]:
 
 def position_columns(plan: Plan) -> tuple[str, ...]:
     """The columns that `add_positions` reads."""
-    wanted = [schema.SUPPORT_COUNT, *(schema.tail_logprob_column(r) for r in plan.roles)]
-    return (*wanted, *(schema.l1_distance_column(n) for n in schema.NEGATIVES if n in plan.roles))
+    distances = (schema.l1_distance_column(n) for n in schema.NEGATIVES if n in plan.roles)
+    return tuple(dict.fromkeys([schema.SUPPORT_COUNT, *distances, *plan.tail_columns()]))
 
 
 def add_shard(histograms: Mapping[str, Histogram], reader: BatchReader, shard: int) -> int:
@@ -89,7 +86,7 @@ def add_shard(histograms: Mapping[str, Histogram], reader: BatchReader, shard: i
     for batch in range(reader.plan.num_batches(shard)):
         found = reader.read(shard, batch, names)
         columns = {name: found.column(name).flatten().to_numpy() for name in names}
-        add_positions(histograms, columns, reader.plan.roles)
+        add_positions(histograms, columns, reader.plan)
         entries += int(columns[schema.SUPPORT_COUNT].sum(dtype=np.int64))
     return entries
 

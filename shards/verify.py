@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
 
@@ -36,9 +37,9 @@ class Seen:
 
     def add(self, batch: pa.RecordBatch, plan: Plan) -> None:
         columns = {name: batch.column(name).flatten().to_numpy() for name in position_columns(plan)}
-        add_positions(self.histograms, columns, plan.roles)
+        add_positions(self.histograms, columns, plan)
         self.positions += len(columns[schema.SUPPORT_COUNT])
-        self.entries += len(batch.column(schema.SUPPORT_IDS).flatten())
+        self.entries += int(columns[schema.SUPPORT_COUNT].sum(dtype=np.int64))
 
 
 def verify(folder: Path) -> Iterator[Fault]:
@@ -126,7 +127,7 @@ def _row(row: Mapping[str, Any], number: int, plan: Plan, seen: Seen) -> Iterato
     if faults:
         yield from faults
         return
-    response = codec.decode_row(row, plan.pairs, len(plan.nodes))
+    response = codec.decode_row(row, plan, plan.roles, plan.pairs)
     yield from ((9, text) for text in row_rules.repeated_name(response, number, seen.row_by_name))
     for stage in row_rules.STAGES:
         faults = [(rule, text) for rule, check in stage for text in check(response, plan)]

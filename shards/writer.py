@@ -22,14 +22,13 @@ COMPRESSION_LEVEL = 3
 
 def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[Response]) -> None:
     """Write one shard of `plan`, its rows in order, as an Arrow IPC file of zstd-compressed record batches."""
-    table = plan.columns()
-    schema = arrow_schema(table, build_sha256=plan.sha256)
+    schema = arrow_schema(plan.columns(), build_sha256=plan.sha256)
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL), use_threads=False)
     temporary = _temporary(folder, shard.file)
     with pa.OSFile(str(temporary), "wb") as sink:
         writer = pa.ipc.new_file(sink, schema, options=options)
         for start in range(0, len(responses), plan.rows_per_batch):
-            batch = codec.encode(responses[start : start + plan.rows_per_batch], table, schema)
+            batch = codec.encode(responses[start : start + plan.rows_per_batch], plan)
             writer.write_batch(batch, custom_metadata=codec.batch_metadata(batch, shard.first_row + start))
         writer.close()  # on success only: a file without its footer is not an Arrow file
     _publish(temporary, folder / shard.file)

@@ -21,7 +21,8 @@ ALL_PAIRS = ["dpo/reverse", "reference/reference", "reference/reverse", "dpo/ref
 
 def build_options(trio, data, out, **overrides):
     models = [f"{role}={folder}" for role, folder in trio.items()]
-    return BuildOptions(**{"models": models, "data": str(data), "out": str(out)} | overrides)
+    given = {"models": models, "data": str(data), "out": str(out), "values": "float32"}
+    return BuildOptions(**given | overrides)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from shards.manifest import (
     file_sha256,
 )
 from shards.nodes import StrengthNodes
-from shards.schema import ROLES, Pair, Role
+from shards.schema import ROLES, Pair, Role, Values
 from shards.scores import Response
 from shards.statistics import add_shard, new_histograms
 from shards.writer import write_json, write_shard
@@ -54,6 +54,7 @@ def make_cache(
     roles: Sequence[Role] = ROLES,
     served: Sequence[Pair] | None = None,
     nodes: StrengthNodes | None = None,
+    values: Values = "float32",
     rows_per_batch: int = 2,
     rows_per_shard: int = 4,
     seed: int = 0,
@@ -79,7 +80,7 @@ def make_cache(
         pairs=tuple(served),
         nodes=nodes,
         vocabulary_size=vocabulary_size,
-        values="float32",
+        values=values,
         rows_per_batch=rows_per_batch,
         log_threshold=threshold,
         skipped={"empty": 1, "overlong": 0},

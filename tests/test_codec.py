@@ -11,7 +11,7 @@ from fake_cache import DEFAULT_PAIRS, make_cache, random_logprobs, with_scores
 
 from shards import codec, schema
 from shards.errors import CacheDamaged
-from shards.schema import ROLES, Pair, arrow_schema
+from shards.schema import ROLES, Pair
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,7 @@ def fake(tmp_path_factory):
 
 
 def encode(responses, plan):
-    table = plan.columns()
-    return codec.encode(responses, table, arrow_schema(table, build_sha256=plan.sha256))
+    return codec.encode(responses, plan)
 
 
 def flat(response):
@@ -46,7 +45,7 @@ def require_equal(found, expected):
 
 
 def test_float32_values_come_back_exactly(fake):
-    decoded = codec.decode(encode(fake.responses, fake.plan), fake.plan.roles, fake.plan.pairs, len(fake.plan.nodes))
+    decoded = codec.decode(encode(fake.responses, fake.plan), fake.plan)
     assert len(decoded) == len(fake.responses)
     for found, expected in zip(decoded, fake.responses, strict=True):
         require_equal(found, expected)
@@ -56,7 +55,7 @@ def test_float64_values_come_back_as_the_nearest_float32(fake):
     response = fake.responses[0]
     exact = random_logprobs(np.random.default_rng(3), 1, response.scores.num_entries)["dpo"][0]
     wide = with_scores(response, logprobs={**response.scores.logprobs, "dpo": exact})
-    (found,) = codec.decode(encode([wide], fake.plan), fake.plan.roles, fake.plan.pairs, len(fake.plan.nodes))
+    (found,) = codec.decode(encode([wide], fake.plan), fake.plan)
     assert np.array_equal(found.scores.logprobs["dpo"], exact.astype(np.float32))
     assert np.max(np.abs(found.scores.logprobs["dpo"] / exact - 1)) <= 2**-24
 
@@ -70,7 +69,7 @@ def test_columns_have_the_types_of_the_schema_and_no_nulls(fake):
 
 def test_decoding_some_roles_gives_their_values_and_no_others(fake):
     pair = Pair("reference", "reference")
-    found = codec.decode(encode(fake.responses, fake.plan), ("dpo", "reference"), (pair,), len(fake.plan.nodes))
+    found = codec.decode(encode(fake.responses, fake.plan), fake.plan, ("dpo", "reference"), (pair,))
     for response, expected in zip(found, fake.responses, strict=True):
         assert list(response.scores.logprobs) == ["dpo", "reference"]
         assert list(response.scores.l1_distance) == ["reference"]
@@ -156,7 +155,7 @@ def test_a_batch_without_usable_crc32_is_refused(fake, metadata):
 
 
 def test_columns_come_in_the_order_of_the_roles_whatever_order_they_are_given_in():
-    assert schema.columns(ROLES, DEFAULT_PAIRS) == schema.columns(ROLES[::-1], DEFAULT_PAIRS)
+    assert schema.columns(ROLES, DEFAULT_PAIRS, "compact") == schema.columns(ROLES[::-1], DEFAULT_PAIRS, "compact")
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):

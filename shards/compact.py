@@ -1,0 +1,179 @@
+"""Compact values: log-probs as fixed-point probabilities, in plain small integers. Pure; docs/format.md has the law.
+
+A log-prob l is stored as a code c, with a unit s that depends on the position:
+
+    c = round(exp(l) / s)               where that is 4 or more: the probability, in units of s
+    c = 4 + round(4 (l - log(4 s)))     below: a step is a quarter of a nat
+    s = 2^(e - 20),  e = floor(log2(10 D_t)), but 0 at most and -3 at least
+
+The gradient of a divergence weighs an error of a log-prob with the probability of its token, so an error that is the
+same in *probability* for every token spends the bits where they count; and an adaptive loss weighs a position with
+beta / w_t, so the unit falls with D_t. A probability is off by s / 2 at most where it is 4 s or more, a log-prob by
+1/8 nat at most below. Tails are stored as -log in steps of 2^-11 nat.
+
+The models differ by little, so their codes do: stored are the reference's codes, dpo's less the reference's, and
+reverse's less what would mirror dpo's, 2 reference - dpo. All have 24 bits, a byte and two bytes apart: zstd packs
+them better than together.
+
+Dimensions: N positions, M values of any kind, each with its position's unit.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from shards.errors import OptionError
+from shards.schema import ROLES, Role
+
+UNIT_BITS = 20
+"""A probability is stored in units of 2^-20 where D_t is 0.1 or more."""
+MAX_FINER_BITS = 3
+"""Units of a position are at most 2^3 times finer; float32 itself has 2^-24 near 1."""
+COARSE_DISTANCE = 0.1
+LINEAR_FROM = 4
+"""Codes from here on are probabilities; below, log-probs."""
+STEPS_PER_NAT = 4
+BIAS = 1 << 15
+"""Codes are stored with this added; 0 is -inf and 1 is log-probs of under -8,000 nats."""
+MASK = (1 << 24) - 1
+TAIL_STEPS_PER_NAT = 1 << 11
+"""Of tails and their log partitions; the interpolation between nodes needs them to be equally exact."""
+
+Codes = dict[Role, np.ndarray]
+
+
+def finer_bits(l1_distance_N: np.ndarray) -> np.ndarray:
+    """By how many bits each position's unit is finer than 2^-20, (N,) int, in [0, 3]: -floor(log2(10 D_t)), clipped."""
+    _, exponent_N = np.frexp(np.asarray(l1_distance_N, dtype=np.float64) / COARSE_DISTANCE)
+    finer_N = np.clip(1 - exponent_N.astype(np.int64), 0, MAX_FINER_BITS)
+    return np.where(np.asarray(l1_distance_N) > 0, finer_N, MAX_FINER_BITS)
+
+
+def units(l1_distance_N: np.ndarray) -> np.ndarray:
+    """s of each position, (N,) float32: the probability that one step of a code stands for."""
+    return np.ldexp(np.float32(1), -UNIT_BITS - finer_bits(l1_distance_N)).astype(np.float32)
+
+
+def to_codes(logprobs_M: np.ndarray, unit_M: np.ndarray) -> np.ndarray:
+    """Biased codes, (M,) int64 in [0, 2^24), of log-probs in nats, at most 0 (up to rounding); -inf becomes 0."""
+    logprobs_M = np.asarray(logprobs_M, dtype=np.float64)
+    unit_M = np.asarray(unit_M, dtype=np.float64)
+    linear_M = np.rint(np.exp(logprobs_M) / unit_M)
+    with np.errstate(invalid="ignore"):
+        steps_M = np.rint(STEPS_PER_NAT * (logprobs_M - np.log(LINEAR_FROM * unit_M)))
+    steps_M = np.maximum(np.nan_to_num(steps_M, neginf=-BIAS), 1.0 - LINEAR_FROM - BIAS)
+    code_M = np.where(linear_M >= LINEAR_FROM, linear_M, np.minimum(LINEAR_FROM + steps_M, LINEAR_FROM))
+    return np.where(np.isneginf(logprobs_M), 0, code_M + BIAS).astype(np.int64)
+
+
+def from_codes(code_M: np.ndarray, unit_M: np.ndarray) -> np.ndarray:
+    """Log-probs, (M,) float32, of biased codes (M,) int32."""
+    code_M = code_M - np.int32(BIAS)
+    prob_M = np.maximum(code_M, LINEAR_FROM).astype(np.float32)
+    prob_M *= unit_M
+    logprob_M = np.log(prob_M, out=prob_M)
+    low = np.flatnonzero(code_M < LINEAR_FROM)
+    if len(low):
+        below = (code_M[low] - LINEAR_FROM).astype(np.float32) / STEPS_PER_NAT
+        below[code_M[low] == -BIAS] = -np.inf
+        logprob_M[low] += below
+    return logprob_M
+
+
+def to_tail_codes(tail_N: np.ndarray) -> np.ndarray:
+    """Codes, (N,) int64 in [0, 2^24), of log tail masses in nats, at most 0; -inf becomes 0."""
+    with np.errstate(invalid="ignore"):
+        steps_N = np.rint(-tail_N.astype(np.float64) * TAIL_STEPS_PER_NAT)
+    return np.where(np.isneginf(tail_N), 0, np.clip(steps_N, 0, MASK // 2) + 1).astype(np.int64)
+
+
+def from_tail_codes(code_N: np.ndarray) -> np.ndarray:
+    """Log tail masses, (N,) float32, of codes (N,) int32."""
+    return np.where(code_N == 0, np.float32(-np.inf), (1 - code_N) / np.float32(TAIL_STEPS_PER_NAT)).astype(np.float32)
+
+
+def to_differences(codes: Mapping[Role, np.ndarray]) -> Codes:
+    """What is stored: the reference's codes, and of the others the distance to their prediction, 24 bits each."""
+    reference, dpo = codes["reference"], codes["dpo"]
+    found = {"reference": reference, "dpo": _zigzag(dpo - reference)}
+    if "reverse" in codes:
+        found["reverse"] = _zigzag(codes["reverse"] - 2 * reference + dpo)
+    return {role: found[role].astype(np.uint32) for role in ROLES if role in found}
+
+
+def from_differences(stored: Mapping[Role, np.ndarray]) -> Codes:
+    """The codes, int32, from what `to_differences` gave; reverse only where it is asked for."""
+    reference = stored["reference"].view(np.int32)
+    codes: Codes = {"reference": reference}
+    codes["dpo"] = (_unzigzag(stored["dpo"]) + reference) & MASK
+    if "reverse" in stored:
+        codes["reverse"] = (_unzigzag(stored["reverse"]) + 2 * reference - codes["dpo"]) & MASK
+    return codes
+
+
+def to_gaps(ids_M: np.ndarray) -> np.ndarray:
+    """Token ids of a row, ascending inside a position, as differences to the id before, modulo 2^24; (M,) uint32."""
+    gap_M: Any = np.diff(ids_M.astype(np.int64), prepend=0)
+    return (gap_M & MASK).astype(np.uint32)
+
+
+def from_gaps(gap_M: np.ndarray) -> np.ndarray:
+    """Token ids of a row, (M,) int32."""
+    ids_M = np.cumsum(gap_M, dtype=np.uint32)
+    ids_M &= np.uint32(MASK)
+    return ids_M.view(np.int32)
+
+
+def to_partition_codes(partition_NI: np.ndarray) -> np.ndarray:
+    """Log partitions at the nodes above zero, (N, J - 1) nats, as differences from node to node, 24 bits each.
+
+    The first is a difference to zero. -inf (an empty tail) becomes 0. Raises OptionError for a partition that 24 bits
+    do not hold, of over 4,000 nats.
+    """
+    steps_NI = np.rint(np.where(np.isneginf(partition_NI), 0.0, partition_NI) * float(TAIL_STEPS_PER_NAT))
+    change_NI = np.diff(steps_NI, axis=1, prepend=0.0)
+    if np.abs(change_NI).max(initial=0) >= 1 << 23:
+        raise OptionError(
+            f"values: expected log partitions of tails under {(1 << 23) // TAIL_STEPS_PER_NAT:,} nats, got "
+            f"{np.abs(partition_NI).max():,.0f}; build with --values float32"
+        )
+    return _zigzag(change_NI.astype(np.int64)).astype(np.uint32)
+
+
+def from_partition_codes(code_NI: np.ndarray, empty_N: np.ndarray) -> np.ndarray:
+    """Log partitions, (N, J - 1) float32; -inf at the positions without a tail."""
+    found_NI = np.cumsum(_unzigzag(code_NI), axis=1, dtype=np.int32).astype(np.float32)
+    found_NI /= TAIL_STEPS_PER_NAT
+    found_NI[empty_N] = -np.inf
+    return found_NI
+
+
+def split(value_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """24-bit numbers as their lowest byte, uint8, and the rest, uint16."""
+    return (value_M & 0xFF).astype(np.uint8), (value_M >> 8).astype(np.uint16)
+
+
+def join(low_M: np.ndarray, high_M: np.ndarray) -> np.ndarray:
+    """24-bit numbers, uint32, from `split`."""
+    value_M = high_M.astype(np.uint32)
+    value_M <<= np.uint32(8)
+    value_M |= low_M
+    return value_M
+
+
+def _zigzag(value: Any) -> Any:
+    """Signed numbers modulo 2^24 as unsigned ones, small where the number is near zero."""
+    centred = _centred(value)
+    return ((centred << 1) ^ (centred >> 63)) & MASK
+
+
+def _unzigzag(value: np.ndarray) -> np.ndarray:
+    """Inverse of `_zigzag`, modulo 2^24; int32."""
+    signed = value.view(np.int32)
+    return (signed >> 1) ^ -(signed & 1)
+
+
+def _centred(value: Any) -> Any:
+    """The representative in [-2^23, 2^23) of a number modulo 2^24."""
+    return ((value + (1 << 23)) & MASK) - (1 << 23)
