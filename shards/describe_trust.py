@@ -47,7 +47,7 @@ def trust_table(trust: Trust, sample: str) -> str:
 
 
 def trust_lines(trust: Trust, sample: str) -> dict[str, str]:
-    """Label -> text: coverage, the bound for the strength that is used, and the verdict; each one line."""
+    """Label -> text: coverage, the bound for the strength that is used, and the verdict with a line for each reason."""
     word, reasons = verdict(trust)
     bound = trust.histograms["logprob_bound"]
     return {
@@ -55,7 +55,7 @@ def trust_lines(trust: Trust, sample: str) -> dict[str, str]:
         f"{trust.mean('coverage_reference'):.4f} of the reference's, on {sample}",
         "bound": f"log p* is off by {number(bound.mean)} nat at most on average, {number(bound.quantile(0.99))} at "
         f"99% of the positions; the tail's log partition by {number(trust.mean('tail_bound'))}",
-        "verdict": "; ".join([headline(word, reasons), *reasons]),
+        "verdict": "\n".join([headline(word, reasons), *(f"- {text}" for text in reasons)]),
     }
 
 

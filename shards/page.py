@@ -49,9 +49,12 @@ class RowView:
 
 
 def page(title: str, facts: Sequence[str], trust: Trust | None, sample: str, rows: Sequence[RowView]) -> str:
-    """The whole page. facts: preformatted tables of the cache; sample: which responses were measured."""
+    """The whole page. facts: preformatted tables of the cache; sample: which responses were measured,
+    or, where no teacher was, why."""
     body = [f"<h1>{escape(title)}</h1>"]
-    if trust is not None:
+    if trust is None:
+        body.append(f"<p>Teacher: {escape(sample)}</p>")
+    else:
         body += [_verdict(trust, sample), _charts(trust), _numbers(trust)]
         body += [_row(row) for row in rows]
     body += ["<h2>What is in the cache</h2>", *(f"<pre>{escape(text)}</pre>" for text in facts)]

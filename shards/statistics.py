@@ -70,7 +70,7 @@ class Histogram:
 
 @dataclass(slots=True)
 class LogHistogram(Histogram):
-    """A Histogram whose bins are equal in the logarithm, from `low` to `high`; the first has smaller values too, and 0."""
+    """A Histogram whose bins are equal in the logarithm, from `low` to `high`; smaller ones fall into the first."""
 
     low: float = field(kw_only=True)
 

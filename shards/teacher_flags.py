@@ -26,12 +26,16 @@ def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
 def teacher_of(options: argparse.Namespace, plan: Plan) -> TeacherSpec | None:
     """The teacher that the flags name: without --teacher the first preset that the cache serves with the other flags.
 
-    None where no flag was given and the cache serves no preset. A teacher that was asked for and is not served comes
-    back all the same, for `ShardCache.check` to refuse. Raises OptionError for values out of range.
+    A preset that would not use a --gain or --kl_coef that was given is no candidate. None where no flag was given and
+    the cache serves no preset. A teacher that was asked for and is not served comes back all the same, for
+    `ShardCache.check` to refuse. Raises OptionError for values out of range.
     """
     given = {name: getattr(options, name) for name in FIELDS if getattr(options, name) is not None}
     if options.teacher is not None:
         return TeacherSpec.preset(options.teacher, **given)
+    used = {"gain": "adaptive", "kl_coef": "constant"}
+    wanted = {how for name, how in used.items() if name in given} if options.strength is None else set()
     specs = [TeacherSpec.preset(name, **given) for name in PRESETS]
+    specs = [spec for spec in specs if len(wanted) != 1 or spec.strength in wanted]
     served = next((spec for spec in specs if plan.lacks(spec) is None), None)
     return specs[0] if served is None and given else served

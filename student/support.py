@@ -26,7 +26,7 @@ class SupportWatch:
         left = lost >= self._said_lost + SUPPORT_STEP
         if not left and (self._said_low or not low):
             return None
-        self._said_lost = lost if left else self._said_lost
+        self._said_lost = max(lost, self._said_lost)
         self._said_low |= low
         means = (
             f"under {LOW_SUPPORT_MASS:g}, the targets no longer describe what it says"

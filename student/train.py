@@ -87,7 +87,8 @@ def _plan_text(trainer: DistillTrainer, source: str) -> str:
         "steps": f"{trainer.num_steps:,}, each of {order:,} responses",
         **_trust_lines(trainer),
     }
-    return "\n".join(f"{name:>10}  {text}" for name, text in lines.items())
+    indented = {name: text.replace("\n", "\n" + " " * 12) for name, text in lines.items()}
+    return "\n".join(f"{name:>10}  {text}" for name, text in indented.items())
 
 
 def _trust_lines(trainer: DistillTrainer) -> dict[str, str]:
