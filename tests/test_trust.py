@@ -192,6 +192,13 @@ def test_planted_coarse_nodes_are_not_good_and_ask_for_a_node_that_helps(dense):
     assert again.mean("logprob_bound") < 0.5 * trust.mean("logprob_bound")
 
 
+def test_a_few_loose_positions_ask_for_care_though_their_mean_is_low(dense):
+    trust = trust_of(scores_of(dense, WIDE), TeacherSpec(gain=2))
+    word, (reason,) = verdict(replace(trust, loose_share=0.03))
+    assert word == "usable with care"
+    assert "over 0.01 at 3.0% of the positions: build with --gain_nodes 0 " in reason
+
+
 def test_a_node_for_a_constant_strength_is_put_at_that_strength(dense):
     spec = TeacherSpec.preset("contrastive", beta=0.75, kl_coef=0.5)
     trust = trust_of(scores_of(dense, NARROW, COARSE), spec, COARSE)
