@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ LABEL_WIDTH = 12
 TOKEN_WIDTH = 14
 HASH_CHARACTERS = 12
 TOP_TOKENS = 3
+NO_TEACHER = "none: the cache serves no preset with its defaults"
 
 
 def plan_table(plan: Plan, provenance: Mapping[str, Any]) -> str:
@@ -41,7 +43,7 @@ def plan_table(plan: Plan, provenance: Mapping[str, Any]) -> str:
         "rows": [f"{plan.rows:,}, of which {plan.truncated:,} cut at max_length{skipped}"],
         "tokens": [f"{plan.positions:,} response tokens in {len(plan.shards):,} shards"],
     }
-    return "\n".join(line for label, texts in parts.items() for line in _labelled(label, texts))
+    return "\n".join(line for label, texts in parts.items() for line in labelled(label, texts))
 
 
 def values_table(manifest: Manifest) -> str:
@@ -49,7 +51,7 @@ def values_table(manifest: Manifest) -> str:
     total, positions = sum(entry.bytes for entry in manifest.entries), manifest.plan.positions
     kept = sum(entry.entries for entry in manifest.entries) / positions
     size = f"{total / 2**20:,.1f} MiB, {total / positions:,.1f} bytes per response token, {kept:.1f} tokens kept each"
-    return "\n".join([*_labelled("size", [size]), "", distribution_table(manifest.statistics)])
+    return "\n".join([*labelled("size", [size]), "", distribution_table(manifest.statistics)])
 
 
 def teachers_table(plan: Plan) -> str:
@@ -69,43 +71,73 @@ def teachers_table(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def default_spec(plan: Plan) -> TeacherSpec | None:
-    """The first preset that the cache serves with its default options; None where it serves none so."""
-    return next((spec for spec in PRESETS.values() if plan.lacks(spec) is None), None)
-
-
 def row_table(response: Response, spec: TeacherSpec | None, plan: Plan, vocabulary: Mapping[str, int]) -> str:
     """One response: its next tokens, their probability under reference and teacher, D_t, and the teacher's best."""
     text_by_id = {token_id: text for text, token_id in vocabulary.items()}
     prompt = [_token(text_by_id, i).strip() for i in response.input_ids[: response.response_start]]
     kind = "chosen" if response.chosen else "rejected"
     facts = f"{response.sample_id}, {kind}; {len(response.input_ids)} tokens, {response.scores.num_positions} distilled"
-    lines = [*_labelled("row", [facts]), *_labelled("prompt", ["... " + " ".join(prompt[-12:])])]
+    lines = [*labelled("row", [facts]), *labelled("prompt", ["... " + " ".join(prompt[-12:])])]
     if spec is None:
-        return "\n".join([*lines, *_labelled("teacher", ["none: the cache serves no preset with its defaults"])])
-    lines += [*_labelled("teacher", [str(spec)]), ""]
+        return "\n".join([*lines, *labelled("teacher", [NO_TEACHER])])
+    lines += [*labelled("teacher", [str(spec)]), ""]
     lines.append(
         f"{'token':>6} {'':<{TOKEN_WIDTH}} {'p_ref':>7} {'p*':>7} {'D_t':>7} {'w_t':>7} {'K_t':>5}  best of p*"
     )
-    return "\n".join([*lines, *_positions(response, compose(response.scores, spec, plan.nodes), spec, text_by_id)])
+    views = position_views(response, compose(response.scores, spec, plan.nodes), spec, text_by_id)
+    return "\n".join([*lines, *map(_position_line, views)])
 
 
-def _positions(response: Response, teacher: Teacher, spec: TeacherSpec, text_by_id: Mapping[int, str]) -> Iterator[str]:
-    """A line for each response position. The teacher's probability of a next token that is not kept is left out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionView:
+    """One response position for a person: the next token, and what the teacher would have said.
+
+    index         of the next token in the row's input_ids
+    p_teacher     None where the next token is not kept
+    best          the teacher's most probable kept tokens, with their probabilities
+    """
+
+    index: int
+    text: str
+    p_reference: float
+    p_teacher: float | None
+    l1_distance: float
+    strength: float
+    support_count: int
+    best: tuple[tuple[str, float], ...]
+
+
+def position_views(
+    response: Response, teacher: Teacher, spec: TeacherSpec, text_by_id: Mapping[int, str]
+) -> Iterator[PositionView]:
+    """The response positions of a row, in order; every token's text is printable."""
     scores = response.scores
     tokens = np.flatnonzero(response.loss_mask)
     starts = segment_starts(scores.support_count)
     for n, (token, start, count) in enumerate(zip(tokens, starts, scores.support_count, strict=True)):
         ids, probs = teacher.support_ids[start : start + count], np.exp(teacher.logprobs[start : start + count])
         next_id = response.input_ids[token]
-        reached = "".join(f"{prob:7.4f}" for prob in probs[ids == next_id]) or f"{'tail':>7}"
         best = np.argsort(-probs, kind="stable")[:TOP_TOKENS]
-        shown = "  ".join(f"{_token(text_by_id, ids[i]).strip()} {probs[i]:.2f}" for i in best)
-        line = (
-            f"{token:>6} {_token(text_by_id, next_id)} {np.exp(scores.next_logprob['reference'][n]):7.4f} {reached} "
-            f"{scores.l1_distance[spec.negative][n]:7.4f} {teacher.strength[n]:7.3f} {count:>5}  {shown}"
+        yield PositionView(
+            index=int(token),
+            text=_token(text_by_id, next_id).strip(),
+            p_reference=float(np.exp(scores.next_logprob["reference"][n])),
+            p_teacher=next((float(prob) for prob in probs[ids == next_id]), None),
+            l1_distance=float(scores.l1_distance[spec.negative][n]),
+            strength=float(teacher.strength[n]),
+            support_count=int(count),
+            best=tuple((_token(text_by_id, ids[i]).strip(), float(probs[i])) for i in best),
         )
-        yield line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+
+
+def _position_line(view: PositionView) -> str:
+    reached = f"{'tail':>7}" if view.p_teacher is None else f"{view.p_teacher:7.4f}"
+    shown = "  ".join(f"{text} {prob:.2f}" for text, prob in view.best)
+    line = (
+        f"{view.index:>6} {view.text:<{TOKEN_WIDTH}} {view.p_reference:7.4f} {reached} "
+        f"{view.l1_distance:7.4f} {view.strength:7.3f} {view.support_count:>5}  {shown}"
+    )
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
 
 
 def _range(plan: Plan, strength: str) -> str:
@@ -121,7 +153,7 @@ def _unserved(plan: Plan, pair: Pair) -> str | None:
     return None if pair in plan.pairs else f"built without --pairs {pair}"
 
 
-def _labelled(label: str, texts: Sequence[str]) -> Iterable[str]:
+def labelled(label: str, texts: Sequence[str]) -> Iterable[str]:
     """Lines with a label before the first; long ones are broken."""
     indent = " " * (LABEL_WIDTH + 1)
     for i, text in enumerate(texts):

@@ -1,17 +1,35 @@
-"""python -m shards.inspect DIR: what a cache holds and which teachers it serves; with --row one response of it."""
+"""python -m shards.inspect DIR: what a cache holds, which teachers it serves, whether it is good for one of them."""
 
+import argparse
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from shards.command import OneLineErrors, run_command
-from shards.describe import default_spec, plan_table, row_table, teachers_table, values_table
+from shards.compose import compose
+from shards.describe import NO_TEACHER, plan_table, position_views, row_table, teachers_table, values_table
+from shards.describe_trust import sampled, trust_table
 from shards.errors import CacheMissing, OptionError
 from shards.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, Plan, read_json
+from shards.page import RowView, page
 from shards.reader import ShardCache
+from shards.sample import read_scores, spread
+from shards.scores import Response
+from shards.teacher import TeacherSpec
+from shards.teacher_flags import add_teacher_flags, teacher_of
+from shards.trust import Trust, assess
+from shards.writer import write_text
+
+SAMPLE_ROWS = 1_000
+"""Responses that are measured of a larger cache: some hundred thousand positions, a few seconds."""
+
+PAGE_SUFFIXES = (".html", ".htm")
+PAGE_ROWS, PAGE_POSITIONS = 3, 60
+"""Rows that the page shows, and how many positions of each."""
 
 
-def show_cache(folder: Path) -> None:
+def show_cache(folder: Path, options: argparse.Namespace) -> None:
     """Print the tables of a finished cache. Of a build that was only begun print the plan and raise CacheMissing."""
     if not (folder / MANIFEST_FILE).exists() and (folder / PLAN_FILE).exists():
         plan = Plan.from_json(read_json(folder / PLAN_FILE), str(folder / PLAN_FILE))
@@ -22,16 +40,74 @@ def show_cache(folder: Path) -> None:
             "run it again to finish"
         )
     cache = ShardCache(folder)
-    tables = (plan_table(cache.plan, _provenance(folder)), values_table(cache.manifest), teachers_table(cache.plan))
-    print("\n\n".join(tables))
+    spec = _served(cache, options)
+    print("\n\n".join(_facts(cache)), flush=True)
+    if spec is None:
+        print(f"\ntrust        {NO_TEACHER}")
+    else:
+        print(f"\n{trust_table(*_assess(cache, spec))}")
 
 
-def show_row(folder: Path, row: int) -> None:
+def show_row(folder: Path, row: int, options: argparse.Namespace) -> None:
     """Print one response of a finished cache. Raises OptionError for a row that is not there."""
     cache = ShardCache(folder)
+    spec = _served(cache, options)
+    print(row_table(_response(cache, row), spec, cache.plan, cache.vocabulary))
+
+
+def write_page(folder: Path, file: Path, options: argparse.Namespace) -> None:
+    """Write a finished cache as one HTML page, whole or not at all. Raises OptionError where it cannot lie there."""
+    if file.suffix.lower() not in PAGE_SUFFIXES:  # so that no slip of the hand writes over a shard
+        raise OptionError(f"html: expected a file name that ends in {' or '.join(PAGE_SUFFIXES)}, got {file}")
+    if file.is_dir() or not file.parent.is_dir():
+        raise OptionError(f"html: expected a file in a folder that is there, got {file}")
+    cache = ShardCache(folder)
+    spec = _served(cache, options)
+    trust, sample = (None, NO_TEACHER) if spec is None else _assess(cache, spec)
+    rows = spread(len(cache), PAGE_ROWS) if options.row is None else [options.row]
+    views = [] if spec is None else [_row_view(cache, row, spec) for row in rows]
+    try:
+        write_text(file.parent, file.name, page(f"Cache {folder}", _facts(cache), trust, sample, views))
+    except OSError as exc:
+        raise OptionError(f"html: expected a place to write to, got {file} ({exc.strerror})") from exc
+    print(f"{file}: written")
+
+
+def _served(cache: ShardCache, options: argparse.Namespace) -> TeacherSpec | None:
+    """The teacher that was asked for. Raises TeacherUnavailable where the cache cannot give it."""
+    spec = teacher_of(options, cache.plan)
+    if spec is not None:
+        cache.check(spec)
+    return spec
+
+
+def _assess(cache: ShardCache, spec: TeacherSpec) -> tuple[Trust, str]:
+    """(what was measured, on which responses)."""
+    rows = spread(len(cache), SAMPLE_ROWS)
+    parts = read_scores(cache, rows, spec)
+    return assess(parts, spec, cache.plan.nodes, cache.plan.vocabulary_size), sampled(len(rows), len(cache))
+
+
+def _facts(cache: ShardCache) -> list[str]:
+    return [plan_table(cache.plan, _provenance(cache.folder)), values_table(cache.manifest), teachers_table(cache.plan)]
+
+
+def _response(cache: ShardCache, row: int) -> Response:
     if not -len(cache) <= row < len(cache):
         raise OptionError(f"row: expected a number under {len(cache)}, got {row}")
-    print(row_table(cache[row], default_spec(cache.plan), cache.plan, cache.vocabulary))
+    return cache[row]
+
+
+def _row_view(cache: ShardCache, row: int, spec: TeacherSpec) -> RowView:
+    response = _response(cache, row)
+    text_by_id = {token_id: text for text, token_id in cache.vocabulary.items()}
+    views = position_views(response, compose(response.scores, spec, cache.plan.nodes), spec, text_by_id)
+    kind = "chosen" if response.chosen else "rejected"
+    return RowView(
+        title=f"{response.sample_id}, {kind}",
+        positions=response.scores.num_positions,
+        views=list(islice(views, PAGE_POSITIONS)),
+    )
 
 
 def _provenance(folder: Path) -> Mapping[str, Any]:
@@ -44,11 +120,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineErrors(prog="python -m shards.inspect", description=__doc__)
     parser.add_argument("folder", metavar="DIR", nargs="?", default="shards", type=Path, help="folder of the cache")
     parser.add_argument("--row", type=int, help="show this response; rows count from 0")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write one page to look at instead")
+    add_teacher_flags(parser)
     options = parser.parse_args(arguments)
-    if options.row is None:
-        show_cache(options.folder)
+    if options.html is not None:
+        write_page(options.folder, options.html, options)
+    elif options.row is None:
+        show_cache(options.folder, options)
     else:
-        show_row(options.folder, options.row)
+        show_row(options.folder, options.row, options)
 
 
 if __name__ == "__main__":

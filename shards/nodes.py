@@ -54,6 +54,10 @@ class StrengthNodes:
         adaptive_NJ = adaptive_strength(distance_N1, np.asarray(self.gains))
         return np.concatenate([np.zeros_like(distance_N1), np.maximum(adaptive_NJ, self.strengths)[:, 1:]], axis=1)
 
+    def interval(self, l1_distance_N: np.ndarray, strength_N: np.ndarray) -> np.ndarray:
+        """j of the nodes j and j + 1 that a strength lies between, (N,), for D_t of shape (N,)."""
+        return _left(self.at(l1_distance_N), strength_N)
+
 
 def interpolate(
     nodes_NJ: np.ndarray, values_NJ: np.ndarray, strength_N: np.ndarray
@@ -66,7 +70,7 @@ def interpolate(
     empty_N = np.any(np.isneginf(values_NJ), axis=1)
     values_NJ = np.where(empty_N[:, None], 0.0, values_NJ)
     last = nodes_NJ.shape[1] - 2
-    left_N = np.clip(np.sum(nodes_NJ <= strength_N[:, None], axis=1) - 1, 0, last)
+    left_N = _left(nodes_NJ, strength_N)
     slope_NI = np.diff(values_NJ, axis=1) / np.diff(nodes_NJ, axis=1)
     x_left, x_right = _take(nodes_NJ, left_N), _take(nodes_NJ, left_N + 1)
     y_left, y_right = _take(values_NJ, left_N), _take(values_NJ, left_N + 1)
@@ -84,6 +88,11 @@ def interpolate(
         return np.where(empty_N, -np.inf, found_N)
 
     return known(estimate_N), known(lower_N), known(upper_N)
+
+
+def _left(nodes_NJ: np.ndarray, strength_N: np.ndarray) -> np.ndarray:
+    """The node that the interval of a strength begins with, (N,)."""
+    return np.clip(np.sum(nodes_NJ <= strength_N[:, None], axis=1) - 1, 0, nodes_NJ.shape[1] - 2)
 
 
 def _cubic(nodes_NJ: np.ndarray, values_NJ: np.ndarray, strength_N: np.ndarray, left_N: np.ndarray) -> np.ndarray:

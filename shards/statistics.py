@@ -1,5 +1,6 @@
 """What a cache holds, in numbers: support sizes, coverage and D_t, with memory that does not grow with the rows."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,23 +34,50 @@ class Histogram:
     def add(self, values: np.ndarray) -> None:
         if not len(values):
             return
-        index = np.clip((values / self.high * self.bins).astype(np.int64), 0, self.bins - 1)
+        index = np.clip(self._bin(values).astype(np.int64), 0, self.bins - 1)
         self.counts += np.bincount(index, minlength=self.bins)
         self.total += float(values.sum(dtype=np.float64))
         self.lowest = min(self.lowest, float(values.min()))
         self.highest = max(self.highest, float(values.max()))
 
+    @property
+    def count(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
     def quantile(self, q: float) -> float:
         """The lower edge of the bin that holds the q-quantile, kept inside the observed range."""
         rank = q * (self.counts.sum() - 1)
         bin_index = int(np.searchsorted(np.cumsum(self.counts), rank, side="right"))
-        return float(np.clip(bin_index * self.high / self.bins, self.lowest, self.highest))
+        return float(np.clip(self.edge(bin_index), self.lowest, self.highest))
+
+    def edge(self, index: int) -> float:
+        """The lower edge of a bin."""
+        return index * self.high / self.bins
+
+    def _bin(self, values: np.ndarray) -> np.ndarray:
+        return values / self.high * self.bins
 
     def summary(self) -> dict[str, Any]:
-        count = int(self.counts.sum())
         numbers = {f"p{round(100 * q):02d}": self.quantile(q) for q in QUANTILES}
-        stats = {"mean": self.total / count, "min": self.lowest, **numbers, "max": self.highest}
+        stats = {"mean": self.mean, "min": self.lowest, **numbers, "max": self.highest}
         return {name: round(value, 6) for name, value in stats.items()}
+
+
+@dataclass(slots=True)
+class LogHistogram(Histogram):
+    """A Histogram whose bins are equal in the logarithm, from `low` to `high`; smaller ones fall into the first."""
+
+    low: float = field(kw_only=True)
+
+    def edge(self, index: int) -> float:
+        return 0.0 if index == 0 else self.low * (self.high / self.low) ** (index / self.bins)
+
+    def _bin(self, values: np.ndarray) -> np.ndarray:
+        return np.log(np.maximum(values, self.low) / self.low) / math.log(self.high / self.low) * self.bins
 
 
 def add_positions(histograms: Mapping[str, Histogram], columns: Mapping[str, np.ndarray], plan: Plan) -> None:

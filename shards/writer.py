@@ -36,9 +36,13 @@ def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[
 
 def write_json(folder: Path, file: str, value: Any) -> None:
     """Write a JSON file atomically."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(folder, file, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(folder: Path, file: str, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
     temporary = _temporary(folder, file)
-    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     _publish(temporary, folder / file)
 
 

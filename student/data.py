@@ -13,7 +13,7 @@ from shards.errors import CacheConflict, DataError, OptionError
 from shards.manifest import refuse_difference
 from shards.nodes import StrengthNodes
 from shards.schema import Pair
-from shards.scores import Response
+from shards.scores import Response, Scores, concatenate
 
 
 class BatchItem(NamedTuple):
@@ -78,6 +78,11 @@ class CachedResponses(Dataset):
         kinds = (kind_of(self.caches[0]), kind_of(other.caches[0]))
         refuse_difference(*kinds, f"{other.caches[0].folder}: is of another kind than the training cache")
         return other._reading(self._pair)
+
+    def scores(self, rows: Sequence[int]) -> Scores:
+        """The scores of these responses, one after the other; rows count over all caches, as in `self[row]`."""
+        found = self.__getitems__([BatchItem(row, True) for row in rows])
+        return concatenate([response.scores for response, _ in found])
 
     def _reading(self, pair: Pair | None) -> "CachedResponses":
         view = copy.copy(self)

@@ -21,6 +21,7 @@ METRICS = (
     "strength",
     "support_mass",
     "tail_bound",
+    "reference_support_mass",
 )
 """What `position_metrics` gives for every position, in this order."""
 
@@ -155,6 +156,7 @@ def position_metrics(student_M: torch.Tensor, student_tail_C: torch.Tensor, targ
         targets.strength,
         segment_sum(mass_M, count_C),
         targets.tail_bound,
+        -torch.expm1(targets.reference_tail.to(student_M.dtype)),
     )
     return torch.stack([column.to(student_M.dtype) for column in columns], dim=-1)
 

@@ -10,6 +10,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from shards import ShardCache
 from shards.command import OneLineErrors, run_command
+from shards.describe_trust import sampled, trust_lines
 from shards.errors import CacheMissing, ModelError, OptionError, first_line
 from shards.model_folder import (
     adapter_base,
@@ -20,10 +21,15 @@ from shards.model_folder import (
     require_whole,
     weights_sha256,
 )
+from shards.sample import chunks, spread
+from shards.trust import assess
 from student.data import CachedResponses
 from student.forward import base_model
 from student.options import DistillArguments
 from student.trainer import DistillTrainer
+
+SAMPLE_ROWS = 200
+"""Responses on which the teacher is measured before the first step: some ten thousand positions, a second or two."""
 
 
 def train(args: DistillArguments) -> DistillTrainer:
@@ -79,8 +85,19 @@ def _plan_text(trainer: DistillTrainer, source: str) -> str:
         "teacher": str(args.spec),
         "loss": f"{args.divergence}, mean by {args.reduction}",
         "steps": f"{trainer.num_steps:,}, each of {order:,} responses",
+        **_trust_lines(trainer),
     }
-    return "\n".join(f"{name:>10}  {text}" for name, text in lines.items())
+    indented = {name: text.replace("\n", "\n" + " " * 12) for name, text in lines.items()}
+    return "\n".join(f"{name:>10}  {text}" for name, text in indented.items())
+
+
+def _trust_lines(trainer: DistillTrainer) -> dict[str, str]:
+    """Whether the cache is good for the run's teacher, on some of the rows that it trains on."""
+    data = trainer.train_dataset
+    rows = spread(len(data), SAMPLE_ROWS)
+    parts = map(data.scores, chunks(rows, "measuring the teacher"))
+    trust = assess(parts, trainer.args.spec, data.nodes, data.caches[0].plan.vocabulary_size)
+    return trust_lines(trust, sampled(len(rows), len(data)))
 
 
 def save(trainer: DistillTrainer, tokenizer: Any) -> None:

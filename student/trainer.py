@@ -28,10 +28,9 @@ from student.loss import SparseTargets
 from student.metrics import MetricSums
 from student.options import DistillArguments
 from student.run import RUN_FILE, require_same_run, require_steps_after_warm_up, run_identity
+from student.support import SupportWatch
 
 logger = logging.get_logger(__name__)
-
-LOW_SUPPORT_MASS = 0.8
 
 
 class DistillTrainer(Trainer):
@@ -103,7 +102,7 @@ class DistillTrainer(Trainer):
         self.train_sums = MetricSums()
         self.add_callback(_Steps(self))
         self._eval_sums = MetricSums()
-        self._warned_of_support = False
+        self._support_watch = SupportWatch()
 
     def run_identity(self) -> dict[str, Any]:
         """What a checkpoint belongs to: caches, teacher, loss, order and recipe. A resumed run must have the same."""
@@ -213,7 +212,7 @@ class DistillTrainer(Trainer):
         if means:
             logs |= means | {"loss": logs["loss"]}  # Trainer's own: the mean over the steps since the last log
             self.train_sums = MetricSums()
-            self._warn_of_support(means["support_mass"])
+            self._warn_of_support(means)
         super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -257,13 +256,11 @@ class DistillTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
         )
 
-    def _warn_of_support(self, mass: float) -> None:
-        if mass < LOW_SUPPORT_MASS and not self._warned_of_support and self.is_world_process_zero():
-            self._warned_of_support = True
-            logger.warning(
-                f"the student has {mass:.3f} of its mass on the cached tokens, under {LOW_SUPPORT_MASS}: the targets "
-                "no longer describe what it says; build with a larger --top_k, or train less far"
-            )
+    def _warn_of_support(self, means: dict[str, float]) -> None:
+        mass, reference_mass = means["support_mass"], means["reference_support_mass"]
+        text = self._support_watch.message(self.state.global_step, mass, reference_mass)
+        if text is not None and self.is_world_process_zero():
+            logger.warning(text)
 
 
 class _Steps(TrainerCallback):

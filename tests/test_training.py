@@ -7,13 +7,19 @@ import sys
 from pathlib import Path
 
 import dense
+import numpy as np
 import pytest
 import torch
+from conftest import build_options
 from safetensors.torch import load_file
 from tiny import load, nudged, save
 from transformers import TrainerCallback
 
+from precompute.build import build
+from shards import ShardCache, TeacherSpec
+from shards.describe_trust import number
 from shards.errors import CacheConflict
+from shards.trust import assess, verdict
 from student.data import CachedResponses, GlobalBatchSampler
 from student.options import DistillArguments
 from student.train import train
@@ -172,11 +178,74 @@ def test_the_logged_numbers_are_those_of_live_models(whole_cache, trio, student_
     assert logged["tokens_per_second"] > 0
 
 
-def test_a_student_that_leaves_the_support_is_reported_once(sparse_cache, student_folder, tmp_path, caplog):
+@pytest.fixture(scope="module")
+def roomy_cache(trio_folders, pairs_file, tmp_path_factory):
+    """A support that holds most of the reference's mass, but not all."""
+    out = tmp_path_factory.mktemp("roomy") / "cache"
+    build(build_options(trio_folders, pairs_file, out, responses="both", top_k=14, max_top_k=17))
+    return ShardCache(out)
+
+
+def warnings_of_support(caplog):
+    return [record.message for record in caplog.records if "of its mass on the cached tokens" in record.message]
+
+
+def test_a_student_off_the_support_is_reported_once_with_its_mass_and_the_references(
+    sparse_cache, student_folder, tmp_path, caplog
+):
     far = save(nudged(load(student_folder), 3, 2.0), tmp_path / "far")
     settings = plain_sgd(max_steps=3, learning_rate=0.0)
-    train(arguments(sparse_cache, far, tmp_path / "out", **settings))
-    assert sum("of its mass on the cached tokens" in record.message for record in caplog.records) == 1
+    logged = train(arguments(sparse_cache, far, tmp_path / "out", **settings)).state.log_history[0]
+    (text,) = warnings_of_support(caplog)
+    assert text.startswith(f"step 1: the student has {logged['support_mass']:.3f} of its mass on the cached tokens, ")
+    assert f"the reference {logged['reference_support_mass']:.3f} at the same positions" in text
+
+
+def test_a_student_at_the_reference_is_not_reported_and_has_the_references_mass(
+    roomy_cache, trio_folders, tmp_path, caplog
+):
+    settings = plain_sgd(max_steps=2, learning_rate=0.0)
+    logged = train(arguments(roomy_cache, trio_folders["reference"], tmp_path, **settings)).state.log_history[0]
+    tails = [response.scores.tail_logprob["reference"] for response in roomy_cache.read(range(len(roomy_cache)))]
+    assert logged["reference_support_mass"] == pytest.approx(1 - np.exp(np.concatenate(tails)).mean(), rel=1e-5)
+    assert logged["support_mass"] == pytest.approx(logged["reference_support_mass"], rel=1e-5)
+    assert warnings_of_support(caplog) == []
+
+
+def test_a_student_that_training_pushes_off_the_support_is_reported_when_it_leaves(
+    roomy_cache, trio_folders, tmp_path, caplog
+):
+    settings = plain_sgd(max_steps=6, learning_rate=300.0)  # far too large on purpose
+    trainer = train(arguments(roomy_cache, trio_folders["reference"], tmp_path, **settings))
+    logged = [entry for entry in trainer.state.log_history if "support_mass" in entry]
+    lost = [entry["reference_support_mass"] - entry["support_mass"] for entry in logged]
+    first = next(step for step, mass in enumerate(lost, 1) if mass > 0.05)
+    assert first > 1, "the student starts on the support"
+    assert warnings_of_support(caplog)[0].startswith(f"step {first}: ")
+
+
+def test_the_plan_says_whether_the_cache_is_good_for_the_teacher(
+    roomy_cache, whole_cache, trio_folders, tmp_path, capsys
+):
+    settings = plain_sgd(learning_rate=0.0, gain=30.0)
+    train(arguments(roomy_cache, trio_folders["reference"], tmp_path / "sparse", **settings))
+    printed = capsys.readouterr().out
+    sparse = dict(line.strip().split("  ", 1) for line in printed.splitlines()[5:8])
+    trust = assess(
+        [response.scores for response in roomy_cache.read(range(24))], TeacherSpec(gain=30), roomy_cache.plan.nodes, 18
+    )
+    assert sparse["verdict"] == verdict(trust)[0]
+    assert verdict(trust)[1]
+    for reason in verdict(trust)[1]:
+        assert f"\n            - {reason}\n" in printed
+    assert sparse["coverage"].startswith(f"{trust.mean('coverage_teacher'):.4f} of the teacher's mass")
+    assert sparse["coverage"].endswith("on all 24 responses")
+    assert f"{number(trust.mean('logprob_bound'))} nat at most on average" in sparse["bound"]
+
+    train(arguments(whole_cache, trio_folders["reference"], tmp_path / "whole", **settings))
+    whole = capsys.readouterr().out
+    assert "coverage  1.0000 of the teacher's mass, 1.0000 of the reference's" in whole
+    assert "log p* is off by 0.0000 nat at most" in whole
 
 
 # ---- order

@@ -1,0 +1,230 @@
+"""Whether a cache is good for a given teacher: what is measured on its values, the thresholds, and the verdict. Pure.
+
+The thresholds stand here and nowhere else; docs/teacher.md, "When sparse targets can be trusted", says what they mean
+and what they were chosen from.
+
+Dimensions: N response positions, M kept tokens over all positions, J strength nodes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from shards.compose import Teacher, compose, segment_logsumexp
+from shards.divergence import Divergence
+from shards.nodes import StrengthNodes
+from shards.scores import Scores, segment_starts
+from shards.statistics import Histogram, LogHistogram
+from shards.teacher import TeacherSpec
+
+GOOD_COVERAGE, LOW_COVERAGE = 0.95, 0.85
+"""Mean mass on the kept tokens: the bucketed loss lies under the dense one by about as much as is missing. On the
+models of docs/teacher.md 0.95 left the gradient at some 1.5 degrees, 0.85 at some 6."""
+
+LOW_SUPPORT_MASS = 0.8
+"""One position, or a student: with a fifth of the mass in one bucket, targets say little about where it should go."""
+
+LOOSE_NATS, VERY_LOOSE_NATS = 0.01, 0.1
+"""Bound on the error of log p*: 1% and 10% of a probability. A preference moves a token by some 0.1 nat; what is ten
+times smaller cannot be told from rounding of bf16 models, what is as large can hide it."""
+
+SOME_LOOSE = 0.02
+"""Share of positions over LOOSE_NATS that a mean can hide; the default nodes left some 1% under the worst teacher of
+docs/teacher.md."""
+
+STRONG = 10.0
+"""w_t that extrapolates an order of magnitude beyond the difference of two models, where their errors rule."""
+
+SOME_STRONG, MANY_STRONG = 0.05, 0.5
+"""Share of positions over STRONG: one in twenty shows in a mean, and at one in two it is the teacher."""
+
+WEAK = 0.01
+"""w_t that says that the two models agree; lambda_t = beta / w_t is 10 to 100 times beta there."""
+
+MUCH_WEAK_LOSS = 0.1
+"""Share of the loss that positions under WEAK carry at the reference: over it, agreement outweighs preference."""
+
+Word = Literal["good", "usable with care", "not good"]
+WORDS: tuple[Word, ...] = ("good", "usable with care", "not good")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """One teacher out of one cache, measured over response positions; every share lies in [0, 1].
+
+    histograms   support_count      K_t
+                 coverage_teacher, coverage_reference   their mass on the kept tokens
+                 tail_mass          the teacher's mass outside them
+                 tail_bound         how far the tail's log partition may lie off, nats
+                 logprob_bound      how far log p* of every kept token may lie off by it, nats (`logprob_bound`)
+                 l1_distance, strength   D_t, w_t
+    thin_share, loose_share   of positions where the teacher or the reference covers less than LOW_SUPPORT_MASS;
+                 where logprob_bound exceeds LOOSE_NATS
+    strong_share, weak_share   of positions with w_t over STRONG, under WEAK
+    weak_loss_share   of the loss, sum of lambda_t KL(reference || teacher) over the buckets, at positions under WEAK:
+                 what the training log's low_strength_loss_share begins with
+    interval_bound   (J - 1,)   sum of logprob_bound over the positions whose strength lies between nodes j and j + 1
+    """
+
+    spec: TeacherSpec
+    nodes: StrengthNodes
+    histograms: Mapping[str, Histogram]
+    thin_share: float
+    loose_share: float
+    strong_share: float
+    weak_share: float
+    weak_loss_share: float
+    interval_bound: np.ndarray
+
+    @property
+    def positions(self) -> int:
+        return self.histograms["strength"].count
+
+    def mean(self, name: str) -> float:
+        return self.histograms[name].mean
+
+
+def assess(parts: Iterable[Scores], spec: TeacherSpec, nodes: StrengthNodes, vocabulary_size: int) -> Trust:
+    """Measure the teacher of `spec` on scores, with memory that does not grow with them.
+
+    parts: at least one position in all, with the roles and the pair of `spec`, and the reference.
+    """
+    histograms = _histograms(vocabulary_size)
+    counts, loss, interval_bound = np.zeros(4), np.zeros(2), np.zeros(len(nodes) - 1)
+    for scores in parts:
+        teacher = compose(scores, spec, nodes)
+        values = _values(scores, teacher, spec)
+        for name, histogram in histograms.items():
+            histogram.add(values[name])
+        weak_N = teacher.strength < WEAK
+        thin_N = np.minimum(values["coverage_teacher"], values["coverage_reference"]) < LOW_SUPPORT_MASS
+        loose_N = values["logprob_bound"] > LOOSE_NATS
+        counts += [flag_N.sum() for flag_N in (thin_N, loose_N, teacher.strength > STRONG, weak_N)]
+        loss_N = teacher.weight * _reference_kl(scores, teacher)
+        loss += loss_N[weak_N].sum(), loss_N.sum()
+        interval_N = nodes.interval(scores.l1_distance[spec.negative], teacher.strength)
+        interval_bound += np.bincount(interval_N, values["logprob_bound"], minlength=len(nodes) - 1)
+    thin, loose, strong, weak = (float(share) for share in counts / histograms["strength"].count)
+    return Trust(
+        spec=spec,
+        nodes=nodes,
+        histograms=histograms,
+        thin_share=thin,
+        loose_share=loose,
+        strong_share=strong,
+        weak_share=weak,
+        weak_loss_share=float(loss[0] / loss[1]) if loss[1] > 0 else 0.0,
+        interval_bound=interval_bound,
+    )
+
+
+def logprob_bound(teacher: Teacher) -> np.ndarray:
+    """How far the teacher's normaliser, and with it log p* of every kept token, may lie off, (N,), nats; 0 at a node.
+
+    With q the teacher's tail mass and b its tail_bound, the true log partition of the tail lies within b of the
+    interpolated one, so log Z moves by at most log(1 - q + q exp(b)), and by less downwards, as that is convex in b.
+    """
+    kept_N = segment_logsumexp(teacher.logprobs, teacher.support_count)  # log(1 - q), without its cancellation
+    return np.where(teacher.tail_bound > 0, np.logaddexp(kept_N, teacher.tail_logprob + teacher.tail_bound), 0.0)
+
+
+def verdict(trust: Trust) -> tuple[Word, tuple[str, ...]]:
+    """(word, reasons): the worst level of all rules, and for each that is not met what is wrong and what helps."""
+    faults = list(_faults(trust))
+    return WORDS[max((level for level, _ in faults), default=0)], tuple(
+        text for _, text in sorted(faults, reverse=True)
+    )
+
+
+def finer_nodes(trust: Trust) -> StrengthNodes:
+    """The nodes with one more, in the interval whose positions have most of the bound: at the strength that the
+    teacher uses where it lies there, else half way."""
+    j = int(np.argmax(trust.interval_bound))
+    spec, nodes = trust.spec, trust.nodes
+    gain, strength = (spec.gain, None) if spec.strength == "adaptive" else (None, spec.constant_strength)
+    return StrengthNodes(gains=_inserted(nodes.gains, j, gain), strengths=_inserted(nodes.strengths, j, strength))
+
+
+def _faults(trust: Trust) -> Iterator[tuple[int, str]]:
+    """(level, text) of every rule that is not met; level 1 is care, 2 is not good."""
+    adaptive = trust.spec.strength == "adaptive"
+    who = min(("teacher", "reference"), key=lambda name: trust.mean(f"coverage_{name}"))
+    coverage, bound = trust.mean(f"coverage_{who}"), trust.mean("logprob_bound")
+    if coverage < GOOD_COVERAGE:
+        text = (
+            f"the kept tokens hold {coverage:.3f} of the {who}'s mass, under {GOOD_COVERAGE:g}: build with a larger "
+            "--top_k (and --max_top_k)"
+        )
+        yield 1 + (coverage < LOW_COVERAGE), text
+    if bound > LOOSE_NATS or trust.loose_share > SOME_LOOSE:
+        finer = finer_nodes(trust)
+        flags = f"--gain_nodes {_numbers(finer.gains)} --strength_nodes {_numbers(finer.strengths)}"
+        text = (
+            f"log p* may lie {bound:.2g} nat off between nodes, over {LOOSE_NATS:g} at {trust.loose_share:.1%} of the "
+            f"positions: build with {flags}"
+        )
+        yield 1 + (bound > VERY_LOOSE_NATS), text
+    if trust.strong_share > SOME_STRONG:
+        lower = "a lower --gain" if adaptive else "a larger --kl_coef"
+        text = (
+            f"{trust.strong_share:.1%} of the positions have a strength over {STRONG:g}, more than {SOME_STRONG:.0%}: "
+            f"train with {lower}"
+        )
+        yield 1 + (trust.strong_share > MANY_STRONG), text
+    if trust.weak_loss_share > MUCH_WEAK_LOSS:
+        higher = "a larger --gain" if adaptive else "a smaller --kl_coef"
+        text = (
+            f"positions with a strength under {WEAK:g} carry {trust.weak_loss_share:.0%} of the loss, more than "
+            f"{MUCH_WEAK_LOSS:.0%}: they pull the student to the anchor; train with {higher}"
+        )
+        yield 1, text
+
+
+def _values(scores: Scores, teacher: Teacher, spec: TeacherSpec) -> dict[str, np.ndarray]:
+    """The values of every histogram, (N,)."""
+    tail_mass_N = np.minimum(np.exp(teacher.tail_logprob), 1.0)
+    reference_N = -np.expm1(scores.tail_logprob["reference"].astype(np.float64))
+    return {
+        "support_count": teacher.support_count,
+        "coverage_teacher": 1.0 - tail_mass_N,
+        "coverage_reference": np.clip(reference_N, 0.0, 1.0),
+        "tail_mass": tail_mass_N,
+        "tail_bound": teacher.tail_bound,
+        "logprob_bound": logprob_bound(teacher),
+        "l1_distance": scores.l1_distance[spec.negative],
+        "strength": teacher.strength,
+    }
+
+
+def _histograms(vocabulary_size: int) -> dict[str, Histogram]:
+    nats = {name: LogHistogram(1e3, 4_000, low=1e-9) for name in ("tail_bound", "logprob_bound")}
+    return {
+        "support_count": Histogram(vocabulary_size + 1, vocabulary_size + 1),
+        "coverage_teacher": Histogram(1.0, 10_000),
+        "coverage_reference": Histogram(1.0, 10_000),
+        "tail_mass": LogHistogram(1.0, 4_000, low=1e-9),
+        **nats,
+        "l1_distance": Histogram(2.0, 20_000),
+        "strength": LogHistogram(1e3, 4_000, low=1e-4),
+    }
+
+
+def _reference_kl(scores: Scores, teacher: Teacher) -> np.ndarray:
+    """KL(reference || teacher) over the buckets, (N,), nats: the reverse KL of a student that is the reference."""
+    divergence = Divergence(name="reverse_kl")
+    kept_M, _ = divergence.terms(scores.logprobs["reference"].astype(np.float64), teacher.logprobs, np)
+    tail_N, _ = divergence.terms(scores.tail_logprob["reference"].astype(np.float64), teacher.tail_logprob, np)
+    return np.add.reduceat(kept_M, segment_starts(scores.support_count)) + tail_N
+
+
+def _inserted(nodes: tuple[float, ...], j: int, wanted: float | None) -> tuple[float, ...]:
+    """Nodes with one more between j and j + 1: `wanted` where it lies there, else half way."""
+    below, above = nodes[j], nodes[j + 1]
+    new = wanted if wanted is not None and below < wanted < above else (below + above) / 2
+    return (*nodes[: j + 1], new, *nodes[j + 1 :])
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
