@@ -1,11 +1,12 @@
 """When recomputed values agree with cached ones: the tolerance for rounding, and what lies outside of it. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from precompute.compare import ErrorSum, ScoreErrors
 from shards.manifest import differences
+from shards.schema import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +62,22 @@ def identity_differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) 
             yield f"{what}: expected sha256 {_short(old)}, got {_short(new)}"
 
 
-def disagreements(errors: ScoreErrors, allowed: Tolerance) -> list[str]:
-    """What lies outside of the tolerance, in words; empty where everything agrees."""
+def disagreements(errors: ScoreErrors, allowed: Tolerance, changed: Collection[Role] = ()) -> list[str]:
+    """What lies outside of the tolerance, in words; empty where everything agrees.
+
+    changed: roles whose files are not those of the build. They get no allowance for narrow bodies or other numerics:
+    it is as large as the distance between two models.
+    """
+
+    def excluded(error: ErrorSum, *roles: Role) -> bool:
+        return (SAME_FLOAT32 if set(roles) & set(changed) else allowed).excludes(error)
+
     kinds = {"kept": "kept tokens", "next": "next tokens", "tail": "tails"}
     found = []
     for role in errors.kept:
-        outside = [text for kind, text in kinds.items() if allowed.excludes(getattr(errors, kind)[role])]
+        outside = [text for kind, text in kinds.items() if excluded(getattr(errors, kind)[role], role)]
         found += [f"{role} (log-probs of {', '.join(outside)})"] if outside else []
-    return found + [f"D_t against {n}" for n, error in errors.l1_distance.items() if allowed.excludes(error)]
+    return found + [f"D_t against {n}" for n, error in errors.l1_distance.items() if excluded(error, "dpo", n)]
 
 
 def _short(value_json: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from precompute.agreement import Tolerance, disagreements
+from precompute.agreement import SAME_FLOAT32, Tolerance, disagreements
 from precompute.compare import Comparison, ErrorSum, LossSums
 from shards import TeacherSpec
 from shards.compose import LOW_STRENGTH
@@ -40,7 +40,7 @@ class CheckReport:
 
     @property
     def disagreements(self) -> list[str]:
-        return disagreements(self.comparison.scores, self.tolerance)
+        return disagreements(self.comparison.scores, self.tolerance, self.changed)
 
     @property
     def agrees(self) -> bool:
@@ -118,6 +118,11 @@ def _loss_lines(stages: Mapping[str, LossSums]) -> Iterator[str]:
 def _verdict_lines(report: CheckReport) -> Iterator[str]:
     allowed = report.tolerance
     yield f"allowed: mean {allowed.mean:g}, max {allowed.largest:g} ({allowed.why})"
+    if report.changed and allowed is not SAME_FLOAT32:
+        yield (
+            f"         mean {SAME_FLOAT32.mean:g}, max {SAME_FLOAT32.largest:g} for {', '.join(report.changed)}, "
+            "changed since the build"
+        )
     if not report.agrees:
         yield "verdict: the cache is NOT what these models say; outside of what is allowed:"
         yield from (f"  {what}" for what in report.disagreements)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import dense
@@ -286,6 +287,17 @@ def test_disagreements_name_the_role_and_the_kind_of_value():
     assert disagreements(compared(6, 5, "linear").scores, SAME_FLOAT32) == []
 
 
+def test_files_that_changed_get_no_allowance_for_narrow_bodies():
+    scores = compared(6, 5, "linear").scores
+    moved = ErrorSum(count=10, total=0.2, largest=0.3)  # between a dpo model and its reference, say
+    scores = replace(scores, kept={**scores.kept, "dpo": moved})
+    assert disagreements(scores, OTHER_BFLOAT16) == disagreements(scores, OTHER_BFLOAT16, ["reverse"]) == []
+    assert disagreements(scores, OTHER_BFLOAT16, ["dpo"]) == ["dpo (log-probs of kept tokens)"]
+    distances = replace(scores, kept={}, l1_distance={"reverse": moved, "reference": moved})
+    assert disagreements(distances, OTHER_BFLOAT16, ["reverse"]) == ["D_t against reverse"]
+    assert disagreements(distances, OTHER_BFLOAT16, ["dpo"]) == ["D_t against reverse", "D_t against reference"]
+
+
 # ---- the command
 
 
@@ -439,6 +451,18 @@ def test_bf16_bodies_are_checked_as_they_were_built(built, pairs_file, tmp_path)
     other = check(CheckOptions(shards=str(tmp_path / "cache"), dtype="float32"))
     assert other.tolerance is OTHER_BFLOAT16
     assert other.numerics == ['dtype: expected "bfloat16", got "float32"']
+
+
+def test_a_small_change_is_caught_where_rounding_is_as_large(built, trio_at, pairs_file, tmp_path, capsys):
+    trio = {role: built / role for role in ROLES}
+    build(build_options(trio, pairs_file, tmp_path / "cache", top_k=5, max_top_k=12, dtype="bfloat16"))
+    change_a_weight(trio_at["dpo"], size=0.05)
+    flags = ["--shards", tmp_path / "cache", "--attn_implementation", "eager"]
+    assert run(capsys, *flags)[0] == 0
+    code, printed = run(capsys, *flags, *models_flags(trio_at))
+    assert code == 1
+    assert "mean 0.0001, max 0.001 for dpo, changed since the build" in printed
+    assert "  dpo (log-probs of kept tokens, next tokens, tails)" in printed.splitlines()
 
 
 def test_the_sample_is_a_pure_function_of_the_seed():
