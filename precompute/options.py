@@ -1,9 +1,12 @@
-"""BuildOptions: every flag of `python -m precompute.build`."""
+"""BuildOptions and CheckOptions: every flag of `python -m precompute.build` and of `python -m precompute.check`."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from shards import TeacherSpec
 from shards.command import require_choices
 from shards.errors import OptionError
 from shards.nodes import DEFAULT_GAIN_NODES, DEFAULT_STRENGTH_NODES, StrengthNodes
@@ -89,18 +92,11 @@ class BuildOptions:
     @property
     def model_names(self) -> dict[Role, str]:
         """Role -> folder or hub name, in the order of ROLES."""
-        given: dict[str, str] = {}
-        for item in self.models:
-            role, separator, name = item.partition("=")
-            if role not in ROLES or not separator or not name:
-                raise OptionError(f"models: expected role=folder with a role of {', '.join(ROLES)}, got {item!r}")
-            if role in given:
-                raise OptionError(f"models: expected one folder for {role}, got {given[role]!r} and {name!r}")
-            given[role] = name
+        given = parse_models(self.models)
         for role in REQUIRED_ROLES:
             if role not in given:
                 raise OptionError(f"models: expected {role}=..., got only {', '.join(given) or 'nothing'}")
-        return {role: given[role] for role in ROLES if role in given}
+        return given
 
     @property
     def served_pairs(self) -> tuple[Pair, ...]:
@@ -124,3 +120,73 @@ class BuildOptions:
         lists: dict[str, Any] = {"pairs": [str(pair) for pair in self.served_pairs]}
         lists |= {"gain_nodes": list(self.nodes.gains), "strength_nodes": list(self.nodes.strengths)}
         return {name: getattr(self, name) for name in names} | lists
+
+
+@dataclass(kw_only=True)
+class CheckOptions:
+    """Flags of the check. Raises OptionError for values that are out of range or that contradict each other."""
+
+    shards: str = _flag("shards", "folder of the cache")
+    models: list[str] = _flag([], "role=folder or hub name; default: the places that the cache was built from")
+    sample: int = _flag(16, "responses to recompute; all, where the cache has no more")
+    seed: int = _flag(0, "which responses: they are a function of it")
+    json: str | None = _flag(None, "write the report to this file, for machines")
+
+    teacher: Literal["aligndistil", "adaptive", "contrastive", "linear"] = _flag("aligndistil", "a named teacher")
+    anchor: Literal["dpo", "reference"] | None = _flag(None, "what the teacher starts from; default: the teacher's")
+    negative: Literal["reverse", "reference"] | None = _flag(None, "what it moves away from; default: the teacher's")
+    strength: Literal["adaptive", "constant"] | None = _flag(None, "gain * D_t + 1e-3, or beta / kl_coef")
+    beta: float = _flag(0.1, "reward scale of the DPO models")
+    gain: float = _flag(10.0, "growth of an adaptive strength with D_t")
+    kl_coef: float = _flag(0.05, "weight of the KL penalty of a constant strength")
+
+    dtype: Literal["auto", "bfloat16", "float32"] | None = _flag(None, "of the bodies; default: as in the build")
+    device: str = _flag("auto", "device of models and values: auto, cpu, cuda, cuda:1, ...")
+    device_map: str | None = _flag(None, "as in transformers' from_pretrained")
+    attn_implementation: str | None = _flag(None, "as in transformers' from_pretrained; default: as in the build")
+    trust_remote_code: bool = _flag(False, "run code that comes with a model")
+    batch_tokens: int = _flag(2048, "tokens, padding included, of one forward pass")
+    chunk_positions: int = _flag(32, "response positions compared at a time, over the whole vocabulary in float64")
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        for name, lowest in (("sample", 1), ("seed", 0), ("batch_tokens", 1), ("chunk_positions", 1)):
+            if getattr(self, name) < lowest:
+                raise OptionError(f"{name}: expected {lowest} or more, got {getattr(self, name)}")
+        if self.json is not None:
+            _require_file_outside(Path(self.json), Path(self.shards))
+        _ = self.model_names, self.spec
+
+    @property
+    def model_names(self) -> dict[Role, str]:
+        """Role -> folder or hub name, of the roles that were given."""
+        return parse_models(self.models)
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """The teacher: the preset with the given fields put in its place."""
+        chosen = {"anchor": self.anchor, "negative": self.negative, "strength": self.strength}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return TeacherSpec.preset(self.teacher, beta=self.beta, gain=self.gain, kl_coef=self.kl_coef, **given)
+
+
+def parse_models(items: Sequence[str]) -> dict[Role, str]:
+    """Read `role=folder` texts, in the order of ROLES. Raises OptionError for an unknown or repeated role."""
+    given: dict[str, str] = {}
+    for item in items:
+        role, separator, name = item.partition("=")
+        if role not in ROLES or not separator or not name:
+            raise OptionError(f"models: expected role=folder with a role of {', '.join(ROLES)}, got {item!r}")
+        if role in given:
+            raise OptionError(f"models: expected one folder for {role}, got {given[role]!r} and {name!r}")
+        given[role] = name
+    return {role: given[role] for role in ROLES if role in given}
+
+
+def _require_file_outside(file: Path, folder: Path) -> None:
+    """Raise OptionError where a file cannot be written, or would lie in the cache's folder."""
+    if not os.access(file.parent, os.W_OK) or file.is_dir():
+        found = "a folder" if file.is_dir() else f"{file.parent}, which cannot be written to"
+        raise OptionError(f"json: expected a file to write, got {found}")
+    if folder.resolve() in file.resolve().parents:
+        raise OptionError(f"json: expected a file outside of the cache, got {file}")

@@ -57,15 +57,22 @@ def build_identity(
             "chat_template_sha256": chat_template and hashlib.sha256(canonical_json(chat_template)).hexdigest(),
         },
         "data": {"rows_sha256": corpus.data_sha256, "tokens_sha256": tokens.hexdigest()},
-        "numerics": {
-            "dtype": options.dtype,
-            "attn_implementation": options.attn_implementation,
-            "device_map": options.device_map,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            # a GPU's sums do not depend on it
-            "num_threads": torch.get_num_threads() if device.type == "cpu" else None,
-            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        },
+        "numerics": numerics(options.dtype, options.attn_implementation, options.device_map, device),
+    }
+
+
+def numerics(
+    dtype: str, attn_implementation: str | None, device_map: str | None, device: torch.device
+) -> dict[str, Any]:
+    """What rounding depends on besides the models: the same numerics and inputs give the same values."""
+    return {
+        "dtype": dtype,
+        "attn_implementation": attn_implementation,
+        "device_map": device_map,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        # a GPU's sums do not depend on it
+        "num_threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
 
 

@@ -15,7 +15,10 @@ from precompute.tokenize import TokenizedResponse
 from shards.errors import NonFiniteLogits
 from shards.nodes import StrengthNodes
 from shards.schema import Pair, Role
-from shards.scores import Scores, concatenate
+from shards.scores import Response, Scores, concatenate
+
+Row = TokenizedResponse | Response
+"""What is run through the models: tokens with a mask, out of data or out of a cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,26 +34,26 @@ class Scorer:
     chunk_positions: int
     device: torch.device
 
-    def score(self, batch: Sequence[TokenizedResponse], rule: SupportRule) -> list[Scores]:
+    def score(self, batch: Sequence[Row], rule: SupportRule) -> list[Scores]:
         """The scores of each response of the batch."""
         parts = [
             summarise(logprobs, next_ids_C, rule=rule, pairs=self.pairs, nodes=self.nodes)
-            for logprobs, next_ids_C in self._chunks(batch)
+            for logprobs, next_ids_C in self.chunks(batch)
         ]
         joined = concatenate(parts)
         ends = np.cumsum([int(row.loss_mask.sum()) for row in batch])
         return [joined.slice(start, stop) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
 
-    def ranked_scores(self, batch: Sequence[TokenizedResponse], highest: int) -> np.ndarray:
+    def ranked_scores(self, batch: Sequence[Row], highest: int) -> np.ndarray:
         """The best `highest` token scores of every position, falling, (N, highest); for setting the threshold."""
         ranked = []
-        for logprobs, _ in self._chunks(batch):
+        for logprobs, _ in self.chunks(batch):
             strengths = node_strengths(l1_distances(logprobs), self.pairs, self.nodes, logprobs["dpo"].dtype)
             ranked.append(token_scores(logprobs, strengths).topk(highest, dim=-1).values.cpu().numpy())
         return np.concatenate(ranked)
 
     @torch.no_grad()
-    def _chunks(self, batch: Sequence[TokenizedResponse]) -> Iterator[tuple[dict[Role, torch.Tensor], torch.Tensor]]:
+    def chunks(self, batch: Sequence[Row]) -> Iterator[tuple[dict[Role, torch.Tensor], torch.Tensor]]:
         """Log-probs of all roles, (C, V) float32, and the actual next ids, (C,), position after position."""
         input_ids_BT, attention_mask_BT = pad(batch)
         row_N, token_N = np.concatenate(
@@ -78,7 +81,7 @@ class Scorer:
     def _require_finite(
         logits_CV: torch.Tensor,
         role: Role,
-        batch: Sequence[TokenizedResponse],
+        batch: Sequence[Row],
         row_C: np.ndarray,
         token_C: np.ndarray,
     ) -> None:
@@ -93,7 +96,7 @@ class Scorer:
         )
 
 
-def pad(batch: Sequence[TokenizedResponse]) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(batch: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded input ids and attention mask, (B, T) int64. The padding id is never attended to."""
     longest = max(len(row.input_ids) for row in batch)
     input_ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
@@ -104,7 +107,7 @@ def pad(batch: Sequence[TokenizedResponse]) -> tuple[torch.Tensor, torch.Tensor]
     return input_ids_BT, attention_mask_BT
 
 
-def batches_by_length(rows: Sequence[TokenizedResponse], batch_tokens: int) -> list[list[int]]:
+def batches_by_length(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
     """Indices of `rows` in batches of similar length, the longest first, each within the budget of padded tokens.
 
     A row that is longer than the budget is a batch of its own.

@@ -8,6 +8,9 @@ from shards.nodes import StrengthNodes, interpolate
 from shards.scores import Scores, segment_starts
 from shards.teacher import TeacherSpec, strength, teacher_logits, token_weight
 
+LOW_STRENGTH = 0.01
+"""Below it the models agree: the loss pulls to the anchor there, with a weight of beta / w_t."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:

@@ -14,12 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from shards import Divergence
+from shards.compose import LOW_STRENGTH
 from shards.errors import ModelError
 from shards.head import LogitTransform, probe_ids, require_same_logits, require_width
 from student.loss import SparseTargets, position_metrics, sparse_divergence
-
-LOW_STRENGTH = 0.01
-"""Below it the models agree: the loss pulls to the anchor there, with a weight of beta / w_t."""
 
 
 class DistillForward:
