@@ -155,6 +155,10 @@ class Plan:
                 f"a teacher with {spec} needs the pair {spec.pair}, the cache serves {served}; "
                 f"build another with --pairs {' '.join(map(str, (*self.pairs, spec.pair)))}"
             )
+        if spec.needs_fit:
+            return f"a teacher with {spec} needs the two numbers of its strength; fit them with shards.preferences.fit"
+        if spec.strength == "learned":
+            return None  # it is bounded by the last node
         name, value, highest = (
             ("gain", spec.gain, self.nodes.gains[-1])
             if spec.strength == "adaptive"
