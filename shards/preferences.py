@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shards.compose import compose
-from shards.errors import DataError
+from shards.errors import DataError, TeacherUnavailable
 from shards.learned import RatioTable, concatenate_tables, fit_learned, log_sigmoid, margins, region, tabulate
 from shards.reader import ShardCache
 from shards.schema import Pair
@@ -99,9 +99,10 @@ def fit(pairs_by_cache: Sequence[tuple[ShardCache, PreferencePairs]], spec: Teac
     and DataError as `fit_learned`.
     """
     assert spec.strength == "learned" and pairs_by_cache
-    spec = replace(spec, learned_offset=0.0, learned_slope=0.0)
     for cache, _ in pairs_by_cache:
-        cache.check(spec)
+        lacking = cache.plan.lacks_pair(spec)
+        if lacking is not None:
+            raise TeacherUnavailable(f"{cache.folder}: {lacking}")
     nodes = pairs_by_cache[0][0].plan.nodes
     tables = [_table(cache, pairs, spec.pair) for cache, pairs in pairs_by_cache]
     firsts = np.cumsum([0, *(table.num_responses for table in tables[:-1])])

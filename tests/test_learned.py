@@ -113,9 +113,9 @@ def test_the_table_is_exact_at_its_knots_and_close_between_them():
     for offset, slope in [(-0.5, 2.0), (2.0, -1.0), (-3.0, 20.0)]:
         ratio_R = dense_ratios(dense, ids_N, offset, slope).reshape(-1, LENGTH).sum(axis=1)
         found_P = margins(table, pairs_P2, learned_strength(table.distance, offset, slope, table.knots[:, -1]))
-        np.testing.assert_allclose(found_P, ratio_R[pairs_P2[:, 0]] - ratio_R[pairs_P2[:, 1]], atol=0.05)
-        expected = log_sigmoid(ratio_R[pairs_P2[:, 0]] - ratio_R[pairs_P2[:, 1]]).sum()
-        assert likelihood(table, pairs_P2, offset, slope).value == pytest.approx(expected, abs=0.05)
+        expected_P = ratio_R[pairs_P2[:, 0]] - ratio_R[pairs_P2[:, 1]]
+        assert np.abs(found_P - expected_P).mean() < 0.02, "0.15 without the knots half way between the nodes"
+        assert likelihood(table, pairs_P2, offset, slope).value == pytest.approx(log_sigmoid(expected_P).sum(), abs=0.1)
 
 
 def test_no_other_numbers_of_the_region_are_likelier_than_the_fit(drawn, fake):
