@@ -21,6 +21,7 @@ class Teacher:
     tail_logprob   (N,)   log of the teacher's mass outside the support; -inf where nothing is outside
     strength       (N,)   w_t
     weight         (N,)   lambda_t, the factor of the position's divergence in the loss
+    next_logprob   (N,)   log p* of the actual next token, kept or not
     tail_bound     (N,)   how far the interpolated log partition of the tail may lie off, nats; 0 at a node
     """
 
@@ -30,22 +31,28 @@ class Teacher:
     tail_logprob: np.ndarray
     strength: np.ndarray
     weight: np.ndarray
+    next_logprob: np.ndarray
     tail_bound: np.ndarray
 
 
 def compose(scores: Scores, spec: TeacherSpec, nodes: StrengthNodes) -> Teacher:
     """Compose the teacher of `spec`. The caller has checked that the cache serves it (`ShardCache.check`)."""
     distance_N = scores.l1_distance[spec.negative].astype(np.float64)
-    strength_N = strength(spec, distance_N)
+    nodes_NJ = nodes.at(distance_N)
+    strength_N = strength(spec, distance_N, highest=nodes_NJ[:, -1])
     anchor_M, dpo_M, negative_M = (
         scores.logprobs[role].astype(np.float64) for role in (spec.anchor, "dpo", spec.negative)
     )
     kept_M = teacher_logits(anchor_M, dpo_M - negative_M, np.repeat(strength_N, scores.support_count))
+    next_anchor_N, next_dpo_N, next_negative_N = (
+        scores.next_logprob[role].astype(np.float64) for role in (spec.anchor, "dpo", spec.negative)
+    )
+    next_N = teacher_logits(next_anchor_N, next_dpo_N - next_negative_N, strength_N)
 
     tail_NJ = np.concatenate(
         [scores.tail_logprob[spec.anchor][:, None], scores.tail_logpartition[spec.pair]], axis=1, dtype=np.float64
     )
-    tail_N, lower_N, upper_N = interpolate(nodes.at(distance_N), tail_NJ, strength_N)
+    tail_N, lower_N, upper_N = interpolate(nodes_NJ, tail_NJ, strength_N)
     log_partition_N = np.logaddexp(segment_logsumexp(kept_M, scores.support_count), tail_N)
     empty_N = np.isneginf(tail_N)
     return Teacher(
@@ -55,6 +62,7 @@ def compose(scores: Scores, spec: TeacherSpec, nodes: StrengthNodes) -> Teacher:
         tail_logprob=tail_N - log_partition_N,
         strength=strength_N,
         weight=token_weight(spec, strength_N),
+        next_logprob=next_N - log_partition_N,
         tail_bound=np.where(empty_N, 0.0, np.where(empty_N, 0.0, upper_N) - np.where(empty_N, 0.0, lower_N)),
     )
 

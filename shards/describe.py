@@ -66,7 +66,7 @@ def teachers_table(plan: Plan) -> str:
     for pair in (Pair(anchor, negative) for anchor in ANCHORS for negative in NEGATIVES):
         if pair not in named:
             reason = _unserved(plan, pair)
-            text = f"not served: {reason}" if reason else "served, with either strength"
+            text = f"not served: {reason}" if reason else "served, with any strength"
             lines.append(f"  {'-':<12} {pair!s:<20} {text}")
     return "\n".join(lines)
 

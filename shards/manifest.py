@@ -162,6 +162,10 @@ class Plan:
 
     def lacks(self, spec: TeacherSpec) -> str | None:
         """What this cache lacks for the teacher of `spec`, in words; None where it serves it."""
+        return self.lacks_pair(spec) or self._lacks_strength(spec)
+
+    def lacks_pair(self, spec: TeacherSpec) -> str | None:
+        """What it lacks for the anchor and the negative of `spec`, whatever the strength."""
         missing = [r for r in dict.fromkeys((spec.anchor, "dpo", spec.negative)) if r not in self.roles]
         if missing:
             built = ", ".join(self.roles)
@@ -172,6 +176,13 @@ class Plan:
                 f"a teacher with {spec} needs the pair {spec.pair}, the cache serves {served}; "
                 f"build another with --pairs {' '.join(map(str, (*self.pairs, spec.pair)))}"
             )
+        return None
+
+    def _lacks_strength(self, spec: TeacherSpec) -> str | None:
+        if spec.needs_fit:
+            return f"a teacher with {spec} needs the two numbers of its strength; fit them with shards.preferences.fit"
+        if spec.strength == "learned":
+            return None  # it is bounded by the last node
         name, value, highest = (
             ("gain", spec.gain, self.nodes.gains[-1])
             if spec.strength == "adaptive"

@@ -4,12 +4,15 @@
 
 Zhang et al. 2025 (arXiv 2503.02832): Theorem 1 is the preset `linear`, section 4 the other three. The functions here
 are plain arithmetic: they take numpy arrays and torch tensors alike, so that the build, which needs teachers over the
-full vocabulary, and the reader, which composes them from a shard, share one formula.
+full vocabulary, and the reader, which composes them from a shard, share one formula. (A learned strength, which only
+readers have, takes numpy arrays.)
 """
 
 import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from shards.errors import OptionError
 from shards.schema import ANCHORS, NEGATIVES, Pair, Role
@@ -17,7 +20,7 @@ from shards.schema import ANCHORS, NEGATIVES, Pair, Role
 MIN_STRENGTH = 1e-3
 """Added to every adaptive strength, as in the released trainer, so that beta / w_t is finite where D_t = 0."""
 
-Strength = Literal["adaptive", "constant"]
+Strength = Literal["adaptive", "constant", "learned"]
 Preset = Literal["aligndistil", "adaptive", "contrastive", "linear"]
 
 
@@ -26,10 +29,13 @@ class TeacherSpec:
     """One teacher out of all those that a cache can give.
 
     anchor, negative   the roles that the teacher starts from and moves away from
-    strength           `adaptive`: w_t = gain * D_t + 1e-3; `constant`: w_t = beta / kl_coef
+    strength           `adaptive`: w_t = gain * D_t + 1e-3; `constant`: w_t = beta / kl_coef; `learned`: see
+                       `learned_strength`
     beta               reward scale of the DPO models, > 0
     gain               growth of an adaptive strength with D_t, >= 0
     kl_coef            weight of the KL penalty of a constant strength, > 0
+    learned_offset, learned_slope   a and b of a learned strength; None until they are fitted (`shards.learned`), and
+                       None for any other strength
 
     Raises OptionError for values out of range.
     """
@@ -40,6 +46,8 @@ class TeacherSpec:
     beta: float = 0.1
     gain: float = 10.0
     kl_coef: float = 0.05
+    learned_offset: float | None = None
+    learned_slope: float | None = None
 
     def __post_init__(self) -> None:
         for name, legal in (("anchor", ANCHORS), ("negative", NEGATIVES), ("strength", get_args(Strength))):
@@ -49,6 +57,19 @@ class TeacherSpec:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0 or (value == 0 and lowest == "> 0"):
                 raise OptionError(f"{name}: expected a finite number {lowest}, got {value}")
+        self._check_learned()
+
+    def _check_learned(self) -> None:
+        given = (self.learned_offset, self.learned_slope)
+        if given == (None, None):
+            return
+        if self.strength != "learned":
+            raise OptionError(
+                f"learned_offset and learned_slope: expected with the strength learned only, got {self.strength}"
+            )
+        for name, value in zip(("learned_offset", "learned_slope"), given, strict=True):
+            if value is None or not math.isfinite(value):
+                raise OptionError(f"{name}: expected a finite number beside the other, got {value}")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "TeacherSpec":
@@ -66,8 +87,17 @@ class TeacherSpec:
         """w of a constant strength: beta / kl_coef."""
         return self.beta / self.kl_coef
 
+    @property
+    def needs_fit(self) -> bool:
+        """Whether the strength is learned and its two numbers are not known yet."""
+        return self.strength == "learned" and self.learned_offset is None
+
     def __str__(self) -> str:
-        how = f"gain {self.gain:g}" if self.strength == "adaptive" else f"kl_coef {self.kl_coef:g}"
+        how = {
+            "adaptive": f"gain {self.gain:g}",
+            "constant": f"kl_coef {self.kl_coef:g}",
+            "learned": "not fitted" if self.needs_fit else f"offset {self.learned_offset}, slope {self.learned_slope}",
+        }[self.strength]
         return f"anchor {self.anchor}, negative {self.negative}, {self.strength} strength, beta {self.beta:g}, {how}"
 
 
@@ -94,15 +124,31 @@ def adaptive_strength(l1_distance: Any, gain: Any) -> Any:
     return gain * l1_distance + MIN_STRENGTH
 
 
-def strength(spec: TeacherSpec, l1_distance: Any) -> Any:
-    """w_t of the spec, the shape of `l1_distance` (D_t for the spec's negative)."""
+def learned_strength(l1_distance: np.ndarray, offset: float, slope: float, highest: np.ndarray) -> np.ndarray:
+    """w_t = 1e-3 + softplus(offset + slope * D_t), no more than the last node of each position (`highest`). Numpy only.
+
+    softplus(x) = log(1 + exp(x)) > 0, so the other end of the nodes' range, 0, is never reached.
+    """
+    return np.minimum(MIN_STRENGTH + np.logaddexp(0.0, offset + slope * l1_distance), highest)
+
+
+def strength(spec: TeacherSpec, l1_distance: Any, *, highest: Any = None) -> Any:
+    """w_t of the spec, the shape of `l1_distance` (D_t for the spec's negative).
+
+    highest: the last node of each position, that shape too; only a learned strength, which it bounds, needs it. The
+    others are refused, not bounded, where they leave the nodes (`Plan.lacks`).
+    """
     if spec.strength == "adaptive":
         return adaptive_strength(l1_distance, spec.gain)
-    return 0 * l1_distance + spec.constant_strength
+    if spec.strength == "constant":
+        return 0 * l1_distance + spec.constant_strength
+    assert spec.learned_offset is not None and spec.learned_slope is not None, "`Plan.lacks` refuses one without"
+    assert highest is not None, "a learned strength ends at the last node"
+    return learned_strength(l1_distance, spec.learned_offset, spec.learned_slope, highest)
 
 
 def token_weight(spec: TeacherSpec, strength_N: Any) -> Any:
     """lambda_t of the loss: kl_coef for a constant strength, beta / w_t otherwise."""
-    if spec.strength == "adaptive":
-        return spec.beta / strength_N
-    return 0 * strength_N + spec.kl_coef
+    if spec.strength == "constant":
+        return 0 * strength_N + spec.kl_coef
+    return spec.beta / strength_N

@@ -23,7 +23,11 @@ def write_model_card(trainer: Any) -> None:
     )
     divergence = f"jsd with weight {args.jsd_weight:g}" if args.divergence == "jsd" else args.divergence
     spec = args.spec
-    strength = f"gain {spec.gain:g} x D_t" if spec.strength == "adaptive" else f"{spec.constant_strength:g}, constant"
+    strength = {
+        "adaptive": f"gain {spec.gain:g} x D_t",
+        "constant": f"{spec.constant_strength:g}, constant",
+        "learned": f"1e-3 + softplus({spec.learned_offset} + {spec.learned_slope} x D_t), the last node at most",
+    }[spec.strength]
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     lora = f"| LoRA | rank {args.lora_r}, alpha {args.lora_alpha} |\n" if args.use_peft else ""
     text = f"""---

@@ -36,10 +36,14 @@ class DistillArguments(TrainingArguments):
     teacher: Literal["aligndistil", "adaptive", "contrastive", "linear"] = _flag("aligndistil", "a named teacher")
     anchor: Literal["dpo", "reference"] | None = _flag(None, "what the teacher starts from; default: the teacher's")
     negative: Literal["reverse", "reference"] | None = _flag(None, "what it moves away from; default: the teacher's")
-    strength: Literal["adaptive", "constant"] | None = _flag(None, "gain * D_t + 1e-3, or beta / kl_coef")
+    strength: Literal["adaptive", "constant", "learned"] | None = _flag(
+        None, "gain * D_t + 1e-3, beta / kl_coef, or 1e-3 + softplus(offset + slope * D_t)"
+    )
     beta: float = _flag(0.1, "reward scale of the DPO models")
     gain: float = _flag(10.0, "growth of an adaptive strength with D_t")
     kl_coef: float = _flag(0.05, "weight of the KL penalty of a constant strength")
+    learned_offset: float | None = _flag(None, "offset of a learned strength; default: fitted on the cached pairs")
+    learned_slope: float | None = _flag(None, "slope of a learned strength; default: fitted on the cached pairs")
 
     divergence: Literal["reverse_kl", "forward_kl", "jsd"] = _flag("reverse_kl", "between student and teacher")
     jsd_weight: float = _flag(0.5, "the teacher's share in the mixture of the generalised JSD")
@@ -89,8 +93,9 @@ class DistillArguments(TrainingArguments):
 
     @property
     def spec(self) -> TeacherSpec:
-        """The teacher: the preset with the given fields put in its place."""
-        chosen = {"anchor": self.anchor, "negative": self.negative, "strength": self.strength}
+        """The teacher: the preset with the given fields put in its place. A learned strength may still need its fit."""
+        chosen: dict[str, Any] = {"anchor": self.anchor, "negative": self.negative, "strength": self.strength}
+        chosen |= {"learned_offset": self.learned_offset, "learned_slope": self.learned_slope}
         given = {name: value for name, value in chosen.items() if value is not None}
         return TeacherSpec.preset(self.teacher, beta=self.beta, gain=self.gain, kl_coef=self.kl_coef, **given)
 

@@ -25,6 +25,7 @@ from shards.sample import chunks, spread
 from shards.trust import assess
 from student.data import CachedResponses
 from student.forward import base_model
+from student.learned import fit_strength
 from student.options import DistillArguments
 from student.trainer import DistillTrainer
 
@@ -35,7 +36,9 @@ SAMPLE_ROWS = 200
 def train(args: DistillArguments) -> DistillTrainer:
     """Train a student and save it with tokenizer and model card. Raises AlignDistilError."""
     set_seed(args.seed)
-    train_data = CachedResponses(args.shards, train_on=args.train_on).for_teacher(args.spec)
+    train_data = CachedResponses(args.shards, train_on=args.train_on)
+    fit_strength(args, train_data)
+    train_data = train_data.for_teacher(args.spec)
     eval_data = CachedResponses(args.eval_shards, train_on=args.train_on) if args.eval_shards else None
     source = args.model or _reference_of(train_data.caches[0])
     if Path(source).resolve() == Path(args.output_dir or ".").resolve():

@@ -24,6 +24,7 @@ from student.card import write_model_card
 from student.collate import Collator
 from student.data import CachedResponses, GlobalBatchSampler
 from student.forward import DistillForward, base_model
+from student.learned import fit_strength
 from student.loss import SparseTargets
 from student.metrics import MetricSums
 from student.options import DistillArguments
@@ -39,6 +40,8 @@ class DistillTrainer(Trainer):
     model               a PreTrainedModel, or a PeftModel around one, with the tokenizer of the cache
     train_dataset, eval_dataset   CachedResponses
     processing_class    the student's tokenizer; compared with the cache's, and saved with the model
+
+    A learned strength without numbers is fitted here, on the pairs of the training caches, and `args` hold them then.
 
     Raises VocabularyMismatch, TeacherUnavailable, ModelError, and OptionError for several GPUs without a launcher.
     """
@@ -64,6 +67,7 @@ class DistillTrainer(Trainer):
         if processing_class is not None:
             vocabulary = train_dataset.caches[0].vocabulary
             require_same_vocabulary(vocabulary, processing_class.get_vocab(), "the cache", "the student")
+        fit_strength(args, train_dataset)
         train_dataset = train_dataset.for_teacher(args.spec)
         if eval_dataset is not None:
             eval_dataset = train_dataset.like(eval_dataset)
