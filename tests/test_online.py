@@ -54,7 +54,7 @@ def test_with_every_token_kept_the_weights_are_those_of_online_training(
     compared = compare(bench(trio_folders, trio, whole_cache, tmp_path), TeacherSpec.preset(preset), RECIPE)
     moved = distance(compared.online.weights, compared.start)
     apart = distance(compared.offline.weights, compared.online.weights)
-    # measured: 2e-6 to 3e-6 of the way, 5e-6 to 6e-6 of what another seed makes
+    # measured: 2e-6 to 3e-6 of the way, 6e-6 to 7e-6 of what another seed makes
     assert apart < 2e-5 * moved
     assert apart < 5e-5 * distance(compared.other_seed.weights, compared.online.weights)
     for metric in summary(compared)["metrics"].values():
@@ -65,7 +65,7 @@ def test_with_every_token_kept_the_weights_are_those_of_online_training(
 def test_with_some_tokens_kept_the_weights_are_far_nearer_than_another_seeds(gentle, tmp_path, preset):
     compared = compare(bench(*gentle, tmp_path), TeacherSpec.preset(preset), RECIPE)
     ratio = summary(compared)["weights"]["ratio"]
-    assert 1e-3 < ratio < 0.25  # measured: 0.11 to 0.15; not 0, since tokens are missing
+    assert 1e-3 < ratio < 0.25  # measured: 0.11 to 0.13; not 0, since tokens are missing
 
 
 @pytest.mark.parametrize("preset", dense.PRESETS)
