@@ -65,7 +65,8 @@ def test_with_every_token_kept_the_weights_are_those_of_online_training(
 def test_with_some_tokens_kept_the_weights_are_far_nearer_than_another_seeds(gentle, tmp_path, preset):
     compared = compare(bench(*gentle, tmp_path), TeacherSpec.preset(preset), RECIPE)
     ratio = summary(compared)["weights"]["ratio"]
-    assert 1e-3 < ratio < 0.25  # measured: 0.11 to 0.13; not 0, since tokens are missing
+    # measured: 0.11 to 0.13, since tokens are missing; with a tail that is off by 0.3 nat 0.24 to 0.26
+    assert 1e-3 < ratio < 0.2
 
 
 @pytest.mark.parametrize("preset", dense.PRESETS)
@@ -142,7 +143,7 @@ def results(difference):
 def test_the_section_says_how_many_metrics_are_within_the_goal(difference, sentence):
     text = section(results(difference), "online.svg")
     assert f"{sentence} final metrics are within 1%" in text and f"{100 * difference:g}%" in text
-    assert "at most 4%" in text and "(online.svg)" in text and text.count("| linear |") == 4
+    assert "at most 4%" in text and "; 1%\nwithout" in text and "(online.svg)" in text and text.count("| linear |") == 4
 
 
 @pytest.mark.parametrize(
