@@ -63,7 +63,7 @@ def build_options(trio: Trio, options: OnlineOptions) -> BuildOptions:
         out=str(Path(options.out) / "cache"),
         limit=options.rows,
         max_length=options.max_length,
-        top_k=options.mean_top_k,
+        top_k=options.top_k,
         dtype="float32",
     )
 

@@ -31,7 +31,7 @@ class OnlineOptions:
     rows: int = _flag(128, "rows of the data that are trained on")
     held_out_rows: int = _flag(16, "rows that are measured on")
     max_length: int = _flag(128, "tokens of prompt and response; longer responses are cut, longer prompts skipped")
-    top_k: int | None = _flag(None, "mean number of tokens kept a position; default: 64, or 16 for the small trio")
+    top_k: int = _flag(64, "mean number of tokens kept a position")
     measure_every: int = _flag(2, "steps from one measurement to the next; a divisor of --steps")
     out: str = _flag("runs/online", "folder for cache, results and picture")
 
@@ -69,10 +69,3 @@ class OnlineOptions:
     def first_held_out_row(self) -> int:
         """Row of the held-out file at which what is measured on begins."""
         return self.rows if self.data is not None and self.held_out_data in (None, self.data) else 0
-
-    @property
-    def mean_top_k(self) -> int:
-        """Kept tokens a position: given, or the build's default, or less where the vocabulary is a toy's."""
-        if self.top_k is not None:
-            return self.top_k
-        return 16 if self.models is None else 64
