@@ -1,0 +1,1 @@
+"""How far a sparse, cached teacher is from the dense one of live models."""

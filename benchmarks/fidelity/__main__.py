@@ -1,0 +1,126 @@
+"""python -m benchmarks.fidelity: sparse, cached teachers against live ones; tables and pictures.
+
+Without flags it makes a small trio of its own. results.json, fidelity.md and pictures come to lie in --out; with --page
+docs/fidelity.md the page and its pictures are written there too.
+"""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import torch
+import transformers
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from benchmarks.fidelity import measure
+from benchmarks.fidelity.dense import Dense, load_roles, read_rows, score
+from benchmarks.fidelity.options import FidelityOptions
+from benchmarks.fidelity.report import page
+from benchmarks.fidelity.supports import SUPPORTS
+from benchmarks.online.trio import make_trio
+from shards import TeacherSpec
+from shards.command import OneLineErrors, run_command
+from shards.schema import Role
+
+
+def run(options: FidelityOptions, command: str) -> dict[str, Any]:
+    """All measurements of all trios; results.json is written after each. Raises AlignDistilError."""
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    trios, data = options.folders, options.data
+    if data is None:
+        made = make_trio(out / "trio")
+        trios, data = {"toy": made.models}, str(made.held_out)
+    results: dict[str, Any] = {"settings": {"command": command}, "trios": {}}
+    for name, folders in trios.items():
+        results["trios"][name] = measure_trio(name, folders, data, options)
+        (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def measure_trio(name: str, folders: Mapping[Role, Path], data: str, options: FidelityOptions) -> dict[str, Any]:
+    rows = read_rows(folders, data, rows=options.rows, max_length=options.max_length)
+    models = load_roles(folders, "float32")
+    dense = score(models, rows, options.positions)
+    top_k = min(options.top_k, dense.vocabulary_size // 4)
+    scores = measure.default_scores(dense, top_k)
+    few = dense.take(torch.linspace(0, len(dense) - 1, min(options.frontier_positions, len(dense))).round().long())
+    narrow = score(load_roles(folders, "bfloat16"), rows, options.positions)
+    steps = {
+        "teachers": lambda: measure.cases(dense, scores, measure.GOAL_CASES),
+        "presets": lambda: measure.cases(dense, scores, measure.PRESET_CASES),
+        "frontier": lambda: list(measure.frontier(few, measure.SIZES, list(SUPPORTS))),
+        "between": lambda: measure.between_nodes(dense, scores),
+        "divergences": lambda: measure.divergences(dense, scores),
+        "entropy": lambda: measure.by_entropy(dense, scores),
+        "bf16": lambda: [
+            measure.row(
+                "bf16 bodies against float32 ones",
+                measure.compare_case(dense, measure.default_scores(narrow, top_k), TeacherSpec()),
+            )
+        ],
+        "parameters": lambda: measure.parameter_angles(models, rows[: options.parameter_rows], top_k),
+    }
+    found: dict[str, Any] = {"facts": facts(dense, models, top_k)}
+    with tqdm(steps.items(), desc=f"trio {name}", unit="table") as bar:
+        for step, work in bar:
+            bar.set_postfix_str(step)
+            started = time.perf_counter()
+            found[step] = work()
+            found["facts"]["seconds"][step] = round(time.perf_counter() - started, 1)
+    return found
+
+
+def facts(dense: Dense, models: Mapping[Role, Any], top_k: int) -> dict[str, Any]:
+    distance_N = (dense.logprobs["dpo"].exp() - dense.logprobs["reverse"].exp()).abs().sum(-1)
+    return {
+        "parameters": models["reference"].model.num_parameters(),
+        "vocabulary_size": dense.vocabulary_size,
+        "positions": len(dense),
+        "top_k": top_k,
+        "entropy": float(dense.entropy().mean()),
+        "l1_distance": distance_N.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist(),
+        "seconds": {},
+    }
+
+
+def write(results: dict[str, Any], report: Path) -> None:
+    """The page, and a picture for every trio in a folder of its name beside it."""
+    from benchmarks.fidelity.plot import draw
+
+    pictures = {}
+    report.parent.mkdir(parents=True, exist_ok=True)
+    for name, trio in results["trios"].items():
+        picture = report.with_suffix("") / f"frontier-{name}.svg"
+        picture.parent.mkdir(exist_ok=True)
+        draw(trio["frontier"], picture, title=f"trio {name}: worst of gains 2, 10 and 20 and of all stages")
+        pictures[name] = f"{picture.parent.name}/{picture.name}"
+    report.write_text(page(results, pictures))
+
+
+class _Parser(OneLineErrors, HfArgumentParser):
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = _Parser(cast(Any, FidelityOptions), prog="python -m benchmarks.fidelity", description=__doc__)
+    (options,) = parser.parse_args_into_dataclasses(arguments)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    results = run(options, shlex.join(["python", "-m", "benchmarks.fidelity", *given]))
+    write(results, Path(options.out) / "fidelity.md")
+    if options.page is not None:
+        write(results, Path(options.page))
+    print(f"{options.out}: results.json, fidelity.md and pictures are written")
+
+
+if __name__ == "__main__":
+    run_command(main)

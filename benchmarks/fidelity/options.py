@@ -1,0 +1,51 @@
+"""FidelityOptions: every flag of `python -m benchmarks.fidelity`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.errors import OptionError
+from shards.schema import ROLES, Role
+
+
+def _flag(default: Any, text: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(kw_only=True)
+class FidelityOptions:
+    """Flags of the benchmark. Raises OptionError for values that contradict each other or are out of range."""
+
+    trios: list[str] = _flag(
+        [], "name=folder of trios, each with the folders dpo, reverse and reference; default: a small trio made here"
+    )
+    data: str | None = _flag(None, "preference data; goes with --trios")
+    rows: int = _flag(24, "responses, spread over the data")
+    positions: int = _flag(600, "response positions, spread over the responses")
+    frontier_positions: int = _flag(300, "of which are measured at every size of the support")
+    parameter_rows: int = _flag(3, "responses whose gradients over the student's parameters are compared")
+    max_length: int = _flag(192, "tokens of prompt and response")
+    top_k: int = _flag(64, "mean number of tokens kept a position, where one size is measured")
+    out: str = _flag("runs/fidelity", "folder for results and pictures")
+    page: str | None = _flag(None, "write the page and its pictures here too: docs/fidelity.md")
+
+    def __post_init__(self) -> None:
+        if bool(self.trios) != (self.data is not None):
+            raise OptionError(f"trios and data: expected both or neither, got {self.trios} and {self.data}")
+        for name in ("rows", "positions", "frontier_positions", "parameter_rows", "top_k"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        _ = self.folders
+
+    @property
+    def folders(self) -> dict[str, dict[Role, Path]]:
+        """Name of a trio -> role -> folder."""
+        found = {}
+        for item in self.trios:
+            name, separator, folder = item.partition("=")
+            if not separator or not name or not folder:
+                raise OptionError(f"trios: expected name=folder, got {item!r}")
+            found[name] = {role: Path(folder) / role for role in ROLES}
+        return found

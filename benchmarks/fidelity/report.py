@@ -1,0 +1,160 @@
+"""What came out, in words: the page docs/fidelity.md. Pure functions of results.json."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+GOALS = {"0.1": (0.25, 0.006), "0.25": (0.8, 0.01)}
+"""Name of a trio -> largest angle in degrees and deficit that were asked for, at every stage and gain 2 to 20."""
+STAGES = "at the reference / half way / nearly there"
+Row = Mapping[str, Any]
+
+
+def page(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    """All sections; pictures: name of a trio -> where its frontier lies, as seen from the page."""
+    parts = [INTRODUCTION.format(**results["settings"])]
+    for name, trio in results["trios"].items():
+        parts.append(trio_section(name, trio, pictures.get(name)))
+    return "\n".join(parts)
+
+
+def trio_section(name: str, trio: Mapping[str, Any], picture: str | None) -> str:
+    facts = trio["facts"]
+    lines = [
+        f"## Trio {name}",
+        "",
+        f"{facts['parameters']:,} parameters, V = {facts['vocabulary_size']:,}; {facts['positions']:,} response "
+        f"positions, entropy of the reference {facts['entropy']:.2f} nats, D_t (dpo/reverse) at 10, 50 and 90%: "
+        f"{', '.join(f'{d:.3f}' for d in facts['l1_distance'])}.",
+        "",
+        f"### Every teacher, a mean of {facts['top_k']} tokens, compact values",
+        "",
+        teachers_table([*trio["teachers"], *trio["presets"]]),
+        "",
+        "### Angle against bytes",
+        "",
+        *([f"![worst angle and deficit against bytes]({picture})", ""] if picture else []),
+        frontier_table(trio["frontier"]),
+        "",
+        *goal_lines(name, trio["frontier"]),
+        "",
+        "### Strengths between nodes",
+        "",
+        between_table(trio["between"]),
+        "",
+        "### Divergences, entropy, bf16 bodies",
+        "",
+        teachers_table([*trio["divergences"], *trio["entropy"], *trio["bf16"]]),
+        "",
+        "### Over the student's parameters",
+        "",
+        parameters_table(trio["parameters"]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def teachers_table(rows: Sequence[Row]) -> str:
+    lines = [
+        f"| | angle, {STAGES} | norm ratio at the reference | deficit, {STAGES} | error of log p\\*, kept: mean (max) "
+        "| its tail's | w_t < 0.01: positions, loss, gradient |",
+        "|---|---|--:|---|---|--:|---|",
+    ]
+    for row in rows:
+        cells = [
+            row["name"],
+            _degrees(row["angle"]),
+            f"{row['norm_ratio'][0]:.4f}",
+            _percents(row["deficit"]),
+            f"{row['kept_error']:.1e} ({row['kept_error_max']:.1e})",
+            f"{row['tail_error']:.1e}",
+            _percents([row["low_positions"], row["low_loss"], row["low_gradient"]]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def frontier_table(rows: Sequence[Row]) -> str:
+    lines = [
+        f"| support | values | tokens, mean | bytes a position | angle, {STAGES} | deficit, {STAGES} |",
+        "|---|---|--:|--:|---|---|",
+    ]
+    for row in rows:
+        cells = [row["support"], row["values"], f"{row['mean']:.0f}", f"{row['bytes']:.0f}"]
+        lines.append(f"| {' | '.join([*cells, _degrees(row['angle']), _percents(row['deficit'])])} |")
+    return "\n".join(lines)
+
+
+def goal_lines(name: str, rows: Sequence[Row]) -> list[str]:
+    """The fewest bytes that reach the goal, against those of a mean of 64 tokens in float32."""
+    plain = [row for row in rows if row["values"] == "float32" and row["support"] == "ours" and row["top_k"] == 64]
+    if name not in GOALS or not plain:
+        return []
+    angle, deficit = GOALS[name]
+    reached = [
+        row
+        for row in rows
+        if row["support"] == "ours" and max(row["angle"]) < angle and max(map(abs, row["deficit"])) < deficit
+    ]
+    asked = f"Asked for: under {angle:g} degrees and {deficit:.1%} at every stage, for every gain from 2 to 20"
+    if not reached:
+        return [f"{asked}. No size that was measured reaches it."]
+    best = min(reached, key=lambda row: row["bytes"])
+    return [
+        f"{asked}, at the bytes of a mean of 64 tokens in float32, {plain[0]['bytes']:.0f}. First reached with a mean "
+        f"of {best['mean']:.0f} tokens, {best['values']}: {best['bytes']:.0f} bytes, "
+        f"{best['bytes'] / plain[0]['bytes']:.2f} of them."
+    ]
+
+
+def between_table(rows: Sequence[Row]) -> str:
+    lines = [
+        "| | error of the tail's log partition, nats: mean (max) | its bound: mean (max) | largest excess over it | "
+        "error of log p\\*, kept: mean (max) |",
+        "|---|---|---|--:|---|",
+    ]
+    for row in rows:
+        cells = [
+            row["name"],
+            f"{row['partition_error']:.1e} ({row['partition_error_max']:.1e})",
+            f"{row['bound']:.1e} ({row['bound_max']:.1e})",
+            f"{row['over_bound']:.1e}",
+            f"{row['kept_error']:.1e} ({row['kept_error_max']:.1e})",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parameters_table(rows: Sequence[Row]) -> str:
+    lines = ["| the student is | angle | norm ratio |", "|---|--:|--:|"]
+    lines += [f"| the {row['name']} model | {row['angle']:.3f}° | {row['norm_ratio']:.4f} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _degrees(angles: Iterable[float]) -> str:
+    return " / ".join(f"{angle:.2f}°" for angle in angles)
+
+
+def _percents(shares: Iterable[float | None]) -> str:
+    return " / ".join("-" if share is None else f"{share:.1%}" for share in shares)
+
+
+INTRODUCTION = """\
+# Fidelity: how far a cached teacher is from live models
+
+This page is written by `{command}`; every figure on it was measured in that one run.
+
+A cache keeps some tokens of every position and lumps the rest together. What that costs is measured here against live
+models, in float64 over the whole vocabulary:
+
+* **angle**: between the gradient of the sparse loss and that of the dense one, over the student's logits at all
+  positions, each weighted by lambda_t. Three students: at the reference, half way to the teacher (in logits), and nine
+  tenths of the way. There the gradient is a tenth of what it was: a fixed error weighs ten times as much in its angle.
+* **deficit**: the part of the dense loss that the sparse one lacks. By the data-processing inequality it is 0 or more
+  for exact values; rounded ones move the optimum a little, which shows where nearly nothing is left to learn.
+* **error of log p\\***: of the composed teacher, in nats, on the kept tokens, and for the mass of the rest.
+* **bytes a position**: everything that is stored, compressed (zstd level 3), with the row's input ids but without its
+  prompt.
+
+The tokens that are kept, and compact values, are explained in [teacher.md](teacher.md) and [format.md](format.md); what
+was tried and lost stands in [decisions/](decisions/).
+"""
