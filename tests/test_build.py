@@ -422,7 +422,7 @@ def test_other_weights_give_another_build(trio_folders, pairs_file, tmp_path):
 
 
 def test_two_processes_write_the_bytes_of_one(trio_folders, pairs_file, tmp_path):
-    settings = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
+    settings = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15, "values": "compact"}
     build(build_options(trio_folders, pairs_file, tmp_path / "one", **settings))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "precompute.build", "--data", str(pairs_file), "--out", str(tmp_path / "two"), "--models"]
