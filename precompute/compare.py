@@ -112,16 +112,8 @@ class LossSums:
 
     @property
     def angle_degrees(self) -> float | None:
-        """Angle between the two gradients; None where one of them is zero.
-
-        For unit vectors a and b it is 2 atan2(|a - b|, |a + b|), which unlike acos of a cosine is exact for small
-        angles. |a - b|^2 comes from the summed squares of the difference, not from a product that cancels.
-        """
-        lengths = math.sqrt(self.dense_square), math.sqrt(self.sparse_square)
-        if not all(lengths):
-            return None
-        apart = max(0.0, self.difference_square - (lengths[0] - lengths[1]) ** 2) / math.prod(lengths)
-        return math.degrees(2 * math.atan2(math.sqrt(apart), math.sqrt(max(0.0, 4 - apart))))
+        """Angle between the two gradients; None where one of them is zero."""
+        return angle_degrees(self.dense_square, self.sparse_square, self.difference_square)
 
     @property
     def low_loss_share(self) -> float | None:
@@ -156,6 +148,19 @@ class DenseTeacher:
     logprobs: torch.Tensor
     strength: torch.Tensor
     weight: torch.Tensor
+
+
+def angle_degrees(first_square: float, second_square: float, difference_square: float) -> float | None:
+    """Angle between two vectors from their squared lengths and that of their difference; None where one is zero.
+
+    For unit vectors a and b it is 2 atan2(|a - b|, |a + b|), which unlike acos of a cosine is exact for small
+    angles. |a - b|^2 comes from the summed squares of the difference, not from a product that cancels.
+    """
+    lengths = math.sqrt(first_square), math.sqrt(second_square)
+    if not all(lengths):
+        return None
+    apart = max(0.0, difference_square - (lengths[0] - lengths[1]) ** 2) / math.prod(lengths)
+    return math.degrees(2 * math.atan2(math.sqrt(apart), math.sqrt(max(0.0, 4 - apart))))
 
 
 def compare(

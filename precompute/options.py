@@ -7,16 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shards import TeacherSpec
-from shards.command import require_choices
+from shards.command import flag, require_choices
 from shards.errors import OptionError
 from shards.nodes import DEFAULT_GAIN_NODES, DEFAULT_STRENGTH_NODES, StrengthNodes
 from shards.schema import REQUIRED_ROLES, ROLES, Pair, Role
-
-
-def _flag(default: Any, text: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(kw_only=True)
@@ -29,37 +23,37 @@ class BuildOptions:
     data: str = field(
         metadata={"help": ".jsonl, .jsonl.zst, .parquet, .arrow, a save_to_disk folder or a hub name; TRL's columns"}
     )
-    out: str = _flag("shards", "folder of the cache")
-    split: str = _flag("train", "split of a hub data set or of a saved DatasetDict")
-    responses: Literal["chosen", "rejected", "both"] = _flag("chosen", "which responses of a pair are cached")
-    limit: int | None = _flag(None, "use only the first N rows of the data")
-    max_length: int = _flag(2048, "tokens of prompt and response; longer responses are cut, prompts never")
-    on_overlong: Literal["skip", "error"] = _flag("skip", "what becomes of a prompt as long as max_length")
-    on_empty: Literal["skip", "error"] = _flag("error", "what becomes of an empty response")
+    out: str = flag("shards", "folder of the cache")
+    split: str = flag("train", "split of a hub data set or of a saved DatasetDict")
+    responses: Literal["chosen", "rejected", "both"] = flag("chosen", "which responses of a pair are cached")
+    limit: int | None = flag(None, "use only the first N rows of the data")
+    max_length: int = flag(2048, "tokens of prompt and response; longer responses are cut, prompts never")
+    on_overlong: Literal["skip", "error"] = flag("skip", "what becomes of a prompt as long as max_length")
+    on_empty: Literal["skip", "error"] = flag("error", "what becomes of an empty response")
 
-    support: Literal["adaptive", "fixed"] = _flag("adaptive", "as many tokens as a position needs, or top_k everywhere")
-    top_k: int = _flag(64, "mean number of tokens kept per position")
-    min_top_k: int = _flag(1, "fewest tokens kept at a position")
-    max_top_k: int = _flag(512, "most tokens kept at a position")
-    pairs: list[str] | None = _flag(
+    support: Literal["adaptive", "fixed"] = flag("adaptive", "as many tokens as a position needs, or top_k everywhere")
+    top_k: int = flag(64, "mean number of tokens kept per position")
+    min_top_k: int = flag(1, "fewest tokens kept at a position")
+    max_top_k: int = flag(512, "most tokens kept at a position")
+    pairs: list[str] | None = flag(
         None, "anchor/negative pairs to serve; default dpo/reverse and reference/reference, as far as models are given"
     )
-    gain_nodes: list[float] = _flag(list(DEFAULT_GAIN_NODES), "gains whose strengths are nodes, from 0")
-    strength_nodes: list[float] = _flag(list(DEFAULT_STRENGTH_NODES), "constant strengths that are nodes, from 0")
-    values: Literal["compact", "float32"] = _flag(
+    gain_nodes: list[float] = flag(list(DEFAULT_GAIN_NODES), "gains whose strengths are nodes, from 0")
+    strength_nodes: list[float] = flag(list(DEFAULT_STRENGTH_NODES), "constant strengths that are nodes, from 0")
+    values: Literal["compact", "float32"] = flag(
         "compact", "how values are stored: in a third of the bytes, or exactly"
     )
 
-    dtype: Literal["auto", "bfloat16", "float32"] = _flag("auto", "dtype of the models' bodies; heads are float32")
-    device: str = _flag("auto", "device of models and scores: auto, cpu, cuda, cuda:1, ...")
-    device_map: str | None = _flag(None, "as in transformers' from_pretrained")
-    attn_implementation: str | None = _flag(None, "as in transformers' from_pretrained")
-    trust_remote_code: bool = _flag(False, "run code that comes with a model")
-    batch_tokens: int = _flag(8192, "tokens, padding included, of one forward pass")
-    chunk_positions: int = _flag(128, "response positions whose full-vocabulary log-probs exist at a time")
-    tokens_per_shard: int = _flag(65_536, "response tokens after which a shard ends; the work lost by a kill at most")
-    rows_per_batch: int = _flag(4, "rows of a record batch, the unit of random access")
-    sample_rows: int = _flag(64, "rows on which the support's threshold is set")
+    dtype: Literal["auto", "bfloat16", "float32"] = flag("auto", "dtype of the models' bodies; heads are float32")
+    device: str = flag("auto", "device of models and scores: auto, cpu, cuda, cuda:1, ...")
+    device_map: str | None = flag(None, "as in transformers' from_pretrained")
+    attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
+    trust_remote_code: bool = flag(False, "run code that comes with a model")
+    batch_tokens: int = flag(8192, "tokens, padding included, of one forward pass")
+    chunk_positions: int = flag(128, "response positions whose full-vocabulary log-probs exist at a time")
+    tokens_per_shard: int = flag(65_536, "response tokens after which a shard ends; the work lost by a kill at most")
+    rows_per_batch: int = flag(4, "rows of a record batch, the unit of random access")
+    sample_rows: int = flag(64, "rows on which the support's threshold is set")
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -126,27 +120,27 @@ class BuildOptions:
 class CheckOptions:
     """Flags of the check. Raises OptionError for values that are out of range or that contradict each other."""
 
-    shards: str = _flag("shards", "folder of the cache")
-    models: list[str] = _flag([], "role=folder or hub name; default: the places that the cache was built from")
-    sample: int = _flag(16, "responses to recompute; all, where the cache has no more")
-    seed: int = _flag(0, "which responses: they are a function of it")
-    json: str | None = _flag(None, "write the report to this file, for machines")
+    shards: str = flag("shards", "folder of the cache")
+    models: list[str] = flag([], "role=folder or hub name; default: the places that the cache was built from")
+    sample: int = flag(16, "responses to recompute; all, where the cache has no more")
+    seed: int = flag(0, "which responses: they are a function of it")
+    json: str | None = flag(None, "write the report to this file, for machines")
 
-    teacher: Literal["aligndistil", "adaptive", "contrastive", "linear"] = _flag("aligndistil", "a named teacher")
-    anchor: Literal["dpo", "reference"] | None = _flag(None, "what the teacher starts from; default: the teacher's")
-    negative: Literal["reverse", "reference"] | None = _flag(None, "what it moves away from; default: the teacher's")
-    strength: Literal["adaptive", "constant"] | None = _flag(None, "gain * D_t + 1e-3, or beta / kl_coef")
-    beta: float = _flag(0.1, "reward scale of the DPO models")
-    gain: float = _flag(10.0, "growth of an adaptive strength with D_t")
-    kl_coef: float = _flag(0.05, "weight of the KL penalty of a constant strength")
+    teacher: Literal["aligndistil", "adaptive", "contrastive", "linear"] = flag("aligndistil", "a named teacher")
+    anchor: Literal["dpo", "reference"] | None = flag(None, "what the teacher starts from; default: the teacher's")
+    negative: Literal["reverse", "reference"] | None = flag(None, "what it moves away from; default: the teacher's")
+    strength: Literal["adaptive", "constant"] | None = flag(None, "gain * D_t + 1e-3, or beta / kl_coef")
+    beta: float = flag(0.1, "reward scale of the DPO models")
+    gain: float = flag(10.0, "growth of an adaptive strength with D_t")
+    kl_coef: float = flag(0.05, "weight of the KL penalty of a constant strength")
 
-    dtype: Literal["auto", "bfloat16", "float32"] | None = _flag(None, "of the bodies; default: as in the build")
-    device: str = _flag("auto", "device of models and values: auto, cpu, cuda, cuda:1, ...")
-    device_map: str | None = _flag(None, "as in transformers' from_pretrained")
-    attn_implementation: str | None = _flag(None, "as in transformers' from_pretrained; default: as in the build")
-    trust_remote_code: bool = _flag(False, "run code that comes with a model")
-    batch_tokens: int = _flag(2048, "tokens, padding included, of one forward pass")
-    chunk_positions: int = _flag(32, "response positions compared at a time, over the whole vocabulary in float64")
+    dtype: Literal["auto", "bfloat16", "float32"] | None = flag(None, "of the bodies; default: as in the build")
+    device: str = flag("auto", "device of models and values: auto, cpu, cuda, cuda:1, ...")
+    device_map: str | None = flag(None, "as in transformers' from_pretrained")
+    attn_implementation: str | None = flag(None, "as in transformers' from_pretrained; default: as in the build")
+    trust_remote_code: bool = flag(False, "run code that comes with a model")
+    batch_tokens: int = flag(2048, "tokens, padding included, of one forward pass")
+    chunk_positions: int = flag(32, "response positions compared at a time, over the whole vocabulary in float64")
 
     def __post_init__(self) -> None:
         require_choices(self)

@@ -22,8 +22,11 @@ from shards.scores import Response, Scores
 Row = Mapping[str, Any]
 
 
-def encode(responses: Sequence[Response], plan: Plan) -> pa.RecordBatch:
-    """The record batch that holds these rows. Raises OptionError for values that the plan's codec cannot hold."""
+def encode(responses: Sequence[Response], plan: Plan, arrow_schema: pa.Schema) -> pa.RecordBatch:
+    """The record batch that holds these rows; arrow_schema: the plan's, made once for all batches of a shard.
+
+    Raises OptionError for values that the plan's codec cannot hold.
+    """
     rows = [_stored(response, plan) for response in responses]
     arrays = []
     for column in plan.columns():
@@ -32,7 +35,7 @@ def encode(responses: Sequence[Response], plan: Plan) -> pa.RecordBatch:
             arrays.append(pa.array(values, column.arrow_type))
         else:
             arrays.append(_list_array([np.ravel(v) for v in values], column))
-    return pa.RecordBatch.from_arrays(arrays, schema=schema.arrow_schema(plan.columns(), build_sha256=plan.sha256))
+    return pa.RecordBatch.from_arrays(arrays, schema=arrow_schema)
 
 
 def decode(

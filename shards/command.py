@@ -23,6 +23,13 @@ class OneLineErrors(argparse.ArgumentParser):
         return found, unknown
 
 
+def flag(default: Any, text: str) -> Any:
+    """A field of an options dataclass: its default, and what --help says of it. A list or dict is copied."""
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
 def require_choices(options: Any) -> None:
     """Raise OptionError where a field of Literal type holds another value; argparse asks only on the command line."""
     for field in dataclasses.fields(options):

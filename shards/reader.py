@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,10 @@ class ShardCache:
         table = self.plan.columns(roles, pairs)
         names = tuple(column.name for column in table)
         places = [self._place(row) for row in rows]
-        decoded = {}
-        for shard, batch in sorted({place[:2] for place in places}):
+        decoded: dict[tuple[int, int, int], Response] = {}
+        for (shard, batch), wanted in groupby(sorted(set(places)), key=lambda place: place[:2]):
             split = codec.split_rows(self.batches.read(shard, batch, names), table)
-            for offset in {place[2] for place in places if place[:2] == (shard, batch)}:
-                decoded[shard, batch, offset] = codec.decode_row(split[offset], self.plan, roles, pairs)
+            decoded |= {place: codec.decode_row(split[place[2]], self.plan, roles, pairs) for place in wanted}
         return [decoded[place] for place in places]
 
     def check(self, spec: TeacherSpec) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from shards.compose import Teacher, compose, segment_logsumexp
+from shards.compose import LOW_STRENGTH, Teacher, compose, segment_logsumexp
 from shards.divergence import Divergence
 from shards.nodes import StrengthNodes
 from shards.scores import Scores, segment_starts
@@ -40,7 +40,7 @@ STRONG = 10.0
 SOME_STRONG, MANY_STRONG = 0.05, 0.5
 """Share of positions over STRONG: one in twenty shows in a mean, and at one in two it is the teacher."""
 
-WEAK = 0.01
+WEAK = LOW_STRENGTH
 """w_t that says that the two models agree; lambda_t = beta / w_t is 10 to 100 times beta there."""
 
 MUCH_WEAK_LOSS = 0.1

@@ -28,7 +28,7 @@ def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[
     with pa.OSFile(str(temporary), "wb") as sink:
         writer = pa.ipc.new_file(sink, schema, options=options)
         for start in range(0, len(responses), plan.rows_per_batch):
-            batch = codec.encode(responses[start : start + plan.rows_per_batch], plan)
+            batch = codec.encode(responses[start : start + plan.rows_per_batch], plan, schema)
             writer.write_batch(batch, custom_metadata=codec.batch_metadata(batch, shard.first_row + start))
         writer.close()  # on success only: a file without its footer is not an Arrow file
     _publish(temporary, folder / shard.file)

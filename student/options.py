@@ -1,23 +1,17 @@
 """DistillArguments: every flag of `python -m student.train` - transformers' TrainingArguments, and what is ours."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
 
 from shards import Divergence, TeacherSpec
-from shards.command import require_choices
+from shards.command import flag, require_choices
 from shards.errors import OptionError, first_line
 
 DEFAULT_GLOBAL_BATCH_SIZE = 128
-
-
-def _flag(default: Any, text: str) -> Any:
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(kw_only=True)
@@ -28,55 +22,55 @@ class DistillArguments(TrainingArguments):
     TrainingArguments that cannot mean anything here.
     """
 
-    shards: list[str] = _flag(["shards"], "folders of caches; several must come from the same models")
-    eval_shards: list[str] = _flag([], "caches to evaluate on")
-    model: str | None = _flag(None, "student to start from; default: the reference that the cache was built with")
-    train_on: Literal["chosen", "rejected", "both"] = _flag("chosen", "which of the cached responses to train on")
+    shards: list[str] = flag(["shards"], "folders of caches; several must come from the same models")
+    eval_shards: list[str] = flag([], "caches to evaluate on")
+    model: str | None = flag(None, "student to start from; default: the reference that the cache was built with")
+    train_on: Literal["chosen", "rejected", "both"] = flag("chosen", "which of the cached responses to train on")
 
-    teacher: Literal["aligndistil", "adaptive", "contrastive", "linear"] = _flag("aligndistil", "a named teacher")
-    anchor: Literal["dpo", "reference"] | None = _flag(None, "what the teacher starts from; default: the teacher's")
-    negative: Literal["reverse", "reference"] | None = _flag(None, "what it moves away from; default: the teacher's")
-    strength: Literal["adaptive", "constant", "learned"] | None = _flag(
+    teacher: Literal["aligndistil", "adaptive", "contrastive", "linear"] = flag("aligndistil", "a named teacher")
+    anchor: Literal["dpo", "reference"] | None = flag(None, "what the teacher starts from; default: the teacher's")
+    negative: Literal["reverse", "reference"] | None = flag(None, "what it moves away from; default: the teacher's")
+    strength: Literal["adaptive", "constant", "learned"] | None = flag(
         None, "gain * D_t + 1e-3, beta / kl_coef, or 1e-3 + softplus(offset + slope * D_t)"
     )
-    beta: float = _flag(0.1, "reward scale of the DPO models")
-    gain: float = _flag(10.0, "growth of an adaptive strength with D_t")
-    kl_coef: float = _flag(0.05, "weight of the KL penalty of a constant strength")
-    learned_offset: float | None = _flag(None, "offset of a learned strength; default: fitted on the cached pairs")
-    learned_slope: float | None = _flag(None, "slope of a learned strength; default: fitted on the cached pairs")
+    beta: float = flag(0.1, "reward scale of the DPO models")
+    gain: float = flag(10.0, "growth of an adaptive strength with D_t")
+    kl_coef: float = flag(0.05, "weight of the KL penalty of a constant strength")
+    learned_offset: float | None = flag(None, "offset of a learned strength; default: fitted on the cached pairs")
+    learned_slope: float | None = flag(None, "slope of a learned strength; default: fitted on the cached pairs")
 
-    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = _flag("reverse_kl", "between student and teacher")
-    jsd_weight: float = _flag(0.5, "the teacher's share in the mixture of the generalised JSD")
-    reduction: Literal["sequence", "token"] = _flag("sequence", "mean over each sequence first, or over all tokens")
-    chunk_positions: int = _flag(256, "response positions whose logits exist at a time")
-    global_batch_size: int | None = _flag(
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = flag("reverse_kl", "between student and teacher")
+    jsd_weight: float = flag(0.5, "the teacher's share in the mixture of the generalised JSD")
+    reduction: Literal["sequence", "token"] = flag("sequence", "mean over each sequence first, or over all tokens")
+    chunk_positions: int = flag(256, "response positions whose logits exist at a time")
+    global_batch_size: int | None = flag(
         None,
         f"sequences per optimizer step, {DEFAULT_GLOBAL_BATCH_SIZE} unless accumulation is given; sets accumulation",
     )
 
-    overwrite_output_dir: bool = _flag(False, "write into a folder that holds a model or checkpoints of another run")
-    dtype: Literal["float32", "bfloat16", "auto"] = _flag("float32", "dtype of the student's weights")
-    attn_implementation: str | None = _flag(None, "as in transformers' from_pretrained")
-    trust_remote_code: bool = _flag(False, "run code that comes with the model")
-    use_peft: bool = _flag(
+    overwrite_output_dir: bool = flag(False, "write into a folder that holds a model or checkpoints of another run")
+    dtype: Literal["float32", "bfloat16", "auto"] = flag("float32", "dtype of the student's weights")
+    attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
+    trust_remote_code: bool = flag(False, "run code that comes with the model")
+    use_peft: bool = flag(
         False,
         "train LoRA adapters, merged when the model is saved (not under FSDP); they want a learning rate of 1e-4 or so",
     )
-    lora_r: int = _flag(16, "rank of the adapters")
-    lora_alpha: int = _flag(32, "scale of the adapters")
-    lora_dropout: float = _flag(0.0, "dropout of the adapters")
-    lora_target_modules: list[str] | None = _flag(None, "modules to adapt; default: all linear layers of the body")
+    lora_r: int = flag(16, "rank of the adapters")
+    lora_alpha: int = flag(32, "scale of the adapters")
+    lora_dropout: float = flag(0.0, "dropout of the adapters")
+    lora_target_modules: list[str] | None = flag(None, "modules to adapt; default: all linear layers of the body")
 
-    learning_rate: float = _flag(1e-6, "peak learning rate")
-    lr_scheduler_type: str = _flag("cosine_with_min_lr", "schedule of the learning rate")
-    lr_scheduler_kwargs: dict | str | None = _flag({"min_lr_rate": 0.1}, "arguments of the schedule")
-    warmup_steps: float = _flag(0.1, "steps of linear warm-up; a share of all steps when under 1")
-    adam_beta2: float = _flag(0.95, "beta2 of AdamW")
-    num_train_epochs: float = _flag(1.0, "passes over the rows")
-    gradient_accumulation_steps: int = _flag(None, "micro-batches per step; default: from global_batch_size")
-    bf16: bool = _flag(None, "bf16 autocast; default: where the GPU has it")
-    logging_steps: float = _flag(1, "steps between two logs")
-    logging_nan_inf_filter: bool = _flag(False, "hide a loss that is NaN (off: it is shown)")
+    learning_rate: float = flag(1e-6, "peak learning rate")
+    lr_scheduler_type: str = flag("cosine_with_min_lr", "schedule of the learning rate")
+    lr_scheduler_kwargs: dict | str | None = flag({"min_lr_rate": 0.1}, "arguments of the schedule")
+    warmup_steps: float = flag(0.1, "steps of linear warm-up; a share of all steps when under 1")
+    adam_beta2: float = flag(0.95, "beta2 of AdamW")
+    num_train_epochs: float = flag(1.0, "passes over the rows")
+    gradient_accumulation_steps: int = flag(None, "micro-batches per step; default: from global_batch_size")
+    bf16: bool = flag(None, "bf16 autocast; default: where the GPU has it")
+    logging_steps: float = flag(1, "steps between two logs")
+    logging_nan_inf_filter: bool = flag(False, "hide a loss that is NaN (off: it is shown)")
 
     def __post_init__(self) -> None:
         if self.lr_scheduler_type != "cosine_with_min_lr" and self.lr_scheduler_kwargs == {"min_lr_rate": 0.1}:

@@ -11,7 +11,7 @@ from fake_cache import DEFAULT_PAIRS, make_cache, random_logprobs, with_scores
 
 from shards import codec, schema
 from shards.errors import CacheDamaged
-from shards.schema import ROLES, Pair
+from shards.schema import ROLES, Pair, arrow_schema
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def fake(tmp_path_factory):
 
 
 def encode(responses, plan):
-    return codec.encode(responses, plan)
+    return codec.encode(responses, plan, arrow_schema(plan.columns(), build_sha256=plan.sha256))
 
 
 def flat(response):

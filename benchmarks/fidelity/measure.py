@@ -14,6 +14,7 @@ from benchmarks.fidelity.dense import NODES, Dense, score
 from benchmarks.fidelity.supports import SUPPORTS, keep, rank, scores_on, stored
 from precompute.compare import (
     Comparison,
+    angle_degrees,
     compare,
     dense_divergence,
     dense_teacher,
@@ -199,9 +200,10 @@ def parameter_angles(models: Mapping[Role, RoleModel], rows: Sequence[TokenizedR
                 for mine, new in zip(total, gradients, strict=True):
                     mine += new
         dense_P, sparse_P = (torch.cat([g.flatten().double() for g in total]) for total in sums)
-        a_P, b_P = dense_P / dense_P.norm(), sparse_P / sparse_P.norm()
-        angle = torch.rad2deg(2 * torch.atan2((a_P - b_P).norm(), (a_P + b_P).norm()))
-        found.append({"name": role, "angle": float(angle), "norm_ratio": float(sparse_P.norm() / dense_P.norm())})
+        squares = (float(vector_P.square().sum()) for vector_P in (dense_P, sparse_P, dense_P - sparse_P))
+        found.append(
+            {"name": role, "angle": angle_degrees(*squares), "norm_ratio": float(sparse_P.norm() / dense_P.norm())}
+        )
     return found
 
 

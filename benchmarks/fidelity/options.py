@@ -1,35 +1,29 @@
 """FidelityOptions: every flag of `python -m benchmarks.fidelity`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from shards.command import flag
 from shards.errors import OptionError
 from shards.schema import ROLES, Role
-
-
-def _flag(default: Any, text: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(kw_only=True)
 class FidelityOptions:
     """Flags of the benchmark. Raises OptionError for values that contradict each other or are out of range."""
 
-    trios: list[str] = _flag(
+    trios: list[str] = flag(
         [], "name=folder of trios, each with the folders dpo, reverse and reference; default: a small trio made here"
     )
-    data: str | None = _flag(None, "preference data; goes with --trios")
-    rows: int = _flag(24, "responses, spread over the data")
-    positions: int = _flag(600, "response positions, spread over the responses")
-    frontier_positions: int = _flag(300, "of which are measured at every size of the support")
-    parameter_rows: int = _flag(3, "responses whose gradients over the student's parameters are compared")
-    max_length: int = _flag(192, "tokens of prompt and response")
-    top_k: int = _flag(64, "mean number of tokens kept a position, where one size is measured")
-    out: str = _flag("runs/fidelity", "folder for results and pictures")
-    page: str | None = _flag(None, "write the page and its pictures here too: docs/fidelity.md")
+    data: str | None = flag(None, "preference data; goes with --trios")
+    rows: int = flag(24, "responses, spread over the data")
+    positions: int = flag(600, "response positions, spread over the responses")
+    frontier_positions: int = flag(300, "of which are measured at every size of the support")
+    parameter_rows: int = flag(3, "responses whose gradients over the student's parameters are compared")
+    max_length: int = flag(192, "tokens of prompt and response")
+    top_k: int = flag(64, "mean number of tokens kept a position, where one size is measured")
+    out: str = flag("runs/fidelity", "folder for results and pictures")
+    page: str | None = flag(None, "write the page and its pictures here too: docs/fidelity.md")
 
     def __post_init__(self) -> None:
         if bool(self.trios) != (self.data is not None):

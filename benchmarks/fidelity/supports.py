@@ -159,10 +159,11 @@ def stored(scores: Scores, values: Values, vocabulary_size: int) -> tuple[Scores
         )
         for i, part in enumerate(parts)
     ]
-    batch = codec.encode(rows, plan)
+    schema = arrow_schema(plan.columns(), build_sha256="")
+    batch = codec.encode(rows, plan, schema)
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL))
-    with pa.ipc.new_file(sink, arrow_schema(plan.columns(), build_sha256=""), options=options) as writer:
+    with pa.ipc.new_file(sink, schema, options=options) as writer:
         writer.write_batch(batch)
     found = concatenate([response.scores for response in codec.decode(batch, plan)])
     return found, sink.getvalue().size / scores.num_positions

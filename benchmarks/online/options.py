@@ -1,39 +1,33 @@
 """OnlineOptions: every flag of `python -m benchmarks.online`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.online.trio import Trio
 from precompute.options import BuildOptions
 from shards import TeacherSpec
+from shards.command import flag
 from shards.errors import OptionError
 from shards.teacher import PRESETS
-
-
-def _flag(default: Any, text: str) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(kw_only=True)
 class OnlineOptions:
     """Flags of the benchmark. Raises OptionError for values that contradict each other or are out of range."""
 
-    models: list[str] | None = _flag(None, "role=folder for dpo, reverse, reference; default: a small trio made here")
-    data: str | None = _flag(None, "preference data; goes with --models")
-    held_out_data: str | None = _flag(None, "data to measure on; default: the rows of --data that follow the --rows")
-    presets: list[str] = _flag(list(PRESETS), "teachers")
-    steps: int = _flag(16, "optimizer steps of a run")
-    batch_size: int = _flag(8, "responses of a step")
-    learning_rate: float = _flag(1e-4, "peak learning rate")
-    rows: int = _flag(128, "rows of the data that are trained on")
-    held_out_rows: int = _flag(16, "rows that are measured on")
-    max_length: int = _flag(128, "tokens of prompt and response; longer responses are cut, longer prompts skipped")
-    top_k: int = _flag(64, "mean number of tokens kept a position")
-    measure_every: int = _flag(2, "steps from one measurement to the next; a divisor of --steps")
-    out: str = _flag("runs/online", "folder for cache, results and picture")
+    models: list[str] | None = flag(None, "role=folder for dpo, reverse, reference; default: a small trio made here")
+    data: str | None = flag(None, "preference data; goes with --models")
+    held_out_data: str | None = flag(None, "data to measure on; default: the rows of --data that follow the --rows")
+    presets: list[str] = flag(list(PRESETS), "teachers")
+    steps: int = flag(16, "optimizer steps of a run")
+    batch_size: int = flag(8, "responses of a step")
+    learning_rate: float = flag(1e-4, "peak learning rate")
+    rows: int = flag(128, "rows of the data that are trained on")
+    held_out_rows: int = flag(16, "rows that are measured on")
+    max_length: int = flag(128, "tokens of prompt and response; longer responses are cut, longer prompts skipped")
+    top_k: int = flag(64, "mean number of tokens kept a position")
+    measure_every: int = flag(2, "steps from one measurement to the next; a divisor of --steps")
+    out: str = flag("runs/online", "folder for cache, results and picture")
 
     def __post_init__(self) -> None:
         if (self.models is None) != (self.data is None):
