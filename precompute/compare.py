@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from precompute.support import Logprobs, l1_distances
+from precompute.bits import Logprobs, l1_distances
 from shards import Divergence, TeacherSpec
 from shards.compose import LOW_STRENGTH, Teacher, compose
 from shards.nodes import StrengthNodes

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from precompute.bits import normalise
 from precompute.models import RoleModel
-from precompute.support import SupportRule, l1_distances, node_strengths, summarise, token_scores
+from precompute.support import SupportRule, best_log_scores, summarise
 from precompute.tokenize import TokenizedResponse
 from shards.errors import NonFiniteLogits
 from shards.nodes import StrengthNodes
@@ -45,12 +46,13 @@ class Scorer:
         return [joined.slice(start, stop) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
 
     def ranked_scores(self, batch: Sequence[Row], highest: int) -> np.ndarray:
-        """The best `highest` token scores of every position, falling, (N, highest); for setting the threshold."""
-        ranked = []
-        for logprobs, _ in self.chunks(batch):
-            strengths = node_strengths(l1_distances(logprobs), self.pairs, self.nodes, logprobs["dpo"].dtype)
-            ranked.append(token_scores(logprobs, strengths).topk(highest, dim=-1).values.cpu().numpy())
-        return np.concatenate(ranked)
+        """Logs of the best `highest` token scores of every position, falling, (N, highest); for the threshold."""
+        return np.concatenate(
+            [
+                best_log_scores(logprobs, highest, pairs=self.pairs, nodes=self.nodes)
+                for logprobs, _ in self.chunks(batch)
+            ]
+        )
 
     @torch.no_grad()
     def chunks(self, batch: Sequence[Row]) -> Iterator[tuple[dict[Role, torch.Tensor], torch.Tensor]]:
@@ -73,8 +75,7 @@ class Scorer:
                 with model.active():
                     logits_CV = model.logits(hidden[role][chunk]).to(self.device)
                 self._require_finite(logits_CV, role, batch, row_N[chunk], token_N[chunk])
-                # not log_softmax: on a CPU its running sum is off by 1e-6, always to the same side
-                logprobs[role] = logits_CV - logits_CV.logsumexp(-1, keepdim=True)
+                logprobs[role] = normalise(logits_CV)
             yield logprobs, next_ids_N[chunk]
 
     @staticmethod
