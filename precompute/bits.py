@@ -20,8 +20,8 @@ Logprobs = Mapping[Role, torch.Tensor]
 
 LOG2_E = math.log2(math.e)
 LN_2 = math.log(2)
-BLOCK_VALUES = 1 << 18
-"""Vocabulary entries, over positions, that a CPU works on at a time: an array of them is a MiB of float32."""
+BLOCK_VALUES = 1 << 17
+"""Vocabulary entries, over positions, that a CPU works on at a time: an array of them is half a MiB of float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +65,16 @@ class Block:
 
 def blocks(logprobs: Logprobs) -> Iterator[Block]:
     """The positions of a chunk as a CPU takes them; all of them at once on another device."""
-    dpo_CV = logprobs["dpo"]
-    size = max(1, BLOCK_VALUES // dpo_CV.shape[1]) if dpo_CV.device.type == "cpu" else len(dpo_CV)
+    size = block_size(logprobs["dpo"])
     for parts in zip(*(l_CV.split(size) for l_CV in logprobs.values()), strict=True):
         yield Block.of(dict(zip(logprobs, parts, strict=True)))
+
+
+def block_size(values_CV: torch.Tensor) -> int:
+    """Positions that are worked on at a time."""
+    if values_CV.device.type != "cpu":
+        return len(values_CV)
+    return max(1, BLOCK_VALUES // values_CV.shape[1])
 
 
 def l1_distances(logprobs: Logprobs) -> Logprobs:
@@ -89,10 +95,17 @@ def teachers(
         yield strength_C1, torch.addcmul(anchor_CV, strength_C1, difference_CV, out=teacher_CV)
 
 
-def normalise(logits_CV: torch.Tensor) -> torch.Tensor:
-    """Log-probs from logits, nats. Not log_softmax: on a CPU its running sum is off by 1e-6, always to one side."""
+def log_partitions(logits_CV: torch.Tensor) -> torch.Tensor:
+    """Log of the sum of exp(logits), (C, 1), nats; NaN where a logit is not finite.
+
+    Not log_softmax: on a CPU its running sum is off by 1e-6, always to the same side.
+    """
+    return torch.cat([_log_partition(block_CV) for block_CV in logits_CV.split(block_size(logits_CV))])
+
+
+def _log_partition(logits_CV: torch.Tensor) -> torch.Tensor:
     bits_CV = logits_CV * LOG2_E
-    return logits_CV - logsumexp(bits_CV, bits_CV)
+    return logsumexp(bits_CV, bits_CV).where(logits_CV.amin(-1, keepdim=True).isfinite(), torch.nan)
 
 
 def exp2_sum(bits_CV: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

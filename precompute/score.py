@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from precompute.bits import normalise
+from precompute.bits import log_partitions
 from precompute.models import RoleModel
 from precompute.support import SupportRule, best_log_scores, summarise
 from precompute.tokenize import TokenizedResponse
@@ -74,23 +74,25 @@ class Scorer:
             for role, model in self.models.items():
                 with model.active():
                     logits_CV = model.logits(hidden[role][chunk]).to(self.device)
-                self._require_finite(logits_CV, role, batch, row_N[chunk], token_N[chunk])
-                logprobs[role] = normalise(logits_CV)
+                partition_C1 = log_partitions(logits_CV)
+                self._require_finite(partition_C1, logits_CV, role, batch, row_N[chunk], token_N[chunk])
+                logprobs[role] = logits_CV.sub_(partition_C1)
             yield logprobs, next_ids_N[chunk]
 
     @staticmethod
     def _require_finite(
+        partition_C1: torch.Tensor,
         logits_CV: torch.Tensor,
         role: Role,
         batch: Sequence[Row],
         row_C: np.ndarray,
         token_C: np.ndarray,
     ) -> None:
-        bad_C = ~torch.isfinite(logits_CV).all(dim=-1)
+        bad_C = ~partition_C1[:, 0].isfinite()
         if not bool(bad_C.any()):
             return
         first = int(bad_C.nonzero()[0, 0])
-        logit = logits_CV[first][~torch.isfinite(logits_CV[first])][0].item()
+        logit = logits_CV[first][~logits_CV[first].isfinite()][0].item()
         raise NonFiniteLogits(
             f"{role}: expected finite logits, got {logit} for sample {batch[row_C[first]].sample_id} "
             f"at token {token_C[first]}"
