@@ -15,10 +15,8 @@ from shards import compact, schema
 from shards.compose import segment_logsumexp
 from shards.manifest import Plan
 from shards.nodes import interpolate
-from shards.scores import Response, Scores, segment_starts
+from shards.scores import LOGPROB_TOLERANCE, Response, Scores, segment_starts
 
-LOGPROB_TOLERANCE = 1e-5
-"""Nats by which a float32 log-prob may exceed 0."""
 MASS_TOLERANCE = 2e-4
 """How far masses that float32 log-probs add up to may lie off (2e-5 was seen with 32,000 tokens)."""
 TAIL_TOLERANCE = 1e-4
