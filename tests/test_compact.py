@@ -13,6 +13,7 @@ from shards.errors import OptionError
 from shards.nodes import StrengthNodes
 from shards.schema import ROLES, Pair, arrow_schema
 from shards.scores import Response, concatenate
+from shards.spans import span
 from shards.verify import verify
 
 DISTANCES = np.array([0.0, 1e-30, 0.012, 0.05, 0.1, 0.7, 2.0], dtype=np.float32)
@@ -234,6 +235,45 @@ def test_a_support_of_one_token_between_larger_ones_comes_back(plan):
         for role in ROLES:
             require_stated_error(found.logprobs[role], joined.logprobs[role], unit_M)
             require_near(found.tail_logprob[role], joined.tail_logprob[role])
+
+
+# ---- spans
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_span_of_what_was_stored_holds_what_went_in(name, rule, plan):
+    exact = hostile_scores(name, RULES[rule])
+    low, high = span(stored(exact, plan), plan)
+    for field in ("logprobs", "next_logprob", "tail_logprob", "l1_distance", "tail_logpartition"):
+        for key, values in getattr(exact, field).items():
+            slack = 1e-6 * np.abs(np.nan_to_num(values, neginf=0)) + 1e-6
+            assert (getattr(low, field)[key] <= values + slack).all()
+            assert (values - slack <= getattr(high, field)[key]).all()
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_span_ends_where_the_neighbouring_codes_begin(distance, plan):
+    zero = 1 << 15
+    codes = np.concatenate([[1, 2, 3], zero + np.arange(-300, 600), zero + np.geomspace(600, 20_000, 50).astype(int)])
+    unit = np.repeat(compact.units(np.array([distance])), len(codes))
+    decoded = compact.from_codes(codes.astype(np.int32), unit)
+    position = hostile_scores("random", RULES["K = 1"]).slice(0, 1)
+    distances = {"reverse": np.array([distance])}
+    count = np.array([len(codes)])
+    scores = replace(position, support_count=count, logprobs={"dpo": decoded}, l1_distance=distances)
+    lowest, highest = (end.logprobs["dpo"] for end in span(scores, plan))
+    assert np.isneginf(lowest[codes == 1]).all() and np.isfinite(lowest[codes > 1]).all()
+    step = 0.02 * np.where(codes >= zero + 4, 1 / np.maximum(codes - zero, 1), 0.25)  # a fiftieth of one, nats
+    for edge, inwards, some in ((lowest, 1, codes > 1), (highest, -1, codes > 0)):
+        inside, beyond = edge + inwards * step, edge - inwards * step
+        np.testing.assert_array_equal(compact.to_codes(inside[some], unit[some]), codes[some])
+        np.testing.assert_array_equal(compact.to_codes(beyond[some], unit[some]), codes[some] - inwards)
+
+
+def test_float32_values_stand_for_themselves(plan):
+    scores = hostile_scores("random", RULES["ragged"])
+    assert span(scores, replace(plan, values="float32")) == (scores, scores)
 
 
 # ---- whole caches
