@@ -108,8 +108,9 @@ def _compact_columns(scores: Scores, plan: Plan) -> Iterator[tuple[str, np.ndarr
     for column, codes in named:
         for role, values in compact.to_differences(codes).items():
             yield from _split(column(role), values)
-    for pair, partition in scores.tail_logpartition.items():
-        yield from _split(schema.tail_partition_codes_column(pair), compact.to_partition_codes(partition))
+    empty_N = np.isneginf(scores.tail_logprob["reference"])
+    for pair, partition_NI in scores.tail_logpartition.items():
+        yield from _split(schema.tail_partition_codes_column(pair), compact.to_partition_codes(partition_NI, empty_N))
 
 
 def _split(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

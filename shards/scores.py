@@ -13,6 +13,9 @@ from shards.schema import Pair, Role
 
 Array = np.ndarray
 
+LOGPROB_TOLERANCE = 1e-5
+"""Nats by which a float32 log-prob may exceed 0."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:

@@ -123,9 +123,9 @@ def _rows(batch: pa.RecordBatch, plan: Plan, first_row: int, path: Path, seen: S
 
 def _row(row: Mapping[str, Any], number: int, plan: Plan, seen: Seen) -> Iterator[tuple[int, str]]:
     """(rule, fault) up to the first stage in which the row has one."""
-    faults = [(10, text) for text in row_rules.lengths(row, plan)]
+    faults = [(rule, text) for rule, check in row_rules.RAW_STAGE for text in check(row, plan)]
+    yield from faults
     if faults:
-        yield from faults
         return
     response = codec.decode_row(row, plan, plan.roles, plan.pairs)
     yield from ((9, text) for text in row_rules.repeated_name(response, number, seen.row_by_name))
