@@ -57,6 +57,7 @@ def _on_cache(options: argparse.Namespace) -> dict[str, Any]:
         "teacher_text": str(spec),
         "divergence": options.divergence,
         "contrast": "reverse" if "reverse" in cache.plan.roles else "reference",
+        "values": cache.plan.values,
         "tie_nats": TIE_NATS,
         **evaluation(responses, sums[0], sums[1] if len(sums) > 1 else None),
     }

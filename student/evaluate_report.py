@@ -31,11 +31,14 @@ RANKED = {
 }
 NOTE = """
 Nats. KL and divergence are over buckets, every kept token and the tail: lower bounds of those over the whole
-vocabulary, equal to them where all tokens are kept. They are taken at the positions of the cached responses, not of the model's
-own. The implicit reward is beta sum_t [log p(y_t) - l_ref(y_t)] of the cached response; only on the model's own samples
-would that estimate a KL. The contrastive reward is beta sum_t [l_dpo(y_t) - l_{contrast}(y_t)]. A preference is told
-right where the chosen response has the larger sum; a difference under {tie:g} nat is a tie, half a pair. ±: standard
-error over pairs; of a difference, paired. Intervals: 95%, Wilson."""
+vocabulary, equal to them where all tokens are kept. They are taken at the positions of the cached responses, not of
+the model's own. The implicit reward is beta sum_t [log p(y_t) - l_ref(y_t)] of the cached response; only on the model's
+own samples would that estimate a KL. The contrastive reward is beta sum_t [l_dpo(y_t) - l_{contrast}(y_t)]. A
+preference is told right where the chosen response has the larger sum; a difference under {tie:g} nat is a tie, half a
+pair. ±: standard error over pairs; of a difference, paired. Intervals: 95%, Wilson."""
+COMPACT_NOTE = """
+The cache's values are compact, so l_ref(y_t) is rounded (docs/format.md), and a log-ratio to it is off by that. It
+cancels in a difference of two models; --against the reference gives rewards without it."""
 
 LABEL_WIDTH = 40
 _HEADS = {"model": "model", "against": "against", "difference": "model - against"}
@@ -49,7 +52,8 @@ def report_text(report: Mapping[str, Any]) -> str:
     if "samples" in report:
         parts.append("\n".join(_samples(report["samples"])))
     if "cache" in report:
-        note = NOTE.strip().format(contrast=report["contrast"], tie=report["tie_nats"]).replace("\n", " ")
+        note = NOTE.format(contrast=report["contrast"], tie=report["tie_nats"])
+        note = (note + (COMPACT_NOTE if report["values"] == "compact" else "")).strip().replace("\n", " ")
         parts.append(textwrap.fill(note, WIDTH))
     return "\n\n".join(parts)
 
@@ -114,8 +118,9 @@ def _win_rate(row: Mapping[str, Any]) -> Iterator[str]:
     interval = f"{row['low']:.3f} to {row['high']:.3f} (95%)"
     yield f"{'win / tie / loss':<{LABEL_WIDTH}}{shares:>20}"
     yield f"{'win rate, a tie counting half':<{LABEL_WIDTH}}{row['share']:>20.4f}   {interval}"
-    matched, left = f"{row['prompts']:,} prompts", (row["unmatched"], row["unmatched_against"])
-    yield f"{'matched':<{LABEL_WIDTH}}{matched:>20}   {row['total']:,} samples; without a match {left[0]:,}, {left[1]:,}"
+    matched = f"{row['prompts']:,} prompts"
+    left = f"without a match {row['unmatched']:,}, {row['unmatched_against']:,}"
+    yield f"{'matched':<{LABEL_WIDTH}}{matched:>20}   {row['total']:,} samples; {left}"
 
 
 def estimate_text(estimate: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,10 @@ from student.win_rate import Scorer
 
 
 def find_scorer(name: str, *, device: torch.device, batch_size: int, trust_remote_code: bool = False) -> Scorer:
-    """`module:function` or `file.py:function`, or else the folder or hub name of a reward model. Raises AlignDistilError."""
+    """`module:function`, `file.py:function`, or else the folder or hub name of a reward model.
+
+    Raises OptionError for a function that is not there, ModelError for a model that is none.
+    """
     module, separator, function = name.rpartition(":")
     if separator and not Path(name).is_dir():
         return _function(name, module, function)
@@ -41,7 +43,6 @@ class RewardModel:
         if model.config.num_labels != 1:
             raise ModelError(f"{name}: expected a reward model with one label, got {model.config.num_labels}")
         self.name, self.model, self.tokenizer = name, model, tokenizer
-        tokenizer.padding_side = "right"
         # the model reads the last token that is not padding; without a padding token rows go alone
         self.batch_size = batch_size if tokenizer.pad_token_id is not None else 1
         if model.config.pad_token_id is None:
@@ -72,14 +73,13 @@ class RewardModel:
             raise ModelError(f"{self.name}: expected a chat template that takes the messages, got {got}") from exc
 
     def _score(self, ids: Sequence[list[int]]) -> list[float]:
-        if len(ids) == 1:
-            batch = {
-                "input_ids": torch.tensor([ids[0]]),
-                "attention_mask": torch.ones(1, len(ids[0]), dtype=torch.long),
-            }
-        else:
-            batch = self.tokenizer.pad({"input_ids": list(ids)}, return_tensors="pt")
-        inputs = {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        longest = max(len(row) for row in ids)
+        pad = self.tokenizer.pad_token_id or 0
+        batch = {
+            "input_ids": torch.tensor([row + [pad] * (longest - len(row)) for row in ids]),
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids]),
+        }
+        inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
         return self.model(**inputs).logits[:, 0].float().tolist()
 
     def _require_room(self, longest: int) -> None:
@@ -98,8 +98,8 @@ def _function(name: str, module: str, function: str) -> Scorer:
         loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
     else:
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
         try:
             loaded = importlib.import_module(module)
         except (ImportError, ValueError, TypeError) as exc:

@@ -1,6 +1,6 @@
 """Scores of sampled completions: their mean, and how often one model's beat another's at the same prompt.
 
-The one module of this room that reads text. A student is trained and measured on shards alone; but what it says after
+Beside student/scorers.py the one module of this room that reads text. A student is trained and measured on shards alone; but what it says after
 training is not in any cache, and a reward model judges text, with a tokenizer of its own. Nothing that is read here
 reaches a loss.
 
@@ -19,7 +19,7 @@ from shards.errors import DataError, OptionError
 from student.evaluation import Series, compared, outcome_counts, outcomes
 
 Scorer = Callable[[list[Any], list[Any]], Sequence[float]]
-"""Prompts and completions (text, or lists of messages), one of each per sample -> a score for each, higher is better."""
+"""Prompts and completions of the samples, text or lists of messages -> a score for each, higher is better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
