@@ -1,8 +1,8 @@
 """Scores of sampled completions: their mean, and how often one model's beat another's at the same prompt.
 
-Beside student/scorers.py the one module of this room that reads text. A student is trained and measured on shards alone; but what it says after
-training is not in any cache, and a reward model judges text, with a tokenizer of its own. Nothing that is read here
-reaches a loss.
+Beside student/scorers.py the one module of this room that reads text. A student is trained and measured on shards
+alone; but what it says after training is in no cache, and a reward model judges text, with a tokenizer of its own.
+Nothing that is read here reaches a loss.
 
 Dimensions: S samples.
 """

@@ -1,4 +1,4 @@
-"""student.evaluate: its figures are the dense formulas, a direct count and a planted scorer's; one report, twice told."""
+"""student.evaluate: its figures are the dense formulas, a direct count, a planted scorer's."""
 
 import json
 import math
@@ -133,7 +133,7 @@ def test_a_difference_is_that_of_the_means_with_the_paired_error(sparse_cache, s
     both = on_cache(sparse_cache, first, against=second)
     alone = [on_cache(sparse_cache, model)["quantities"] for model in (first, second)]
     for name, row in both["quantities"].items():
-        assert row["model"], row["against"] == [found[name]["model"] for found in alone]
+        assert [row["model"], row["against"]] == [found[name]["model"] for found in alone]
         assert row["difference"]["mean"] == pytest.approx(row["model"]["mean"] - row["against"]["mean"], abs=1e-12)
     accuracy = both["accuracy"]
     assert accuracy["difference"]["mean"] == pytest.approx(accuracy["model"]["share"] - accuracy["against"]["share"])
@@ -174,7 +174,7 @@ def test_the_interval_of_a_share_covers_it():
     generator = np.random.default_rng(0)
     for share, trials in ((0.5, 40), (0.9, 60), (0.98, 50)):
         found = [share_interval(wins / trials, trials) for wins in generator.binomial(trials, share, 2_000)]
-        assert 0.93 < np.mean([low <= share <= high for low, high in found]) < 0.99
+        assert 0.91 < np.mean([low <= share <= high for low, high in found]) < 0.99
     assert share_interval(1.0, 10)[1] == pytest.approx(1) and share_interval(1.0, 10)[0] == pytest.approx(0.7225, 1e-3)
 
 
@@ -233,7 +233,7 @@ def samples(path, lengths, first=0):
 @pytest.fixture
 def two_files(tmp_path):
     """Over six prompts in common: three wins, one tie, two losses."""
-    ours = samples(tmp_path / "a.jsonl", [9, 5, 5, 2, 1, 1, 4])
+    ours = samples(tmp_path / "a.jsonl", [9, 5, 5, 2, 1, 2, 4])
     return ours, samples(tmp_path / "b.jsonl", [3, 4, 4, 4, 2, 2, 1, 1], first=1)
 
 
@@ -244,18 +244,18 @@ def test_the_win_rate_of_a_planted_scorer(two_files):
     first, second = two_files
     found = evaluate(parse(flags(samples=first, samples_against=second, scorer=SCORER)))["samples"]
     row = found["win_rate"]
-    assert (row["wins"], row["ties"], row["losses"], row["prompts"]) == (3, 0, 3, 6)
+    assert (row["wins"], row["ties"], row["losses"], row["prompts"]) == (3, 1, 2, 6)
     assert (row["unmatched"], row["unmatched_against"]) == (1, 2)
-    assert row["share"] == 0.5
-    assert (row["low"], row["high"]) == pytest.approx(share_interval(0.5, 6))
-    mine, theirs = [5, 5, 2, 1, 1, 4], [3, 4, 4, 4, 2, 2]
+    assert row["share"] == pytest.approx(3.5 / 6)
+    assert (row["low"], row["high"]) == pytest.approx(share_interval(3.5 / 6, 6))
+    mine, theirs = [5, 5, 2, 1, 2, 4], [3, 4, 4, 4, 2, 2]
     assert found["score"]["model"]["mean"] == pytest.approx(np.mean(mine))
     assert found["score"]["against"]["mean"] == pytest.approx(np.mean(theirs))
     difference = np.subtract(mine, theirs)
     assert found["score"]["difference"]["mean"] == pytest.approx(difference.mean())
     assert found["score"]["difference"]["standard_error"] == pytest.approx(difference.std(ddof=1) / math.sqrt(6))
     text = report_text({"samples": found})
-    assert "0.500 / 0.000 / 0.500" in text and "6 samples; without a match 1, 2" in text
+    assert "0.500 / 0.167 / 0.333" in text and "6 samples; without a match 1, 2" in text
 
 
 def test_a_model_ties_with_itself_and_a_file_alone_has_a_mean(two_files, tmp_path):
@@ -333,7 +333,7 @@ def test_models_that_do_not_fit_the_cache(whole_cache, trio, tmp_path):
     given = {"shards": whole_cache.folder, "model": tmp_path / "no"}
     assert refusal(given) == f"{tmp_path / 'no'}: expected a model folder, found none"
     other = save(trio["dpo"], tmp_path / "other", make_tokenizer(["a", "the"]))
-    assert refusal(given | {"model": other}).startswith(f"tokenizers of the cache and {other} differ: token 'the'")
+    assert refusal(given | {"model": other}).startswith(f"tokenizers of the cache and {other} differ: token 'a' has")
     short = save(make_llama(0, max_position_embeddings=4), tmp_path / "short")
     assert "expected rows of at most 4 tokens" in refusal(given | {"model": short})
     broken = nudged(trio["dpo"], 0, 0.0)
@@ -344,7 +344,7 @@ def test_models_that_do_not_fit_the_cache(whole_cache, trio, tmp_path):
 
 
 def test_sample_files_that_cannot_be_read(two_files, tmp_path):
-    first, second = two_files
+    first, _ = two_files
     given = {"samples": first, "scorer": SCORER}
 
     def of_rows(*rows):
