@@ -38,8 +38,7 @@ class SampleFile:
 
     def begin(self) -> None:
         """Write down what the samples depend on, and have a partial file to append to."""
-        if not self.sidecar.exists():
-            write_json(self.path.parent, self.sidecar.name, self.identity)
+        write_json(self.path.parent, self.sidecar.name, self.identity)
         self.partial.touch()
 
     def keep(self, order: Sequence[Key], batch_size: int) -> list[dict[str, Any]]:
@@ -74,13 +73,14 @@ class SampleFile:
         self.partial.unlink(missing_ok=True)
 
     def _require_ours(self) -> None:
-        if self.sidecar.exists():
-            refuse_difference(read_json(self.sidecar), self.identity, f"{self.path}: holds another rollout")
-        else:
-            for path in (self.path, self.partial):
-                if path.exists():
+        """What another run began without a single batch is no work to keep."""
+        for path in (self.path, self.partial):
+            if path.exists() and (path == self.path or path.stat().st_size):
+                if self.sidecar.exists():
+                    refuse_difference(read_json(self.sidecar), self.identity, f"{self.path}: holds another rollout")
+                else:
                     raise CacheConflict(
-                        f"{path}: expected {self.sidecar.name} beside it, found none; another file's name?"
+                        f"{path}: expected {self.sidecar.name} beside it, found none; choose another name"
                     )
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
