@@ -89,7 +89,7 @@ class TransformersEngine:
             found.append(TemperatureLogitsWarper(sampling.temperature))
             found += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k > 0 else []
             found += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
-            found.append(_InverseCdf(uniforms(requests, sampling), prompt_length))
+            found.append(InverseCdf(uniforms(requests, sampling), prompt_length))
         return LogitsProcessorList(found)
 
 
@@ -117,7 +117,7 @@ class _WithoutPadding(LogitsProcessor):
         return scores_BV
 
 
-class _InverseCdf(LogitsProcessor):
+class InverseCdf(LogitsProcessor):
     """Leaves the token in at which a row's distribution function passes the row's random number of the step."""
 
     def __init__(self, uniform_BS: np.ndarray, prompt_length: int) -> None:

@@ -18,6 +18,7 @@ from shards.errors import AlignDistilError
 from student.estimates import ratio, share_interval
 from student.evaluate import evaluate, main, parse
 from student.evaluate_report import LABELS, report_text
+from student.scorers import find_scorer
 
 V, BETA = 18, 0.1
 
@@ -294,6 +295,9 @@ def test_a_reward_model_scores_every_completion_as_if_alone(reward_folder, tmp_p
         ids = tokenizer(row["prompt"] + row["completion"] + "</s>", return_tensors="pt")["input_ids"]
         with torch.no_grad():
             expected.append(model(input_ids=ids).logits.item())
+    scorer = find_scorer(str(reward_folder), device=torch.device("cpu"), batch_size=3)
+    scores = scorer([row["prompt"] for row in rows], [row["completion"] for row in rows])
+    assert scores == pytest.approx(expected, rel=1e-5)
     found = evaluate(parse(flags(samples=first, scorer=reward_folder, batch_size=3)))["samples"]
     assert found["score"]["model"]["mean"] == pytest.approx(np.mean(expected), rel=1e-5)
     assert found["score"]["model"]["standard_error"] == pytest.approx(np.std(expected, ddof=1) / 5**0.5, rel=1e-5)
@@ -338,9 +342,10 @@ def test_models_that_do_not_fit_the_cache(whole_cache, trio, tmp_path):
     assert "expected rows of at most 4 tokens" in refusal(given | {"model": short})
     broken = nudged(trio["dpo"], 0, 0.0)
     with torch.no_grad():
-        broken.model.embed_tokens.weight[3:8] = float("nan")
+        broken.model.embed_tokens.weight[[3, 5, 8, 10, 11]] = float("nan")  # not tokens that a model is tried on
     folder = save(broken, tmp_path / "broken")
-    assert "expected finite logits" in refusal(given | {"model": folder})
+    message = refusal(given | {"model": folder})
+    assert re.fullmatch(r"model: expected finite logits, got a divergence of nan for \d+/(chosen|rejected)", message)
 
 
 def test_sample_files_that_cannot_be_read(two_files, tmp_path):

@@ -17,7 +17,7 @@ from precompute.completion import completion_text
 from precompute.prompts import load_prompts
 from precompute.rollout import end_ids, main, rollout
 from precompute.rollout_options import RolloutOptions
-from precompute.sampling import Request, Sampling, TransformersEngine, until_end
+from precompute.sampling import InverseCdf, Request, Sampling, TransformersEngine, until_end
 from shards import ShardCache
 from shards.errors import AlignDistilError
 
@@ -62,6 +62,13 @@ def exact(model, temperature=1.0):
         logits = model(input_ids=torch.tensor([[3, 4, 5]])).logits[0, -1, :V]
     probs = (logits.double() / temperature).softmax(-1).numpy()
     return {-1 if token == 2 else token: float(p) for token, p in enumerate(probs)}
+
+
+def test_a_token_of_probability_zero_is_never_taken():
+    scores = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0]] * 4)
+    uniforms = np.array([[0.0], [0.49], [0.5], [1 - 2**-53]])
+    picked = InverseCdf(uniforms, prompt_length=3)(torch.zeros(4, 3, dtype=torch.long), scores)
+    assert picked.argmax(-1).tolist() == [1, 1, 3, 3]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -123,22 +130,22 @@ def test_a_killed_rollout_goes_on_to_the_file_of_an_unbroken_one(
 
     def dying(engine, requests):
         calls.append(len(requests))
-        if len(calls) == 3:
+        if len(calls) in (3, 5):
             raise KeyboardInterrupt
         return sample(engine, requests)
 
     given = options(model_folder, pairs_file, path, num_samples_per_prompt=2)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(TransformersEngine, "sample", dying)
-        rollout(given)
+    monkeypatch.setattr(TransformersEngine, "sample", dying)
     partial = tmp_path / "samples.jsonl.partial"
-    assert not path.exists() and len(rows_of(partial)) == 8
     one_more = unbroken.read_bytes().splitlines(keepends=True)[0] if left else b""
-    partial.write_bytes(partial.read_bytes() + one_more + left)  # a batch that was not whole
+    for whole in (8, 12):
+        with pytest.raises(KeyboardInterrupt):
+            rollout(given)
+        assert not path.exists() and len(rows_of(partial)) == whole
+        partial.write_bytes(partial.read_bytes() + one_more + left)  # a batch that was not whole
 
-    monkeypatch.setattr(TransformersEngine, "sample", lambda *args: calls.append(0) or sample(*args))
     rollout(given)
-    assert len(calls) == 3 + 4
+    assert len(calls) == 6 + 2  # six batches, and the two in which it died
     assert path.read_bytes() == unbroken.read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {"samples.jsonl", "samples.jsonl.identity.json"}
 
@@ -293,6 +300,7 @@ def test_a_response_ends_at_the_first_end_token_of_tokenizer_or_model(chat_model
     folders = [SimpleNamespace(name="m", path=folder, base=None) for folder in (chat_model, model_folder)]
     assert end_ids(folders[0], tiny_tokenizer(CHATML)) == (1, 4)
     assert end_ids(folders[1], make_tokenizer()) == (2,)
+    assert end_ids(folders[1], tiny_tokenizer(CHATML)) == (1, 2)
 
 
 # ---- bad input
