@@ -20,6 +20,9 @@ from precompute.rollout_options import RolloutOptions
 from precompute.sampling import InverseCdf, Request, Sampling, TransformersEngine, until_end
 from shards import ShardCache
 from shards.errors import AlignDistilError
+from student.evaluate import evaluate, parse
+from student.options import DistillArguments
+from student.train import train
 
 V = 18
 
@@ -193,6 +196,29 @@ def test_the_build_reads_the_tokens_that_were_sampled(model_folder, trio_folders
         assert tokenizer.convert_ids_to_tokens(sampled.tolist()) == [*row["completion"].split(), "</s>"]
         assert len(sampled) == row["tokens"] + 1  # the end that was sampled, or that the build puts where it was cut
         assert response.input_ids[: response.response_start].tolist() == tokenizer(row["prompt"])["input_ids"]
+
+
+def test_rounds_of_rollout_build_and_training_go_where_the_teacher_is(
+    model_folder, trio_folders, pairs_file, sparse_cache, tmp_path
+):
+    """The recipe of docs/recipes.md, on tiny models: each round starts from the student of the last."""
+    student, divergences = model_folder, []
+    for number in range(3):
+        report = evaluate(parse(["--model", str(student), "--shards", str(sparse_cache.folder), "--gain", "15"]))
+        divergences.append(report["quantities"]["divergence_teacher"]["model"]["mean"])
+        samples = rollout(options(student, pairs_file, tmp_path / f"round-{number}.jsonl", seed=number))
+        build(
+            build_options(trio_folders, samples, tmp_path / f"cache-{number}", top_k=5, max_top_k=12, on_empty="skip")
+        )
+        arguments = {
+            "shards": [str(tmp_path / f"cache-{number}")], "model": str(student), "gain": 15.0, "max_steps": 8,
+            "output_dir": str(tmp_path / f"student-{number}"), "learning_rate": 3e-3, "warmup_steps": 0,
+            "global_batch_size": 4, "per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none",
+            "save_strategy": "no", "disable_tqdm": True,
+        }  # fmt: skip
+        train(DistillArguments(**arguments))
+        student = tmp_path / f"student-{number}"
+    assert divergences[2] < divergences[1] < divergences[0]
 
 
 @pytest.fixture(scope="module")
