@@ -105,7 +105,7 @@ def _tokenized(
     for pair_id, (where, row) in enumerate(rows):
         layout = layout or find_layout(row, where)
         values = used_values(row, layout, where)
-        canonical = _canonical_json(values, where)
+        canonical = canonical_row(values, where)
         outcomes = tokenize_row(
             values,
             where=where,
@@ -127,7 +127,8 @@ def _wanted_kinds(responses: Responses, layout: Layout, where: str) -> tuple[Res
     return layout.kinds if responses == "both" else ("rejected",)
 
 
-def _canonical_json(values: Mapping[str, Any], where: str) -> bytes:
+def canonical_row(values: Mapping[str, Any], where: str) -> bytes:
+    """A row as bytes that hashes are taken over. Raises DataError for values that JSON does not have."""
     try:
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return text.encode() + b"\n"

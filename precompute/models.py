@@ -187,7 +187,13 @@ def load_models(
     }
 
 
-def _load_base(role: Role, folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
+def load_policy(folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
+    """A model to sample from; an adapter is merged into its base. Arguments as of `load_models`. Raises ModelError."""
+    base = _load_base("model", folder.base or folder, dtype=dtype, device=device, **kwargs)
+    return base if folder.base is None else _add_adapter(None, base, folder, "model").merge_and_unload()
+
+
+def _load_base(role: str, folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
     given = {key: value for key, value in kwargs.items() if value is not None}
     with refusing(f"{role} ({folder.name})", "a causal language model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -207,7 +213,7 @@ def _load_base(role: Role, folder: ModelFolder, *, dtype: str, device: str, **kw
     return model.eval() if "device_map" in given else model.to(device).eval()
 
 
-def _add_adapter(wrapped: Any, base: PreTrainedModel, folder: ModelFolder, role: Role) -> Any:
+def _add_adapter(wrapped: Any, base: PreTrainedModel, folder: ModelFolder, role: str) -> Any:
     try:
         from peft import PeftConfig, PeftModelForCausalLM
     except ImportError as exc:

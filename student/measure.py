@@ -1,0 +1,119 @@
+"""What a model says about cached responses: one forward pass over each, and a few sums of every response.
+
+Dimensions: R responses of the cache, N response positions of a batch.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from shards import Divergence, ShardCache, TeacherSpec
+from shards.errors import NonFiniteLogits
+from shards.head import require_room
+from shards.preferences import log_ratios
+from shards.scores import Response, concatenate, segment_starts
+from student.collate import Collator
+from student.data import BatchItem, CachedResponses
+from student.forward import DistillForward
+from student.loss import SparseTargets
+
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseSums:
+    """Sums over the positions of every response, (R,) each, in the order of the cache. Float64, nats.
+
+    divergence          to the teacher, over buckets, not weighted by lambda_t
+    kl_reference        KL(model || reference), over buckets
+    support_mass        the model's mass on the kept tokens
+    expected_reward     the model's expectation of beta (l_dpo - l_reverse), on the kept tokens
+    log_ratio           log p_model(y_t) - l_ref(y_t) of the response's own tokens
+    teacher_log_ratio, dpo_log_ratio    the same of the teacher and of dpo; they are in the cache, whatever the model
+    contrastive         l_dpo(y_t) - l_reverse(y_t); without a reverse model l_dpo - l_ref
+    """
+
+    divergence: np.ndarray
+    kl_reference: np.ndarray
+    support_mass: np.ndarray
+    expected_reward: np.ndarray
+    log_ratio: np.ndarray
+    teacher_log_ratio: np.ndarray
+    dpo_log_ratio: np.ndarray
+    contrastive: np.ndarray
+
+
+def measure(
+    model: Any,
+    cache: ShardCache,
+    spec: TeacherSpec,
+    *,
+    divergence: Divergence,
+    batch_size: int,
+    chunk_positions: int,
+    pad_token_id: int,
+    description: str,
+) -> ResponseSums:
+    """Run `model` over all responses of a cache, the longest first. Raises AlignDistilError.
+
+    Raises ModelError for a model that the rows do not fit into, NonFiniteLogits naming the response.
+    """
+    data = CachedResponses([cache.folder], train_on="both").for_teacher(spec)
+    require_room(model.config, int(data.lengths.max()), description)
+    forward = DistillForward(
+        model.eval(),
+        vocabulary_size=cache.plan.vocabulary_size,
+        divergence=divergence,
+        chunk_positions=chunk_positions,
+    )
+    collator = Collator(spec=spec, nodes=data.nodes, reduction="token", pad_token_id=pad_token_id)
+    sums = {field.name: np.full(len(data), np.nan) for field in fields(ResponseSums)}
+    order = np.argsort(-data.lengths, kind="stable")
+    with tqdm(total=int(cache.index.num_positions.sum()), unit="tok", desc=description) as bar:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size].tolist()
+            found = data.__getitems__([BatchItem(row, True) for row in rows])
+            responses = [response for response, _ in found]
+            sizes = np.array([response.scores.num_positions for response in responses])
+            of_model = _positions(forward, collator(found), responses)
+            for name, values_N in (of_model | _cached(responses, spec, cache, of_model["next_logprob"])).items():
+                if name in sums:
+                    sums[name][rows] = np.add.reduceat(values_N, segment_starts(sizes))
+            bar.update(int(sizes.sum()))
+    return ResponseSums(**sums)
+
+
+def _positions(
+    forward: DistillForward, batch: dict[str, torch.Tensor], responses: list[Response]
+) -> dict[str, np.ndarray]:
+    """What `DistillForward.measure` gives, (N,) each, float64."""
+    device = forward.model.device
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    found = forward.measure(batch["input_ids"], batch["attention_mask"], batch["position"], SparseTargets(batch))
+    values = {name: values_N.double().cpu().numpy() for name, values_N in found.items()}
+    for name in ("divergence", "next_logprob"):
+        bad_N = ~np.isfinite(values[name])
+        if bad_N.any():
+            names = np.repeat([r.sample_id for r in responses], [r.scores.num_positions for r in responses])
+            raise NonFiniteLogits(
+                f"model: expected finite logits, got a {name} of {values[name][bad_N][0]} for {names[bad_N][0]}"
+            )
+    return values
+
+
+def _cached(
+    responses: list[Response], spec: TeacherSpec, cache: ShardCache, next_logprob_N: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Log-ratios at the response's own tokens, (N,): the model's, and those that are in the cache."""
+    scores = concatenate([response.scores for response in responses])
+    ratios = log_ratios(scores, {TEACHER: spec}, cache.plan.nodes)
+    against_N = scores.next_logprob["reverse" if "reverse" in cache.plan.roles else "reference"]
+    return {
+        "log_ratio": next_logprob_N - ratios["reference"],
+        "teacher_log_ratio": ratios[TEACHER],
+        "dpo_log_ratio": ratios["dpo"],
+        "contrastive": scores.next_logprob["dpo"].astype(np.float64) - against_N,
+    }
