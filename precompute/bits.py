@@ -45,15 +45,15 @@ class Block:
         return cls(logprobs=logprobs, bits=bits, distances=distances)
 
     def score_strengths(self, pairs: Sequence[Pair], nodes: StrengthNodes) -> dict[Pair, torch.Tensor]:
-        """Strengths that tokens are scored at, pair -> (C, S): w = gain D_t + 1e-3 for every second gain of the nodes.
+        """Strengths that tokens are scored at, pair -> (C, S): w = gain D_t + 1e-3 for the first gain node above zero
+        and the last but one (2 and 20 by default; one between them changes nothing that can be measured).
 
         Without the nodes' constant strengths: where D_t is small, an adaptive teacher is weaker than all of them, and
         its loss counts beta / w_t.
         """
+        gains = (nodes.gains[1], nodes.gains[-2])
         return {
-            pair: torch.stack(
-                [adaptive_strength(self.distances[pair.negative], gain) for gain in nodes.gains[1::2]], -1
-            )
+            pair: torch.stack([adaptive_strength(self.distances[pair.negative], gain) for gain in gains], -1)
             for pair in pairs
         }
 
