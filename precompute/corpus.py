@@ -43,6 +43,14 @@ class Corpus:
     ignores_chat_template: bool
     data_sha256: str
 
+    @property
+    def tokens_sha256(self) -> str:
+        """Over the token ids and masks of the responses: what the tokenizer made of the data."""
+        digest = hashlib.sha256()
+        for row in self.responses:
+            digest.update(row.input_ids.astype("<i4").tobytes() + row.loss_mask.tobytes())
+        return digest.hexdigest()
+
 
 def load_corpus(
     data: str,

@@ -187,6 +187,17 @@ def load_models(
     }
 
 
+def load_merged(folder: ModelFolder, *, dtype: str, **kwargs: Any) -> PreTrainedModel:
+    """A reference to be trained from, on the CPU, an adapter merged into its base. Raises ModelError.
+
+    dtype and kwargs as in `load_models`.
+    """
+    model = _load_base("reference", folder.base or folder, dtype=dtype, device="cpu", **kwargs)
+    if folder.base:
+        model = _add_adapter(None, model, folder, "reference").merge_and_unload().requires_grad_(True)
+    return model
+
+
 def _load_base(role: Role, folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
     given = {key: value for key, value in kwargs.items() if value is not None}
     with refusing(f"{role} ({folder.name})", "a causal language model"):
