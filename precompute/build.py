@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from precompute.corpus import Corpus, load_corpus
+from precompute.made_from import direction_warnings
 from precompute.models import ModelFolder, check_vocabularies, load_models, load_tokenizer, resolve
 from precompute.options import BuildOptions
 from precompute.plan import (
@@ -28,12 +29,13 @@ from precompute.plan import (
     support_rule,
 )
 from precompute.processes import Processes
-from precompute.report import plan_text, summary_text
+from precompute.report import directions_text, plan_text, summary_text
 from precompute.score import Scorer, batches_by_length
 from precompute.support import SupportRule
 from shards import ShardCache
 from shards.batches import BatchReader
 from shards.command import OneLineErrors, run_command
+from shards.directions import measure_directions
 from shards.errors import CacheConflict, OptionError
 from shards.head import require_room
 from shards.manifest import (
@@ -98,6 +100,8 @@ def _build(
     todo = [shard for shard in plan.shards if not (out / shard.file).exists()]
     if processes.is_first:
         speed = _tokens_per_second(scorer, inputs.corpus, rule, options.batch_tokens) * processes.world_size
+        for warning in direction_warnings(inputs.folders, inputs.identity["models"]):
+            print(f"warning: {warning}")
         print(plan_text(plan, inputs.corpus, todo, options.top_k, speed))
         remove_temporary_files(out)
     processes.wait()  # until every process has seen which shards are left
@@ -230,6 +234,8 @@ def finish(out: Path, plan: Plan) -> None:
     manifest = Manifest(plan=plan, entries=tuple(entries), statistics=statistics)
     print(summary_text(manifest))
     write_json(out, MANIFEST_FILE, manifest.to_json())
+    if directions := measure_directions(ShardCache(out)):
+        print(directions_text(directions))
     print(f"{out}: done")
 
 

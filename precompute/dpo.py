@@ -83,6 +83,7 @@ def _trainer(
     given: dict[str, Any] = {"dtype": options.dtype, "attn_implementation": options.attn_implementation}
     given |= {"trust_remote_code": args.trust_remote_code}
     model = load_merged(reference, **given)
+    use_cache = getattr(model.config, "use_cache", None)
     # without its adapter, or before its first step, the model is its own reference
     alone = options.use_peft or args.precompute_ref_log_probs
     try:
@@ -97,6 +98,7 @@ def _trainer(
         )
     except (ValueError, NotImplementedError, ImportError) as exc:
         raise OptionError(f"DPOTrainer: {first_line(exc)}") from exc
+    model.config.use_cache = use_cache  # Trainer puts its own into the config that is saved
     if options.use_peft and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise OptionError("use_peft: expected no FSDP or DeepSpeed, under which adapters cannot be merged, got one")
     return trainer

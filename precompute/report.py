@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from precompute.corpus import Corpus
+from shards.directions import Direction
 from shards.manifest import Manifest, Plan, ShardPlan
 from shards.statistics import distribution_table
 
@@ -37,6 +38,12 @@ def summary_text(manifest: Manifest) -> str:
         distribution_table(manifest.statistics),
     ]
     return "\n".join(lines)
+
+
+def directions_text(directions: Sequence[Direction]) -> str:
+    """What the models prefer, a line each; a plain warning where it is not what their roles say."""
+    labels = ["preferences", *([""] * len(directions))]
+    return "\n".join(f"{label:>18}  {direction}" for label, direction in zip(labels, directions, strict=False))
 
 
 def bytes_per_position(plan: Plan, top_k: int) -> float:
