@@ -8,16 +8,14 @@ import pytest
 import torch
 from conftest import build_options
 from safetensors.torch import load_file
-from test_corpus import dpo, tiny_model  # noqa: F401 - fixtures: TRL's own preparation of rows
 from tiny import load, make_llama, make_pairs, make_tokenizer, save, write_jsonl
-from tiny_tokenizers import CHATML, tiny_tokenizer
 from transformers import AutoConfig, AutoTokenizer
 from trl import DPOTrainer
 
 from precompute import dpo as dpo_module
 from precompute.build import build
 from precompute.corpus import load_corpus
-from precompute.pairs import dpo_dataset, whole_pairs
+from precompute.pairs import whole_pairs
 from precompute.teachers import main
 from shards.errors import AlignDistilError
 
@@ -107,10 +105,10 @@ def test_each_folder_is_an_ordinary_model_folder_with_the_references_tokenizer(t
     for role in ("dpo", "reverse"):
         assert not list((taught / role).glob("*.bin"))
         mine, theirs = (AutoConfig.from_pretrained(folder).to_dict() for folder in (taught / role, reference))
-        assert {name: (mine[name], theirs[name]) for name in theirs if mine[name] != theirs[name]} == {}
+        assert [name for name in theirs if mine[name] != theirs[name]] == ["_name_or_path"]
         tokenizer = AutoTokenizer.from_pretrained(taught / role)
         assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
-        assert "swapped" in (taught / role / "README.md").read_text() if role == "reverse" else True
+        assert ("swapped" in (taught / role / "README.md").read_text()) == (role == "reverse")
 
 
 def test_a_tokenizer_without_a_pad_token_stays_without_one(data, tmp_path):
@@ -129,32 +127,6 @@ def test_the_record_says_which_way_and_from_what_a_folder_was_trained(taught):
         assert record["training"]["learning_rate"] == 2e-2 and record["training"]["global_batch_size"] == 8
         assert record["data"]["pairs"] == 16 and record["versions"].keys() >= {"trl", "transformers", "torch"}
         assert str(taught) not in json.dumps(record)
-
-
-def chat(rows):
-    turns = [
-        {
-            "prompt": [{"role": "user", "content": row["prompt"]}],
-            "chosen": [{"role": "assistant", "content": row["chosen"]}],
-            "rejected": [{"role": "assistant", "content": row["rejected"]}],
-        }
-        for row in rows
-    ]
-    return turns, tiny_tokenizer(CHATML)
-
-
-@pytest.mark.parametrize("layout", ["text", "chat"])
-def test_the_pairs_are_those_that_trl_makes_of_the_rows(layout, dpo, tmp_path):  # noqa: F811
-    rows, tokenizer = (make_pairs(6), tiny_tokenizer(bos=True)) if layout == "text" else chat(make_pairs(6))
-    max_length = 40 if layout == "text" else 120
-    expected = dpo(rows, tokenizer, max_length)
-    data = str(write_jsonl(tmp_path / "rows.jsonl", rows))
-    corpus = load_corpus(data, tokenizer=tokenizer, responses="both", max_length=max_length)
-    for swap, (first, second) in ((False, ("chosen", "rejected")), (True, ("rejected", "chosen"))):
-        for i, row in enumerate(dpo_dataset(whole_pairs(corpus, data), swap=swap)):
-            assert row["prompt_ids"] + row["chosen_ids"] == expected[f"{i}/{first}"][0]
-            assert row["prompt_ids"] + row["rejected_ids"] == expected[f"{i}/{second}"][0]
-            assert len(row["prompt_ids"]) == expected[f"{i}/{first}"][1].index(1)
 
 
 def test_lora_adapters_are_merged_into_the_weights(reference, data, tmp_path):
