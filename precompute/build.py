@@ -28,6 +28,7 @@ from precompute.plan import (
     sample_rows,
     support_rule,
 )
+from precompute.preferences import sample_directions
 from precompute.processes import Processes
 from precompute.report import directions_text, plan_text, summary_text
 from precompute.score import Scorer, batches_by_length
@@ -111,6 +112,14 @@ def _build(
     processes.wait()
     if processes.is_first:
         finish(out, plan)
+        found = (
+            measure_directions(ShardCache(out))
+            if options.responses == "both"
+            else sample_directions(options, inputs.corpus, inputs.folders["reference"], scorer, rule)
+        )
+        if found:
+            print(directions_text(found))
+        print(f"{out}: done")
     processes.wait()
     return read_manifest(out)
 
@@ -234,9 +243,6 @@ def finish(out: Path, plan: Plan) -> None:
     manifest = Manifest(plan=plan, entries=tuple(entries), statistics=statistics)
     print(summary_text(manifest))
     write_json(out, MANIFEST_FILE, manifest.to_json())
-    if directions := measure_directions(ShardCache(out)):
-        print(directions_text(directions))
-    print(f"{out}: done")
 
 
 def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_tokens: int) -> float:

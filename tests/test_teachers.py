@@ -18,6 +18,7 @@ from precompute.corpus import load_corpus
 from precompute.pairs import whole_pairs
 from precompute.teachers import main
 from shards.errors import AlignDistilError
+from shards.inspect import main as inspect_main
 
 STEPS, SAVE_STEPS = 8, 3
 FLAGS = {
@@ -245,7 +246,7 @@ def test_a_folder_of_other_origin_is_left_alone(reference, data, tmp_path):
 
 
 def built(reference, dpo_folder, reverse_folder, data, out, capsys, **options):
-    trio = {"dpo": dpo_folder, "reverse": reverse_folder, "reference": reference}
+    trio = {"dpo": dpo_folder, "reference": reference} | ({"reverse": reverse_folder} if reverse_folder else {})
     capsys.readouterr()
     build(build_options(trio, data, out, top_k=5, max_top_k=12, **options))
     return capsys.readouterr().out
@@ -253,14 +254,21 @@ def built(reference, dpo_folder, reverse_folder, data, out, capsys, **options):
 
 def test_the_build_says_how_often_the_models_prefer_what_they_should(taught, reference, data, tmp_path, capsys):
     models = (reference, taught / "dpo", taught / "reverse")
-    text = built(*models, data, tmp_path / "both", capsys, responses="both")
     shares = [sum(m > 0 for m in implicit_margins(taught / "dpo", reference, data)) / 16]
     shares += [sum(m < 0 for m in implicit_margins(taught / "reverse", reference, data)) / 16]
-    assert f"dpo prefers the chosen response in {shares[0]:.1%} of 16 pairs" in text
-    assert f"reverse prefers the rejected response in {shares[1]:.1%} of 16 pairs" in text
-    assert "warning" not in text
-    text = built(*models, data, tmp_path / "chosen", capsys)
-    assert "dpo finds the chosen response likelier than reverse does in" in text and "warning" not in text
+    expected = [
+        f"dpo prefers the chosen response in {shares[0]:.1%} of 16 pairs",
+        f"reverse prefers the rejected response in {shares[1]:.1%} of 16 pairs",
+    ]
+    for kind in ("both", "chosen", "rejected"):
+        text = built(*models, data, tmp_path / kind, capsys, responses=kind)
+        assert all(line in text for line in expected) and "warning" not in text
+    inspect_main([str(tmp_path / "both")])
+    assert all(line in capsys.readouterr().out for line in expected[:1])
+    text = built(*models, data, tmp_path / "sample", capsys, sample_rows=4)
+    assert "of 4 pairs" in text
+    text = built(models[0], models[1], None, data, tmp_path / "no-reverse", capsys)
+    assert expected[0] in text and "reverse prefers" not in text
 
 
 def test_the_build_warns_of_models_that_were_taken_for_each_other(taught, reference, data, tmp_path, capsys):
@@ -271,9 +279,7 @@ def test_the_build_warns_of_models_that_were_taken_for_each_other(taught, refere
     assert "expected a model trained with chosen preferred, got chosen and rejected swapped" in warnings[0]
     assert "expected a model trained with chosen and rejected swapped, got chosen preferred" in warnings[1]
     assert all("expected over a half" in line for line in warnings[2:])
-    for kind in ("chosen", "rejected"):
-        text = built(*models, data, tmp_path / kind, capsys, responses=kind)
-        assert text.count("expected over a half") == 1
+    assert built(*models, data, tmp_path / "chosen", capsys).count("expected over a half") == 2
 
 
 def test_the_build_warns_of_a_model_that_came_from_another_reference(taught, data, tmp_path, capsys):
@@ -290,6 +296,12 @@ def test_models_without_a_record_of_their_training_are_not_warned_of(trio_folder
         trio_folders["reference"], tmp_path / "dpo", trio_folders["reverse"], pairs_file, tmp_path / "c", capsys
     )
     assert "expected a model trained" not in text and "another model than" not in text
+
+
+def test_of_data_without_pairs_nothing_is_said(taught, reference, tmp_path, capsys):
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in make_pairs(4)]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert "prefers" not in built(reference, taught / "dpo", taught / "reverse", data, tmp_path / "cache", capsys)
 
 
 # ---- bad input
