@@ -36,7 +36,7 @@ from precompute.support import SupportRule
 from shards import ShardCache
 from shards.batches import BatchReader
 from shards.command import OneLineErrors, run_command
-from shards.directions import measure_directions
+from shards.directions import Direction, measure_directions
 from shards.errors import CacheConflict, OptionError
 from shards.head import require_room
 from shards.manifest import (
@@ -112,16 +112,18 @@ def _build(
     processes.wait()
     if processes.is_first:
         finish(out, plan)
-        found = (
-            measure_directions(ShardCache(out))
-            if options.responses == "both"
-            else sample_directions(options, inputs.corpus, inputs.folders["reference"], scorer, rule)
-        )
-        if found:
+        if found := _directions(out, options, inputs, scorer, rule):
             print(directions_text(found))
         print(f"{out}: done")
     processes.wait()
     return read_manifest(out)
+
+
+def _directions(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer, rule: SupportRule) -> list[Direction]:
+    """What dpo and reverse prefer, from the cache where it has both responses of a pair, else from a few rows."""
+    if options.responses == "both":
+        return measure_directions(ShardCache(out))
+    return sample_directions(options, inputs.corpus, inputs.folders["reference"], scorer, rule)
 
 
 def read_inputs(options: BuildOptions, processes: Processes) -> Inputs:

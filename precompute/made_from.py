@@ -31,8 +31,13 @@ def direction_warnings(folders: Mapping[Role, ModelFolder], models: Mapping[Role
         if found != expected:
             yield f"{role} ({folders[role].name}): expected a model trained with {expected}, got {found}"
         reference = record.get("reference")
-        if reference is not None and reference != models["reference"]:
+        if isinstance(reference, Mapping) and _weights(reference) != _weights(models["reference"]):
             yield f"{role} ({folders[role].name}): was trained from another model than this reference"
+
+
+def _weights(model: Mapping[str, Any]) -> list[str | None]:
+    """Hashes of a model and of its base, wherever they came from."""
+    return [part.get("weights_sha256") for part in (model, model.get("base", {}))]
 
 
 def _record(folder: Path) -> dict[str, Any]:
