@@ -17,6 +17,7 @@ from precompute.build import build
 from precompute.corpus import load_corpus
 from precompute.pairs import whole_pairs
 from precompute.teachers import main
+from shards import directions
 from shards.errors import AlignDistilError
 from shards.inspect import main as inspect_main
 
@@ -269,6 +270,12 @@ def test_the_build_says_how_often_the_models_prefer_what_they_should(taught, ref
     assert "of 4 pairs" in text
     text = built(models[0], models[1], None, data, tmp_path / "no-reverse", capsys)
     assert expected[0] in text and "reverse prefers" not in text
+
+
+def test_a_sample_of_a_cache_holds_whole_pairs(sparse_cache, monkeypatch):
+    assert [found.pairs for found in directions.measure_directions(sparse_cache)] == [12, 12]
+    monkeypatch.setattr(directions, "SAMPLE_ROWS", 3)  # of 24 rows, the first and the last among them
+    assert [found.pairs for found in directions.measure_directions(sparse_cache)] == [3, 3]
 
 
 def test_the_build_warns_of_models_that_were_taken_for_each_other(taught, reference, data, tmp_path, capsys):
