@@ -82,7 +82,7 @@ def load_corpus(
     rows_read, digest = 0, hashlib.sha256()
     rows = tqdm(islice(read_rows(data, split), limit), desc=f"tokenizing {data}", unit=" rows", disable=not progress)
     plain_text = has_pairs = False
-    for canonical, outcomes, layout in _tokenized(enumerate(rows), tokenizer, responses, max_length):
+    for canonical, outcomes, layout in _tokenized(rows, tokenizer, responses, max_length):
         rows_read += 1
         plain_text, has_pairs = not layout.conversational, "rejected" in layout.kinds
         digest.update(canonical)
@@ -112,22 +112,25 @@ def load_pairs(
     data: str, wanted: Collection[int], *, tokenizer: "PreTrainedTokenizerBase", split: str, max_length: int
 ) -> list[TokenizedResponse]:
     """Both responses of the rows of these numbers, tokenised; those that `load_corpus` would skip are left out."""
-    numbered = enumerate(islice(read_rows(data, split), max(wanted) + 1))
-    rows = ((number, row) for number, row in numbered if number in wanted)
-    outcomes = (outcome for _, some, _ in _tokenized(rows, tokenizer, "both", max_length) for outcome in some)
-    return [outcome for outcome in outcomes if isinstance(outcome, TokenizedResponse)]
+    rows = islice(read_rows(data, split), max(wanted) + 1)
+    by_row = _tokenized(rows, tokenizer, "both", max_length, wanted=wanted)
+    return [outcome for _, some, _ in by_row for outcome in some if isinstance(outcome, TokenizedResponse)]
 
 
 def _tokenized(
-    rows: Iterable[tuple[int, tuple[str, Row]]],
+    rows: Iterable[tuple[str, Row]],
     tokenizer: "PreTrainedTokenizerBase",
     responses: Responses,
     max_length: int,
+    *,
+    wanted: Collection[int] | None = None,
 ) -> Iterator[tuple[bytes, list[TokenizedResponse | SkippedResponse], Layout]]:
-    """For each numbered row its canonical bytes, its responses and the source's layout."""
+    """For each row (of these numbers, where given) its canonical bytes, its responses and the source's layout."""
     layout: Layout | None = None
-    for pair_id, (where, row) in rows:
+    for pair_id, (where, row) in enumerate(rows):
         layout = layout or find_layout(row, where)
+        if wanted is not None and pair_id not in wanted:
+            continue
         values = used_values(row, layout, where)
         canonical = _canonical_json(values, where)
         outcomes = tokenize_row(
