@@ -31,8 +31,8 @@ class Direction:
 
     def __str__(self) -> str:
         wanted = "chosen" if self.role == "dpo" else "rejected"
-        text = f"{self.role} prefers the {wanted} response in {self.share:.1%} of {self.pairs:,} pairs"
-        return text if self.share > 0.5 else f"warning: {text}, expected over a half"
+        text = f"{self.role} prefers {wanted} in {self.share:.1%} of {self.pairs:,} pairs"
+        return text if self.share > 0.5 else f"warning: {text}, not over a half"
 
 
 def directions(rewards: Rewards) -> list[Direction]:
