@@ -187,10 +187,15 @@ def load_models(
     }
 
 
-def load_policy(folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
-    """A model to sample from; an adapter is merged into its base. Arguments as of `load_models`. Raises ModelError."""
-    base = _load_base("model", folder.base or folder, dtype=dtype, device=device, **kwargs)
-    return base if folder.base is None else _add_adapter(None, base, folder, "model").merge_and_unload()
+def load_merged(folder: ModelFolder, who: str, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
+    """One model, to be trained or sampled from; an adapter is merged into its base. Raises ModelError, naming `who`.
+
+    dtype, device and kwargs as in `load_models`.
+    """
+    model = _load_base(who, folder.base or folder, dtype=dtype, device=device, **kwargs)
+    if folder.base:
+        model = _add_adapter(None, model, folder, who).merge_and_unload().requires_grad_(True)
+    return model
 
 
 def _load_base(role: str, folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:

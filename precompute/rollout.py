@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, GenerationConfig, HfArgumentParser
 
 from precompute.completion import sample_row
-from precompute.models import ModelFolder, identity, load_policy, load_tokenizer, resolve
+from precompute.models import ModelFolder, identity, load_merged, load_tokenizer, resolve
 from precompute.plan import numerics, require_writable, resolve_device
 from precompute.prompts import Prompt, load_prompts
 from precompute.rollout_options import RolloutOptions
@@ -141,8 +141,9 @@ def load_engine(options: RolloutOptions, inputs: Inputs) -> Engine:
     trust = options.trust_remote_code
     if options.engine == "vllm":
         return load_vllm(inputs.folder, inputs.sampling, dtype=options.dtype, trust_remote_code=trust)
-    model = load_policy(
+    model = load_merged(
         inputs.folder,
+        "model",
         dtype=options.dtype,
         device=str(inputs.device),
         attn_implementation=options.attn_implementation,
