@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from fake_cache import DEFAULT_PAIRS, make_cache, random_logprobs, with_scores
+from fake_cache import DEFAULT_PAIRS, flat, make_cache, random_logprobs, with_scores
 
 from shards import codec, schema
 from shards.errors import CacheDamaged
@@ -21,20 +21,6 @@ def fake(tmp_path_factory):
 
 def encode(responses, plan):
     return codec.encode(responses, plan, arrow_schema(plan.columns(), build_sha256=plan.sha256))
-
-
-def flat(response):
-    """Every value of a response, by a name that tells where it lies."""
-    scores = response.scores
-    found = {name: getattr(response, name) for name in schema_fields(response)}
-    found |= {"support_count": scores.support_count, "support_ids": scores.support_ids}
-    for name in ("logprobs", "next_logprob", "tail_logprob", "l1_distance", "tail_logpartition"):
-        found |= {f"{name} {key}": value for key, value in getattr(scores, name).items()}
-    return found
-
-
-def schema_fields(response):
-    return [name for name in response.__slots__ if name != "scores"]
 
 
 def require_equal(found, expected):
