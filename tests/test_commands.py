@@ -19,10 +19,10 @@ from precompute.check import main as check_main
 from precompute.options import BuildOptions, CheckOptions
 from precompute.rollout import main as rollout_main
 from precompute.rollout_options import RolloutOptions
-from student.evaluate import main as evaluate_main
-from student.evaluate import parse as parse_evaluate
 from precompute.teacher_options import TeacherOptions
 from precompute.teachers import main as teachers_main
+from student.evaluate import main as evaluate_main
+from student.evaluate import parse as parse_evaluate
 from student.options import DistillArguments
 from student.train import main as train_main
 
