@@ -3,6 +3,7 @@
 Dimensions: R responses of the cache, N response positions of a batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,8 +14,9 @@ from tqdm.auto import tqdm
 from shards import Divergence, ShardCache, TeacherSpec
 from shards.errors import NonFiniteLogits
 from shards.head import require_room
+from shards.nodes import StrengthNodes
 from shards.preferences import log_ratios
-from shards.scores import Response, concatenate, segment_starts
+from shards.scores import Response, Scores, concatenate, segment_starts
 from student.collate import Collator
 from student.data import BatchItem, CachedResponses
 from student.forward import DistillForward
@@ -75,44 +77,39 @@ def measure(
     with tqdm(total=int(cache.index.num_positions.sum()), unit="tok", desc=description) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size].tolist()
-            found = data.__getitems__([BatchItem(row, True) for row in rows])
-            responses = [response for response, _ in found]
-            sizes = np.array([response.scores.num_positions for response in responses])
-            of_model = _positions(forward, collator(found), responses)
-            for name, values_N in (of_model | _cached(responses, spec, cache, of_model["next_logprob"])).items():
-                if name in sums:
-                    sums[name][rows] = np.add.reduceat(values_N, segment_starts(sizes))
-            bar.update(int(sizes.sum()))
+            batch = data.__getitems__([BatchItem(row, True) for row in rows])
+            scores = concatenate([response.scores for response, _ in batch])
+            found = _of_model(forward, collator(batch), batch)
+            found |= _of_cache(scores, spec, cache.plan.nodes)
+            found["log_ratio"] = found["next_logprob"] - scores.next_logprob["reference"]
+            starts = segment_starts(np.array([response.scores.num_positions for response, _ in batch]))
+            for name, sum_R in sums.items():
+                sum_R[rows] = np.add.reduceat(found[name], starts)
+            bar.update(scores.num_positions)
     return ResponseSums(**sums)
 
 
-def _positions(
-    forward: DistillForward, batch: dict[str, torch.Tensor], responses: list[Response]
+def _of_model(
+    forward: DistillForward, inputs: dict[str, torch.Tensor], batch: Sequence[tuple[Response, bool]]
 ) -> dict[str, np.ndarray]:
     """What `DistillForward.measure` gives, (N,) each, float64."""
-    device = forward.model.device
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    found = forward.measure(batch["input_ids"], batch["attention_mask"], batch["position"], SparseTargets(batch))
+    inputs = {name: tensor.to(forward.model.device) for name, tensor in inputs.items()}
+    found = forward.measure(inputs["input_ids"], inputs["attention_mask"], inputs["position"], SparseTargets(inputs))
     values = {name: values_N.double().cpu().numpy() for name, values_N in found.items()}
     for name in ("divergence", "next_logprob"):
         bad_N = ~np.isfinite(values[name])
         if bad_N.any():
-            names = np.repeat([r.sample_id for r in responses], [r.scores.num_positions for r in responses])
-            raise NonFiniteLogits(
-                f"model: expected finite logits, got a {name} of {values[name][bad_N][0]} for {names[bad_N][0]}"
-            )
+            names_N = np.repeat([r.sample_id for r, _ in batch], [r.scores.num_positions for r, _ in batch])
+            value, sample_id = values[name][bad_N][0], names_N[bad_N][0]
+            raise NonFiniteLogits(f"model: expected finite logits, got a {name} of {value} for {sample_id}")
     return values
 
 
-def _cached(
-    responses: list[Response], spec: TeacherSpec, cache: ShardCache, next_logprob_N: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Log-ratios at the response's own tokens, (N,): the model's, and those that are in the cache."""
-    scores = concatenate([response.scores for response in responses])
-    ratios = log_ratios(scores, {TEACHER: spec}, cache.plan.nodes)
-    against_N = scores.next_logprob["reverse" if "reverse" in cache.plan.roles else "reference"]
+def _of_cache(scores: Scores, spec: TeacherSpec, nodes: StrengthNodes) -> dict[str, np.ndarray]:
+    """Log-ratios at the responses' own tokens that do not depend on the model, (N,)."""
+    ratios = log_ratios(scores, {TEACHER: spec}, nodes)
+    against_N = scores.next_logprob["reverse" if "reverse" in scores.next_logprob else "reference"]
     return {
-        "log_ratio": next_logprob_N - ratios["reference"],
         "teacher_log_ratio": ratios[TEACHER],
         "dpo_log_ratio": ratios["dpo"],
         "contrastive": scores.next_logprob["dpo"].astype(np.float64) - against_N,

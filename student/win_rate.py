@@ -64,7 +64,7 @@ def win_rate(file: Path, against: Path | None, scorer: Scorer) -> dict[str, Any]
 def read_samples(file: Path) -> list[Sample]:
     """The rows of a .jsonl file with the columns id, prompt, completion and, where a prompt has several, sample."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would cut at other characters too
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"{file}: expected a .jsonl file of samples, got {exc}") from exc
     samples: dict[tuple[str, int], Sample] = {}

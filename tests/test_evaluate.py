@@ -19,6 +19,7 @@ from student.estimates import ratio, share_interval
 from student.evaluate import evaluate, main, parse
 from student.evaluate_report import LABELS, report_text
 from student.scorers import find_scorer
+from student.win_rate import read_samples
 
 V, BETA = 18, 0.1
 
@@ -277,6 +278,13 @@ def test_several_samples_of_a_prompt_are_one_trial(tmp_path):
     row = evaluate(parse(flags(samples=first, samples_against=second, scorer=SCORER)))["samples"]["win_rate"]
     assert (row["total"], row["prompts"], row["wins"], row["ties"]) == (8, 4, 4, 4)
     assert (row["low"], row["high"]) == pytest.approx(share_interval(0.75, 4))
+
+
+def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path):
+    row = {"id": 0, "prompt": "a\u2028b\x85", "completion": "c\x1dd\r\n"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    (sample,) = read_samples(tmp_path / "a.jsonl")
+    assert (sample.prompt, sample.completion) == (row["prompt"], row["completion"])
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from tiny_tokenizers import CHATML, tiny_tokenizer
 from precompute.build import build
 from precompute.completion import completion_text
 from precompute.prompts import load_prompts
-from precompute.rollout import end_ids, main, rollout
+from precompute.rollout import main, rollout
+from precompute.rollout_inputs import end_ids
 from precompute.rollout_options import RolloutOptions
 from precompute.sampling import InverseCdf, Request, Sampling, TransformersEngine, until_end
 from shards import ShardCache
