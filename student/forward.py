@@ -14,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from shards import Divergence
-from shards.compose import LOW_STRENGTH
 from shards.errors import ModelError
 from shards.head import LogitTransform, probe_ids, require_same_logits, require_width
-from student.loss import METRICS, SparseTargets, position_metrics, sparse_divergence
+from student.fused import FusedLoss, Sums, why_not_fused
+from student.loss import METRICS, SparseTargets, loss_sums, position_metrics, sparse_divergence
 
 
 class DistillForward:
@@ -25,8 +25,9 @@ class DistillForward:
 
     Returns {"loss_sum": sum over positions of coefficient * divergence, "low_strength_sum": the part of it from
     positions with a strength under LOW_STRENGTH, "metrics": (len(METRICS),) sums over the positions that count}.
-    Logits exist for `chunk_positions` positions at a time; they are computed again for the
-    backward pass. Raises ModelError for a model whose logits are not those of its body and output layer.
+    Logits exist for `chunk_positions` positions at a time. With a plain output layer their gradient is computed at once
+    (`student.fused`); with any other (see `why_not_fused`) the module is called, and again for the backward pass.
+    Raises ModelError for a model whose logits are not those of its body and output layer.
     """
 
     def __init__(
@@ -37,6 +38,12 @@ class DistillForward:
         self.divergence = divergence
         self.chunk_positions = chunk_positions
         self._transform = LogitTransform.of(model.config)
+        self._fused = FusedLoss(
+            vocabulary_size=vocabulary_size,
+            divergence=divergence,
+            transform=self._transform,
+            chunk_positions=chunk_positions,
+        )
         self._own_forward = model.forward
         self._check_head()
 
@@ -64,20 +71,12 @@ class DistillForward:
 
     def distill(self, hidden_NH: torch.Tensor, targets: SparseTargets) -> dict[str, torch.Tensor]:
         """Loss and metrics from the hidden states of the response positions."""
-        hidden_NH, head = self._wide(hidden_NH)
-        losses, low, metrics = [], [], []
+        hidden_NH = self._wide(hidden_NH)
+        self._require_weights(self.head)
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            for positions, part in targets.chunks(self.chunk_positions):
-                chunk = (hidden_NH[positions], part, head)
-                if torch.is_grad_enabled():
-                    loss, low_loss, measured = checkpoint(self._chunk, *chunk, use_reentrant=False)
-                else:
-                    loss, low_loss, measured = self._chunk(*chunk)
-                losses.append(loss)
-                low.append(low_loss)
-                metrics.append(measured)
-        sums = {"loss_sum": torch.stack(losses).sum(), "low_strength_sum": torch.stack(low).sum()}
-        return sums | {"metrics": torch.stack(metrics).sum(0)}
+            run = self._fused if self.why_not_fused is None else self._chunk_by_chunk
+            loss, low, metrics_X = run(hidden_NH, self.head, targets)
+        return {"loss_sum": loss, "low_strength_sum": low, "metrics": metrics_X}
 
     @torch.no_grad()
     def measure(
@@ -88,7 +87,9 @@ class DistillForward:
         targets: SparseTargets,
     ) -> dict[str, torch.Tensor]:
         """`divergence`, what METRICS name, and `next_logprob` of the response token itself: (N,) each, nats."""
-        hidden_NH, head = self._wide(self._hidden(input_ids, attention_mask, position))
+        hidden_NH = self._wide(self._hidden(input_ids, attention_mask, position))
+        self._require_weights(self.head)
+        head = self._float_head(self.head, hidden_NH.dtype)
         next_ids_N = input_ids.flatten()[position + 1]
         found = []
         for positions, part in targets.chunks(self.chunk_positions):
@@ -108,30 +109,44 @@ class DistillForward:
         hidden_BTH = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
         return hidden_BTH.flatten(0, 1)[position]
 
-    def _wide(self, hidden_NH: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Hidden states and output layer in float32 at least: bf16 logits lie 0.125 apart where the teacher's signal is
-        a tenth of a nat."""
-        hidden_NH = hidden_NH.to(torch.promote_types(hidden_NH.dtype, torch.float32))
-        return hidden_NH, self._float_head(hidden_NH.dtype)
+    @staticmethod
+    def _wide(hidden_NH: torch.Tensor) -> torch.Tensor:
+        """In float32 at least: bf16 logits lie 0.125 apart where the teacher's signal is a tenth of a nat."""
+        return hidden_NH.to(torch.promote_types(hidden_NH.dtype, torch.float32))
 
     def _logits(self, hidden_CH: torch.Tensor, head: Any) -> torch.Tensor:
         return self._transform(head(hidden_CH)[:, : self.vocabulary_size], torch)
 
-    def _chunk(self, hidden_CH: torch.Tensor, targets: SparseTargets, head: Any) -> tuple[torch.Tensor, ...]:
-        logits_CV = self._logits(hidden_CH, head)
-        value_C, student_M, student_tail_C = sparse_divergence(logits_CV, targets, self.divergence)
-        with torch.no_grad():
-            measured_CX = position_metrics(student_M, student_tail_C, targets)
-            # doubles: a run's sums are over millions of positions
-            sums_X = (measured_CX * targets.counts[:, None]).double().sum(0)
-        loss_C = value_C * targets.coefficient
-        return loss_C.sum(), loss_C.detach()[targets.strength < LOW_STRENGTH].sum(), sums_X
+    @property
+    def head(self) -> Any:
+        """The output module; a wrapper may exchange it, or its weight, after this was made."""
+        return self.model.get_output_embeddings()
 
-    def _float_head(self, dtype: torch.dtype) -> Any:
+    @property
+    def why_not_fused(self) -> str | None:
+        """Why the logits are computed again for the backward pass; None where the gradient comes on the way forward."""
+        return why_not_fused(self.head)
+
+    def _chunk_by_chunk(self, hidden_NH: torch.Tensor, module: Any, targets: SparseTargets) -> Sums:
+        head = self._float_head(module, hidden_NH.dtype)
+        parts = []
+        for positions, part in targets.chunks(self.chunk_positions):
+            chunk = (hidden_NH[positions], part, head)
+            if torch.is_grad_enabled():
+                parts.append(checkpoint(self._chunk, *chunk, use_reentrant=False))
+            else:
+                parts.append(self._chunk(*chunk))
+        loss, low, metrics_X = (torch.stack(column).sum(0) for column in zip(*parts, strict=True))
+        return loss, low, metrics_X
+
+    def _chunk(self, hidden_CH: torch.Tensor, targets: SparseTargets, head: Any) -> Sums:
+        logits_CV = self._logits(hidden_CH, head)
+        return loss_sums(*sparse_divergence(logits_CV, targets, self.divergence), targets)
+
+    @staticmethod
+    def _float_head(module: Any, dtype: torch.dtype) -> Any:
         """The output module itself, or a call of it with its parameters in `dtype` where they are narrower."""
-        module = self.model.get_output_embeddings()
         parameters = dict(module.named_parameters())
-        self._require_weights(module)
         if all(parameter.dtype == dtype for parameter in parameters.values()):
             return module
         wide = {name: parameter.to(dtype) for name, parameter in parameters.items()}
@@ -148,7 +163,7 @@ class DistillForward:
     def _check_head(self) -> None:
         """Compare body, output layer and transform with the model's own logits, in the model's own dtype."""
         model = self.model
-        module = model.get_output_embeddings()
+        module = self.head
         name = type(model).__name__
         if module is None:
             raise ModelError(f"student: expected a model with an output layer, got {name}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from shards import Divergence
+from shards.compose import LOW_STRENGTH
 
 REVERSE_KL = Divergence(name="reverse_kl")
 
@@ -77,64 +78,78 @@ def sparse_divergence(
     The divergence is over the buckets: every kept token, and the tail. Only it carries a gradient, the analytic one of
     `shards.divergence`; no V-sized teacher vector is built.
     """
-    return _SparseDivergence.apply(
-        logits_CV,
-        targets.support_ids,
-        targets.support_count,
-        targets.teacher_logprobs.to(logits_CV.dtype),
-        targets.teacher_tail.to(logits_CV.dtype),
-        divergence,
-    )
+    return _SparseDivergence.apply(logits_CV, targets, divergence)
 
 
 class _SparseDivergence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        logits_CV: torch.Tensor,
-        ids_M: torch.Tensor,
-        count_C: torch.Tensor,
-        teacher_M: torch.Tensor,
-        teacher_tail_C: torch.Tensor,
-        divergence: Divergence,
+        ctx: Any, logits_CV: torch.Tensor, targets: SparseTargets, divergence: Divergence
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        position_M = torch.arange(len(count_C), device=count_C.device).repeat_interleave(
-            count_C, output_size=len(ids_M)
-        )
-        log_partition_C = logits_CV.logsumexp(-1)
-        tail_partition_C = logits_CV.index_put((position_M, ids_M), logits_CV.new_tensor(-torch.inf)).logsumexp(-1)
-        student_M = logits_CV[position_M, ids_M] - log_partition_C[position_M]
-        student_tail_C = tail_partition_C - log_partition_C
-
-        value_M, slope_M = divergence.terms(student_M, teacher_M, torch)
-        value_tail_C, slope_tail_C = divergence.terms(student_tail_C, teacher_tail_C, torch)
-        value_C = segment_sum(value_M, count_C) + value_tail_C
-        slope_sum_C = segment_sum(slope_M, count_C) + slope_tail_C
-        ctx.save_for_backward(
-            logits_CV,
-            ids_M,
-            position_M,
-            student_M,
-            slope_M,
-            tail_partition_C,
-            student_tail_C,
-            slope_tail_C,
-            slope_sum_C,
-        )
+        grad_CV = logits_CV.clone(memory_format=torch.contiguous_format)
+        value_C, student_M, student_tail_C = divergence_and_gradient_(grad_CV, targets, divergence)
+        ctx.save_for_backward(grad_CV)
         ctx.mark_non_differentiable(student_M, student_tail_C)
         return value_C, student_M, student_tail_C
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """dL/dz_v = p(v) / P(b) * P(b) g(b) - p(v) * sum_b P(b) g(b), b the bucket of v."""
-        (logits_CV, ids_M, position_M, student_M, slope_M, tail_partition_C, tail_C, slope_tail_C, slope_sum_C) = (
-            ctx.saved_tensors
-        )
-        # a token of the tail: its share of the tail's mass, exp(z - tail partition), times the tail's slope
-        pull_C = slope_tail_C - slope_sum_C * tail_C.exp()
-        grad_CV = (logits_CV - tail_partition_C[:, None]).exp_().mul_(pull_C[:, None])
-        grad_CV[position_M, ids_M] = slope_M - student_M.exp() * slope_sum_C[position_M]
-        return grad_CV.mul_(grads[0][:, None]), None, None, None, None, None
+        (grad_CV,) = ctx.saved_tensors
+        return grad_CV * grads[0][:, None], None, None
+
+
+def divergence_and_gradient_(
+    logits_CV: torch.Tensor, targets: SparseTargets, divergence: Divergence, *, factor_C: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `sparse_divergence` gives; `logits_CV` holds the gradient of factor * divergence over the logits afterwards.
+
+    The exponential is taken once, in place, and only over the tail: the kept tokens are few and handled apart.
+    factor_C   what the gradient of each position is multiplied by, not the values; None is 1
+    """
+    count_C = targets.support_count
+    ids_M = targets.support_ids
+    position_M = torch.arange(len(count_C), device=count_C.device).repeat_interleave(count_C, output_size=len(ids_M))
+    kept_M = position_M * logits_CV.shape[1] + ids_M  # places in the flat logits
+    flat = logits_CV.view(-1)
+    logits_M = flat.index_select(0, kept_M)
+    # not -inf: where everything is kept the largest logit of the tail is the lowest number, and differences stay finite
+    lowest = torch.finfo(logits_CV.dtype).min
+    flat.index_fill_(0, kept_M, lowest)
+    largest_C = logits_CV.amax(-1)
+    total_C = logits_CV.sub_(largest_C[:, None]).exp_().sum(-1)
+    tail_partition_C = torch.where(largest_C == lowest, -torch.inf, largest_C + total_C.log())
+    log_partition_C = torch.logaddexp(tail_partition_C, segment_logsumexp(logits_M, position_M, count_C))
+    student_M = logits_M - log_partition_C[position_M]
+    student_tail_C = tail_partition_C - log_partition_C
+
+    value_M, slope_M = divergence.terms(student_M, targets.teacher_logprobs.to(student_M.dtype), torch)
+    value_tail_C, slope_tail_C = divergence.terms(student_tail_C, targets.teacher_tail.to(student_M.dtype), torch)
+    slope_sum_C = segment_sum(slope_M, count_C) + slope_tail_C
+    # dL/dz_v = p(v) / P(b) * P(b) g(b) - p(v) * sum_b P(b) g(b), b the bucket of v; in the tail p(v) / P(b) is the
+    # token's share of the total
+    pull_C = slope_tail_C - slope_sum_C * student_tail_C.exp()
+    pull_M = slope_M - student_M.exp() * slope_sum_C[position_M]
+    if factor_C is not None:
+        pull_C, pull_M = pull_C * factor_C, pull_M * factor_C[position_M]
+    logits_CV.mul_((pull_C / total_C)[:, None])
+    flat.index_copy_(0, kept_M, pull_M)
+    return segment_sum(value_M, count_C) + value_tail_C, student_M, student_tail_C
+
+
+def loss_sums(
+    value_C: torch.Tensor, student_M: torch.Tensor, student_tail_C: torch.Tensor, targets: SparseTargets
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sums over positions: (coefficient * divergence, the part of it at strengths under LOW_STRENGTH, the METRICS).
+
+    The metrics, (len(METRICS),), are over the positions that count. Only the first carries a gradient.
+    """
+    loss_C = value_C * targets.coefficient
+    with torch.no_grad():
+        measured_CX = position_metrics(student_M, student_tail_C, targets)
+        # doubles: a run's sums are over millions of positions
+        sums_X = (measured_CX * targets.counts[:, None]).double().sum(0)
+        low = loss_C[targets.strength < LOW_STRENGTH].sum()
+    return loss_C.sum(), low, sums_X
 
 
 def position_metrics(student_M: torch.Tensor, student_tail_C: torch.Tensor, targets: SparseTargets) -> torch.Tensor:
@@ -164,3 +179,9 @@ def position_metrics(student_M: torch.Tensor, student_tail_C: torch.Tensor, targ
 def segment_sum(values_M: torch.Tensor, count_C: torch.Tensor) -> torch.Tensor:
     """Sum of each position's entries, (C,); in a fixed order, so that it is the same every time."""
     return torch.segment_reduce(values_M, "sum", lengths=count_C, unsafe=True)
+
+
+def segment_logsumexp(values_M: torch.Tensor, position_M: torch.Tensor, count_C: torch.Tensor) -> torch.Tensor:
+    """Log of the sum of the exponentials of each position's entries, (C,); -inf without entries."""
+    largest_C = torch.segment_reduce(values_M, "max", lengths=count_C, unsafe=True)
+    return largest_C + segment_sum((values_M - largest_C[position_M]).exp(), count_C).log()

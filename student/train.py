@@ -85,12 +85,18 @@ def _plan_text(trainer: DistillTrainer, source: str) -> str:
         "student": source,
         "responses": f"{len(data):,} ({args.train_on}) from {', '.join(str(cache.folder) for cache in data.caches)}",
         "teacher": str(args.spec),
-        "loss": f"{args.divergence}, mean by {args.reduction}",
+        "loss": f"{args.divergence}, mean by {args.reduction}; {_loss_path(trainer)}",
         "steps": f"{trainer.num_steps:,}, each of {order:,} responses",
         **_trust_lines(trainer),
     }
     indented = {name: text.replace("\n", "\n" + " " * 12) for name, text in lines.items()}
     return "\n".join(f"{name:>10}  {text}" for name, text in indented.items())
+
+
+def _loss_path(trainer: DistillTrainer) -> str:
+    """How the output layer's gradient is computed, and where it costs a fourth matrix product why."""
+    reason = trainer.distill_forward.why_not_fused
+    return "gradient on the way forward" if reason is None else f"logits computed twice, since {reason}"
 
 
 def _trust_lines(trainer: DistillTrainer) -> dict[str, str]:

@@ -1,4 +1,8 @@
-"""Run by torchrun: one loss and its gradients with FSDP2's fully_shard, compared with those of the whole model."""
+"""Run by torchrun: one loss and its gradients with FSDP2's fully_shard, compared with those of the whole model.
+
+Sharded twice: with the output layer in the model's own group, where its weight is whole inside the forward and the
+gradient is computed on the way, and in a group of its own, where the module has to be called.
+"""
 
 import sys
 
@@ -15,7 +19,7 @@ from student.forward import DistillForward
 from student.loss import SparseTargets
 
 
-def loss_and_gradients(folder, cache, shard):
+def loss_and_gradients(folder, cache, shard, head_apart=False):
     spec = TeacherSpec()
     data = CachedResponses([cache], train_on="both").for_teacher(spec)
     batch = Collator(spec=spec, nodes=data.nodes, reduction="sequence", pad_token_id=0)(
@@ -28,13 +32,19 @@ def loss_and_gradients(folder, cache, shard):
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
+        if head_apart:
+            fully_shard(model.lm_head, mesh=mesh)
         fully_shard(model, mesh=mesh)
+    reasons = []
+    distill = forward.distill
+    forward.distill = lambda *given: (reasons.append(forward.why_not_fused), distill(*given))[1]
     out = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         position=batch["position"],
         targets=SparseTargets(batch),
     )
+    assert (reasons[0] is not None) == head_apart, reasons
     out["loss_sum"].backward()
     grads = [p.grad.full_tensor() if shard else p.grad for p in model.parameters()]
     return out["loss_sum"].detach(), torch.cat([g.flatten() for g in grads])
@@ -43,9 +53,11 @@ def loss_and_gradients(folder, cache, shard):
 def main():
     cache, folder = sys.argv[1:]
     dist.init_process_group("gloo")
-    whole, sharded = (loss_and_gradients(folder, cache, shard) for shard in (False, True))
-    torch.testing.assert_close(sharded[0], whole[0], rtol=1e-6, atol=0)
-    assert (sharded[1] - whole[1]).norm() <= 1e-5 * whole[1].norm()
+    whole = loss_and_gradients(folder, cache, shard=False)
+    for head_apart in (False, True):
+        sharded = loss_and_gradients(folder, cache, shard=True, head_apart=head_apart)
+        torch.testing.assert_close(sharded[0], whole[0], rtol=1e-6, atol=0)
+        assert (sharded[1] - whole[1]).norm() <= 1e-5 * whole[1].norm()
     print("same loss and gradients", flush=True)
     dist.destroy_process_group()
 
