@@ -73,9 +73,7 @@ def make_responses(options: LoadingOptions) -> Iterator[Response]:
         yield make_response(row, options, laws, generator)
 
 
-def make_response(
-    row: int, options: LoadingOptions, laws: PowerLaws, generator: np.random.Generator
-) -> Response:
+def make_response(row: int, options: LoadingOptions, laws: PowerLaws, generator: np.random.Generator) -> Response:
     low, high = max(1, options.length // 2), max(1, options.length * 3 // 2)
     size = int(generator.integers(low, high + 1))
     scores, next_ids_N = make_scores(size, options, laws, generator)
@@ -103,7 +101,9 @@ def make_scores(
     rest_N = np.clip(1 - np.add.reduceat(np.exp(mean_M), starts_N), 1e-6, None)
     rest_N[count_N == options.vocabulary] = 0
 
-    move_N = np.minimum(np.exp(generator.normal(np.log(0.1), 0.8, size)), 0.5)  # how far dpo and reverse lie from the reference, nats
+    move_N = np.minimum(
+        np.exp(generator.normal(np.log(0.1), 0.8, size)), 0.5
+    )  # how far dpo and reverse lie from the reference, nats
     logit_M = mean_M + SCATTER * generator.standard_normal(len(of_M))
     towards_M = move_N[of_M] * generator.standard_normal(len(of_M))
     away_M = 0.9 * towards_M + 0.3 * move_N[of_M] * generator.standard_normal(len(of_M))
