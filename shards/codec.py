@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +21,17 @@ from shards.scores import Response, Scores
 from shards.selection import Selection, leaning
 
 Row = Mapping[str, Any]
-Flat = tuple[Any, np.ndarray | None]
-"""Values of a column, and where each row's begin and the last one's end, int32 from 0 (None: a row has one value).
 
-An array; of strings their UTF-8 bytes. Little-endian, as every machine that numpy and pyarrow have wheels for."""
+
+class Flat(NamedTuple):
+    """A column: its values, an array (of strings their UTF-8 bytes), and where the rows begin and the last one ends.
+
+    offsets: int32, from 0; None where a row has one value. Both little-endian, as numpy and pyarrow are wherever they
+    have wheels.
+    """
+
+    values: Any
+    offsets: Any
 
 
 def encode(responses: Sequence[Response], plan: Plan, arrow_schema: pa.Schema) -> pa.RecordBatch:
@@ -250,10 +257,11 @@ def _rows(column: Flat) -> list:
 
 def _flat(array: pa.Array) -> Flat:
     if not (pa.types.is_list(array.type) or pa.types.is_string(array.type)):
-        return array.to_numpy(zero_copy_only=False), None
+        return Flat(array.to_numpy(zero_copy_only=False), None)
     offsets = np.frombuffer(array.buffers()[1], dtype=np.int32)[array.offset : array.offset + len(array) + 1]
     first, last = offsets[0], offsets[-1]
     if pa.types.is_string(array.type):
         values = array.buffers()[2]
-        return (b"" if values is None else values.slice(first, last - first).to_pybytes()), offsets - first
-    return array.values.to_numpy(zero_copy_only=False)[first:last], offsets - first
+        text = b"" if values is None else values.slice(first, last - first).to_pybytes()
+        return Flat(text, offsets - first)
+    return Flat(array.values.to_numpy(zero_copy_only=False)[first:last], offsets - first)

@@ -140,7 +140,9 @@ def preference_margins(
         reference_N = scores.next_logprob["reference"].astype(np.float64)
         found = {"reference": reference_N, "dpo": scores.next_logprob["dpo"] - reference_N}
         for name, spec in specs.items():
-            found[name] = compose(scores, spec, cache.plan.nodes).next_logprob - reference_N
+            next_N = compose(scores, spec, cache.plan.nodes).next_logprob
+            assert next_N is not None, "all that is stored was read"
+            found[name] = next_N - reference_N
         for name, values_N in found.items():
             ratios[name].append(np.add.reduceat(values_N, segment_starts(sizes)))
     joined = {name: np.concatenate(parts)[pairs_P2] for name, parts in ratios.items()}

@@ -86,7 +86,7 @@ class ShardCache:
                 pair_ids.append(columns[schema.PAIR_ID][0])
                 chosens.append(columns[schema.CHOSEN][0])
                 lengths.append(np.diff(offsets))
-                positions.append(np.diff(np.cumsum([0, *mask])[offsets]))
+                positions.append(np.diff(np.concatenate([[0], np.cumsum(mask)])[offsets]))
         return RowIndex(
             pair_id=np.concatenate(pair_ids),
             chosen=np.concatenate(chosens),

@@ -153,7 +153,7 @@ def _ids(
 def _partitions(
     anchor_N: np.ndarray, dpo_N: np.ndarray, negative_N: np.ndarray, distance_N: np.ndarray, move_N: np.ndarray
 ) -> np.ndarray:
-    """Log partitions of the tail at the nodes above 0: those of normal log-ratios; at w = 1 of reference/reference dpo's."""
+    """Log partitions at the nodes above 0, of normal log-ratios; reference/reference has dpo's tail at w = 1."""
     strength_NJ = NODES.at(distance_N.astype(np.float32))[:, 1:]
     bend_N1 = move_N[:, None] ** 2 / 2
     with np.errstate(invalid="ignore"):
