@@ -18,7 +18,7 @@ them better than together.
 Dimensions: N positions, M values of any kind, each with its position's unit, J strength nodes, I = J - 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,10 +76,11 @@ def to_codes(logprobs_M: np.ndarray, unit_M: np.ndarray) -> np.ndarray:
 def from_codes(code_M: np.ndarray, unit_M: np.ndarray) -> np.ndarray:
     """Log-probs, (M,) float32, of biased codes (M,) int32."""
     code_M = code_M - np.int32(BIAS)
-    prob_M = np.maximum(code_M, LINEAR_FROM).astype(np.float32)
+    low = np.flatnonzero(code_M < LINEAR_FROM)
+    prob_M = code_M.astype(np.float32)
+    prob_M[low] = LINEAR_FROM
     prob_M *= unit_M
     logprob_M = np.log(prob_M, out=prob_M)
-    low = np.flatnonzero(code_M < LINEAR_FROM)
     if len(low):
         below = (code_M[low] - LINEAR_FROM).astype(np.float32) / STEPS_PER_NAT
         below[code_M[low] == -BIAS] = -np.inf
@@ -116,9 +117,15 @@ def from_differences(stored: Mapping[Role, np.ndarray]) -> Codes:
     """The codes, int32, from what `to_differences` gave; reverse only where it is asked for."""
     reference = stored["reference"].view(np.int32)
     codes: Codes = {"reference": reference}
-    codes["dpo"] = (_unzigzag(stored["dpo"]) + reference) & MASK
+    codes["dpo"] = _unzigzag(stored["dpo"])
+    codes["dpo"] += reference
+    codes["dpo"] &= MASK
     if "reverse" in stored:
-        codes["reverse"] = (_unzigzag(stored["reverse"]) + 2 * reference - codes["dpo"]) & MASK
+        codes["reverse"] = _unzigzag(stored["reverse"])
+        codes["reverse"] += reference
+        codes["reverse"] += reference
+        codes["reverse"] -= codes["dpo"]
+        codes["reverse"] &= MASK
     return codes
 
 
@@ -132,9 +139,13 @@ def to_gaps(ids_M: np.ndarray) -> np.ndarray:
     return (gap_M & MASK).astype(np.uint32)
 
 
-def from_gaps(gap_M: np.ndarray) -> np.ndarray:
-    """Token ids of a row, (M,) int32."""
-    ids_M = np.cumsum(gap_M, dtype=np.uint32)
+def from_gaps(gap_M: np.ndarray, size_R: Sequence[int] | None = None) -> np.ndarray:
+    """Token ids, (M,) int32, of one row, or of rows of size_R entries each, one after the other."""
+    ids_M = np.empty(len(gap_M), dtype=np.uint32)
+    start = 0
+    for size in [len(gap_M)] if size_R is None else size_R:
+        np.cumsum(gap_M[start : start + size], dtype=np.uint32, out=ids_M[start : start + size])
+        start += size
     ids_M &= np.uint32(MASK)
     return ids_M.view(np.int32)
 
@@ -190,9 +201,12 @@ def _zigzag(value: Any) -> Any:
 
 
 def _unzigzag(value: np.ndarray) -> np.ndarray:
-    """Inverse of `_zigzag`, modulo 2^24; int32."""
+    """Inverse of `_zigzag`, modulo 2^24; int32, an array of its own."""
     signed = value.view(np.int32)
-    return (signed >> 1) ^ -(signed & 1)
+    sign = signed & np.int32(1)
+    np.negative(sign, out=sign)
+    sign ^= signed >> np.int32(1)
+    return sign
 
 
 def _centred(value: Any) -> Any:

@@ -131,7 +131,11 @@ def log_ratios(scores: Scores, specs: Mapping[str, TeacherSpec], nodes: Strength
     reference its log-prob l_ref(y_t) itself."""
     reference_N = scores.next_logprob["reference"].astype(np.float64)
     found = {"reference": reference_N, "dpo": scores.next_logprob["dpo"] - reference_N}
-    return found | {name: compose(scores, spec, nodes).next_logprob - reference_N for name, spec in specs.items()}
+    for name, spec in specs.items():
+        next_N = compose(scores, spec, nodes).next_logprob
+        assert next_N is not None, "all that is stored was read"
+        found[name] = next_N - reference_N
+    return found
 
 
 def preference_margins(

@@ -5,7 +5,7 @@ Dimensions: N response positions, M kept tokens over all positions (position-maj
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,6 +72,13 @@ class Response:
     input_ids: Array
     loss_mask: Array
     scores: Scores
+
+
+class Tokens(NamedTuple):
+    """The tokens of a row, without its scores: input_ids (T,) int32, loss_mask (T,) bool."""
+
+    input_ids: Array
+    loss_mask: Array
 
 
 def concatenate(parts: Sequence[Scores]) -> Scores:

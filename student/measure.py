@@ -3,7 +3,7 @@
 Dimensions: R responses of the cache, N response positions of a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,9 +16,10 @@ from shards.errors import NonFiniteLogits
 from shards.head import require_room
 from shards.nodes import StrengthNodes
 from shards.preferences import log_ratios
-from shards.scores import Response, Scores, concatenate, segment_starts
+from shards.scores import Scores, Tokens, segment_starts
+from shards.selection import Selection
 from student.collate import Collator
-from student.data import BatchItem, CachedResponses
+from student.data import CachedResponses, MicroBatch
 from student.forward import DistillForward
 from student.loss import SparseTargets
 
@@ -71,18 +72,19 @@ def measure(
         divergence=divergence,
         chunk_positions=chunk_positions,
     )
+    selection = Selection.everything(cache.plan)
     collator = Collator(spec=spec, nodes=data.nodes, reduction="token", pad_token_id=pad_token_id)
     sums = {field.name: np.full(len(data), np.nan) for field in fields(ResponseSums)}
     order = np.argsort(-data.lengths, kind="stable")
     with tqdm(total=int(cache.index.num_positions.sum()), unit="tok", desc=description) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size].tolist()
-            batch = data.__getitems__([BatchItem(row, True) for row in rows])
-            scores = concatenate([response.scores for response, _ in batch])
-            found = _of_model(forward, collator(batch), batch)
+            tokens, scores = cache.read_joined(rows, selection)
+            batch = MicroBatch(tokens=tokens, counts=[True] * len(rows), scores=scores)
+            found = _of_model(forward, collator(batch), tokens, lambda i, rows=rows: cache[rows[i]].sample_id)
             found |= _of_cache(scores, spec, cache.plan.nodes)
             found["log_ratio"] = found["next_logprob"] - scores.next_logprob["reference"]
-            starts = segment_starts(np.array([response.scores.num_positions for response, _ in batch]))
+            starts = segment_starts(_num_positions(tokens))
             for name, sum_R in sums.items():
                 sum_R[rows] = np.add.reduceat(found[name], starts)
             bar.update(scores.num_positions)
@@ -90,19 +92,24 @@ def measure(
 
 
 def _of_model(
-    forward: DistillForward, inputs: dict[str, torch.Tensor], batch: Sequence[tuple[Response, bool]]
+    forward: DistillForward, inputs: dict[str, torch.Tensor], tokens: Sequence[Tokens], sample_id: Callable[[int], str]
 ) -> dict[str, np.ndarray]:
-    """What `DistillForward.measure` gives, (N,) each, float64."""
+    """What `DistillForward.measure` gives, (N,) each, float64. sample_id: the name of the batch's i-th response."""
     inputs = {name: tensor.to(forward.model.device) for name, tensor in inputs.items()}
     found = forward.measure(inputs["input_ids"], inputs["attention_mask"], inputs["position"], SparseTargets(inputs))
     values = {name: values_N.double().cpu().numpy() for name, values_N in found.items()}
     for name in ("divergence", "next_logprob"):
         bad_N = ~np.isfinite(values[name])
         if bad_N.any():
-            names_N = np.repeat([r.sample_id for r, _ in batch], [r.scores.num_positions for r, _ in batch])
-            value, sample_id = values[name][bad_N][0], names_N[bad_N][0]
-            raise NonFiniteLogits(f"model: expected finite logits, got a {name} of {value} for {sample_id}")
+            first = int(np.repeat(np.arange(len(tokens)), _num_positions(tokens))[bad_N][0])
+            got = f"a {name} of {values[name][bad_N][0]} for {sample_id(first)}"
+            raise NonFiniteLogits(f"model: expected finite logits, got {got}")
     return values
+
+
+def _num_positions(tokens: Sequence[Tokens]) -> np.ndarray:
+    """Of each response, (R,)."""
+    return np.array([row.loss_mask.sum() for row in tokens])
 
 
 def _of_cache(scores: Scores, spec: TeacherSpec, nodes: StrengthNodes) -> dict[str, np.ndarray]:
