@@ -5,6 +5,7 @@ Dimensions: R responses of the cache, N response positions of a batch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def measure(
             rows = order[start : start + batch_size].tolist()
             tokens, scores = cache.read_joined(rows, selection)
             batch = MicroBatch(tokens=tokens, counts=[True] * len(rows), scores=scores)
-            found = _of_model(forward, collator(batch), tokens, lambda i, rows=rows: cache[rows[i]].sample_id)
+            found = _of_model(forward, collator(batch), tokens, partial(_sample_id, cache, rows))
             found |= _of_cache(scores, spec, cache.plan.nodes)
             found["log_ratio"] = found["next_logprob"] - scores.next_logprob["reference"]
             starts = segment_starts(_num_positions(tokens))
@@ -105,6 +106,10 @@ def _of_model(
             got = f"a {name} of {values[name][bad_N][0]} for {sample_id(first)}"
             raise NonFiniteLogits(f"model: expected finite logits, got {got}")
     return values
+
+
+def _sample_id(cache: ShardCache, rows: Sequence[int], i: int) -> str:
+    return cache[rows[i]].sample_id
 
 
 def _num_positions(tokens: Sequence[Tokens]) -> np.ndarray:
