@@ -20,7 +20,7 @@ from faults import (
     set_next,
 )
 
-from shards import codec, schema
+from shards import codec, compact, schema
 from shards.verify import verify
 
 
@@ -112,6 +112,12 @@ def set_code(name, n, code):
     return {schema.low(name): lambda v: changed(v, n, low), schema.high(name): lambda v: changed(v, n, high)}
 
 
+def code_of_one(response, n):
+    """The code of a probability of 1 at a position."""
+    unit = compact.units(response.scores.l1_distance["reverse"])[n]
+    return compact.BIAS + round(1 / float(unit))
+
+
 def require_fault(folder, rule, column):
     """The rules of all faults, which lie in one row; this rule finds a fault in this column."""
     faults = list(verify(folder))
@@ -182,7 +188,7 @@ EDITS = {
     "next: in the tail": (
         17,
         "reference_next_logprob",
-        lambda r: set_code("reference_next_code", partial_position(r, kept=False), (1 << 15) + (1 << 19)),
+        lambda r: set_code("reference_next_code", (n := partial_position(r, kept=False)), code_of_one(r, n)),
     ),
     "distance": (18, "l1_distance_reference", lambda r: {"l1_distance_reference": lambda v: changed(v, 0, v[0] + 0.3)}),
     "tail: dent": (
