@@ -59,4 +59,4 @@ def test_the_pinned_rows_have_every_kind_of_position():
 def test_both_ways_of_storing_give_one_teacher():
     teachers = [ShardCache(GOLDEN / values).teacher([0, 1], TeacherSpec(gain=2.0)) for values in schema.VALUES]
     compact, exact = (np.exp(teacher.logprobs) for teacher in teachers)
-    assert np.abs(compact - exact).max() < 1e-4
+    assert np.abs(compact - exact).max() < 1e-3
