@@ -52,10 +52,11 @@ def test_the_pinned_rows_have_every_kind_of_position():
     distances = [distance for row in rows for distance in row["l1_distance reverse"]]
     assert min(counts) == 1 and max(counts) == 24
     assert min(distances) < 0.0125 and max(distances) > 0.1, "the finest unit, and the coarsest"
-    assert None in rows[-1]["tail_logprob dpo"]
+    assert any(0.05 < distance < 0.1 for distance in distances), "and one between"
+    assert None in rows[0]["tail_logprob dpo"]
 
 
 def test_both_ways_of_storing_give_one_teacher():
     teachers = [ShardCache(GOLDEN / values).teacher([0, 1], TeacherSpec(gain=2.0)) for values in schema.VALUES]
     compact, exact = (np.exp(teacher.logprobs) for teacher in teachers)
-    assert np.abs(compact - exact).max() < 1e-4
+    assert np.abs(compact - exact).max() < 1e-3
