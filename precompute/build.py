@@ -112,18 +112,18 @@ def _build(
     processes.wait()
     if processes.is_first:
         finish(out, plan)
-        if found := _directions(out, options, inputs, scorer, rule):
+        if found := _directions(out, options, inputs, scorer):
             print(directions_text(found))
         print(f"{out}: done")
     processes.wait()
     return read_manifest(out)
 
 
-def _directions(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer, rule: SupportRule) -> list[Direction]:
+def _directions(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer) -> list[Direction]:
     """What dpo and reverse prefer, from the cache where it has both responses of a pair, else from a few rows."""
     if options.responses == "both":
         return measure_directions(ShardCache(out))
-    return sample_directions(options, inputs.corpus, inputs.folders["reference"], scorer, rule)
+    return sample_directions(options, inputs.corpus, inputs.folders["reference"], scorer)
 
 
 def read_inputs(options: BuildOptions, processes: Processes) -> Inputs:

@@ -80,16 +80,20 @@ def _trainer(
     options: TeacherOptions,
     args: DPOArguments,
 ) -> DPOTrainer:
-    given: dict[str, Any] = {"dtype": options.dtype, "attn_implementation": options.attn_implementation}
-    given |= {"trust_remote_code": args.trust_remote_code}
-    model = load_merged(reference, "reference", device="cpu", **given)
+    given: dict[str, Any] = {
+        "dtype": options.dtype,
+        "device": "cpu",
+        "attn_implementation": options.attn_implementation,
+        "trust_remote_code": args.trust_remote_code,
+    }
+    model = load_merged(reference, "reference", **given)
     use_cache = getattr(model.config, "use_cache", None)
     # without its adapter, or before its first step, the model is its own reference
     alone = options.use_peft or args.precompute_ref_log_probs
     try:
         trainer = _Trainer(
             model=model,
-            ref_model=None if alone else load_merged(reference, "reference", device="cpu", **given),
+            ref_model=None if alone else load_merged(reference, "reference", **given),
             args=args,
             train_dataset=dpo_dataset(pairs, swap=role == "reverse"),
             processing_class=load_tokenizer(reference, trust_remote_code=args.trust_remote_code),

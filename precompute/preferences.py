@@ -8,14 +8,11 @@ from precompute.models import ModelFolder, load_tokenizer
 from precompute.options import BuildOptions
 from precompute.plan import sample_rows
 from precompute.score import Scorer, batches_by_length
-from precompute.support import SupportRule
 from precompute.tokenize import TokenizedResponse
 from shards.directions import Direction, Rewards, directions, implicit_rewards
 
 
-def sample_directions(
-    options: BuildOptions, corpus: Corpus, reference: ModelFolder, scorer: Scorer, rule: SupportRule
-) -> list[Direction]:
+def sample_directions(options: BuildOptions, corpus: Corpus, reference: ModelFolder, scorer: Scorer) -> list[Direction]:
     """What the models prefer in the rows that the threshold is set on; nothing where the data have no pairs."""
     if not corpus.has_pairs:
         return []
@@ -27,12 +24,12 @@ def sample_directions(
         # no longer than what the models were found to have room for
         max_length=max(len(row.input_ids) for row in corpus.responses),
     )
-    return directions(_rewards(rows, scorer, rule, options.batch_tokens))
+    return directions(_rewards(rows, scorer, options.batch_tokens))
 
 
-def _rewards(rows: Sequence[TokenizedResponse], scorer: Scorer, rule: SupportRule, batch_tokens: int) -> Rewards:
+def _rewards(rows: Sequence[TokenizedResponse], scorer: Scorer, batch_tokens: int) -> Rewards:
     rewards: Rewards = {}
     for batch in batches_by_length(rows, batch_tokens):
-        for i, scores in zip(batch, scorer.score([rows[i] for i in batch], rule), strict=True):
-            rewards[rows[i].pair_id, rows[i].chosen] = implicit_rewards(scores)
+        for i, next_logprob in zip(batch, scorer.next_logprobs([rows[i] for i in batch]), strict=True):
+            rewards[rows[i].pair_id, rows[i].chosen] = implicit_rewards(next_logprob)
     return rewards

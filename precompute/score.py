@@ -5,13 +5,14 @@ Dimensions: B responses of a batch, T tokens, N response positions of the batch,
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from precompute.bits import log_partitions
 from precompute.models import RoleModel
-from precompute.support import SupportRule, best_log_scores, summarise
+from precompute.support import SupportRule, best_log_scores, next_logprob, summarise
 from precompute.tokenize import TokenizedResponse
 from shards.errors import NonFiniteLogits
 from shards.nodes import StrengthNodes
@@ -42,8 +43,16 @@ class Scorer:
             for logprobs, next_ids_C in self.chunks(batch)
         ]
         joined = concatenate(parts)
-        ends = np.cumsum([int(row.loss_mask.sum()) for row in batch])
-        return [joined.slice(start, stop) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
+        return [joined.slice(start, stop) for start, stop in _row_ends(batch)]
+
+    def next_logprobs(self, batch: Sequence[Row]) -> list[dict[Role, np.ndarray]]:
+        """The log-probs of each response's own tokens, role -> (N,), without the work of choosing what is kept."""
+        parts = [
+            {role: next_logprob(l_CV, next_ids_C) for role, l_CV in logprobs.items()}
+            for logprobs, next_ids_C in self.chunks(batch)
+        ]
+        joined = {role: np.concatenate([part[role] for part in parts]) for role in self.models}
+        return [{role: l_N[start:stop] for role, l_N in joined.items()} for start, stop in _row_ends(batch)]
 
     def ranked_scores(self, batch: Sequence[Row], highest: int) -> np.ndarray:
         """Logs of the best `highest` token scores of every position, falling, (N, highest); for the threshold."""
@@ -97,6 +106,11 @@ class Scorer:
             f"{role}: expected finite logits, got {logit} for sample {batch[row_C[first]].sample_id} "
             f"at token {token_C[first]}"
         )
+
+
+def _row_ends(batch: Sequence[Row]) -> Iterator[tuple[int, int]]:
+    """Of each row, the first of its positions among the batch's and the one behind its last."""
+    return pairwise(np.cumsum([0, *(int(row.loss_mask.sum()) for row in batch)]).tolist())
 
 
 def pad(batch: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:

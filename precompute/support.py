@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from precompute.bits import LN_2, Block, Logprobs, blocks, exp2_sum, logsumexp, teachers
+from precompute.bits import LN_2, Block, Logprobs, block_size, blocks, exp2_sum, logsumexp, teachers
 from shards.nodes import StrengthNodes
 from shards.schema import Pair
 from shards.scores import Scores, concatenate
@@ -77,12 +77,11 @@ def summarise(
 
     logprobs: role -> (C, V), full vocabulary, nats; next_ids_C: the actual next tokens. Values keep their dtype.
     """
-    found, first = [], 0
-    for block in blocks(logprobs):
+    found = []
+    next_ids = next_ids_C.split(block_size(logprobs["dpo"]))
+    for block, block_next_ids_C in zip(blocks(logprobs), next_ids, strict=True):
         kept_CV = rule.select(token_scores(block, block.score_strengths(pairs, nodes)))
-        last = first + len(kept_CV)
-        found.append(values_on(block, next_ids_C[first:last], kept_CV, pairs=pairs, nodes=nodes))
-        first = last
+        found.append(values_on(block, block_next_ids_C, kept_CV, pairs=pairs, nodes=nodes))
     return concatenate(found)
 
 
@@ -100,7 +99,7 @@ def values_on(
         support_count=_numpy(torch.bincount(position_M, minlength=len(kept_CV)).int()),
         support_ids=_numpy(ids_M.int()),
         logprobs={role: _numpy(l_CV[position_M, ids_M]) for role, l_CV in live.items()},
-        next_logprob={role: _numpy(l_CV.gather(1, next_ids_C[:, None])[:, 0]) for role, l_CV in live.items()},
+        next_logprob={role: next_logprob(l_CV, next_ids_C) for role, l_CV in live.items()},
         tail_logprob={role: _numpy(logsumexp(l_CV, work_CV)[:, 0]) for role, l_CV in outside.items()},
         l1_distance={negative: _numpy(distance_C) for negative, distance_C in block.distances.items()},
         tail_logpartition={
@@ -108,6 +107,11 @@ def values_on(
             for pair, strengths_CJ in block.node_strengths(pairs, nodes).items()
         },
     )
+
+
+def next_logprob(logprobs_CV: torch.Tensor, next_ids_C: torch.Tensor) -> np.ndarray:
+    """Of the actual next tokens, (C,)."""
+    return _numpy(logprobs_CV.gather(1, next_ids_C[:, None])[:, 0])
 
 
 def tail_logpartition(outside_CV: torch.Tensor, bits: Logprobs, pair: Pair, strengths_CS: torch.Tensor) -> torch.Tensor:

@@ -204,7 +204,7 @@ def flatten(batch: pa.RecordBatch) -> dict[str, Flat]:
 
 def batch_metadata(batch: pa.RecordBatch, first_row: int) -> dict[bytes, bytes]:
     """Record-batch metadata: the row of the cache it begins with, and every column's crc32 as one JSON object."""
-    sums = {name: _crc32(column) for name, column in flatten(batch).items()}
+    sums = {name: column_crc32(column) for name, column in flatten(batch).items()}
     crc32 = json.dumps(sums, sort_keys=True, separators=(",", ":"))
     return {schema.FIRST_ROW_KEY: str(first_row).encode(), schema.CRC32_KEY: crc32.encode()}
 
@@ -219,21 +219,17 @@ def check_crc32(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes], where: s
         raise CacheDamaged(f"{where}: expected crc32 metadata to be a JSON object: {exc}") from exc
     columns = flatten(batch)
     for name, column in columns.items():
-        found = _crc32(column)
+        found = column_crc32(column)
         if expected.get(name) != found:
             raise CacheDamaged(f"{where} column {name}: expected crc32 {expected.get(name)}, got {found}")
     return columns
 
 
-def column_crc32(array: pa.Array) -> int:
+def column_crc32(column: Flat) -> int:
     """crc32 of a column's values as little-endian bytes, continued over its row offsets (int32, from 0).
 
     Booleans count as one byte each, strings as their UTF-8 bytes; a column without lists has no offsets.
     """
-    return _crc32(_flat(array))
-
-
-def _crc32(column: Flat) -> int:
     values, offsets = column
     return zlib.crc32(b"" if offsets is None else offsets, zlib.crc32(values))
 

@@ -4,15 +4,15 @@ The implicit reward of a response under a role is sum_t [l_role(y_t) - l_referen
 2023): dpo should give the chosen response of a pair the larger one, reverse the rejected response.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from shards.preferences import accuracy
 from shards.reader import ShardCache
 from shards.sample import chunks, spread
 from shards.schema import Role
-from shards.scores import Scores
 
 SAMPLE_ROWS = 500
 """Rows of a cache that are asked, with their neighbours; a share of one half has a standard error of 2% then."""
@@ -47,14 +47,14 @@ def directions(rewards: Rewards) -> list[Direction]:
         if role in paired[0][0]
     }
     return [
-        Direction(role=role, share=_share_positive(margins), pairs=len(paired))
+        Direction(role=role, share=accuracy(np.array(margins)), pairs=len(paired))
         for role, margins in margins_by_role.items()
     ]
 
 
-def implicit_rewards(scores: Scores) -> Mapping[Role, float]:
-    """The rewards of one response, by role but the reference, nats."""
-    sums = {role: float(values_N.sum(dtype=np.float64)) for role, values_N in scores.next_logprob.items()}
+def implicit_rewards(next_logprob: Mapping[Role, np.ndarray]) -> Mapping[Role, float]:
+    """The rewards of one response, by role but the reference, nats; next_logprob: role -> (N,), of its own tokens."""
+    sums = {role: float(values_N.sum(dtype=np.float64)) for role, values_N in next_logprob.items()}
     return {role: total - sums["reference"] for role, total in sums.items() if role != "reference"}
 
 
@@ -63,16 +63,12 @@ def measure_directions(cache: ShardCache) -> list[Direction]:
     rewards: Rewards = {}
     for chunk in chunks(_with_neighbours(spread(len(cache), SAMPLE_ROWS), len(cache)), "asking what models prefer"):
         for response in cache.read(chunk, pairs=()):
-            rewards[response.pair_id, response.chosen] = implicit_rewards(response.scores)
+            rewards[response.pair_id, response.chosen] = implicit_rewards(response.scores.next_logprob)
     return directions(rewards)
 
 
 def _paired(rewards: Rewards) -> list[int]:
     return [pair_id for pair_id, chosen in rewards if chosen and (pair_id, False) in rewards]
-
-
-def _share_positive(values: Sequence[float]) -> float:
-    return float(np.mean((np.sign(values) + 1) / 2))
 
 
 def _with_neighbours(rows: list[int], total: int) -> list[int]:

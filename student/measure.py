@@ -3,9 +3,8 @@
 Dimensions: R responses of the cache, N response positions of a batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,10 @@ from shards.errors import NonFiniteLogits
 from shards.head import require_room
 from shards.nodes import StrengthNodes
 from shards.preferences import log_ratios
-from shards.scores import Scores, Tokens, segment_starts
+from shards.scores import Scores, segment_starts
 from shards.selection import Selection
 from student.collate import Collator
-from student.data import CachedResponses, MicroBatch
+from student.data import MicroBatch
 from student.forward import DistillForward
 from student.loss import SparseTargets
 
@@ -65,8 +64,8 @@ def measure(
 
     Raises ModelError for a model that the rows do not fit into, NonFiniteLogits naming the response.
     """
-    data = CachedResponses([cache.folder], train_on="both").for_teacher(spec)
-    require_room(model.config, int(data.lengths.max()), description)
+    index = cache.index
+    require_room(model.config, int(index.num_tokens.max()), description)
     forward = DistillForward(
         model.eval(),
         vocabulary_size=cache.plan.vocabulary_size,
@@ -74,47 +73,42 @@ def measure(
         chunk_positions=chunk_positions,
     )
     selection = Selection.everything(cache.plan)
-    collator = Collator(spec=spec, nodes=data.nodes, reduction="token", pad_token_id=pad_token_id)
-    sums = {field.name: np.full(len(data), np.nan) for field in fields(ResponseSums)}
-    order = np.argsort(-data.lengths, kind="stable")
-    with tqdm(total=int(cache.index.num_positions.sum()), unit="tok", desc=description) as bar:
+    collator = Collator(spec=spec, nodes=cache.plan.nodes, reduction="token", pad_token_id=pad_token_id)
+    sums = {field.name: np.full(len(cache), np.nan) for field in fields(ResponseSums)}
+    order = np.argsort(-index.num_tokens, kind="stable")
+    with tqdm(total=cache.plan.positions, unit="tok", desc=description) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size].tolist()
             tokens, scores = cache.read_joined(rows, selection)
             batch = MicroBatch(tokens=tokens, counts=[True] * len(rows), scores=scores)
-            found = _of_model(forward, collator(batch), tokens, partial(_sample_id, cache, rows))
+            starts = segment_starts(index.num_positions[rows])
+            found = _of_model(forward, collator(batch))
+            _require_finite(found, cache, rows, starts)
             found |= _of_cache(scores, spec, cache.plan.nodes)
             found["log_ratio"] = found["next_logprob"] - scores.next_logprob["reference"]
-            starts = segment_starts(_num_positions(tokens))
             for name, sum_R in sums.items():
                 sum_R[rows] = np.add.reduceat(found[name], starts)
             bar.update(scores.num_positions)
     return ResponseSums(**sums)
 
 
-def _of_model(
-    forward: DistillForward, inputs: dict[str, torch.Tensor], tokens: Sequence[Tokens], sample_id: Callable[[int], str]
-) -> dict[str, np.ndarray]:
-    """What `DistillForward.measure` gives, (N,) each, float64. sample_id: the name of the batch's i-th response."""
+def _of_model(forward: DistillForward, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """What `DistillForward.measure` gives, (N,) each, float64."""
     inputs = {name: tensor.to(forward.model.device) for name, tensor in inputs.items()}
     found = forward.measure(inputs["input_ids"], inputs["attention_mask"], inputs["position"], SparseTargets(inputs))
-    values = {name: values_N.double().cpu().numpy() for name, values_N in found.items()}
+    return {name: values_N.double().cpu().numpy() for name, values_N in found.items()}
+
+
+def _require_finite(
+    found: Mapping[str, np.ndarray], cache: ShardCache, rows: Sequence[int], starts: np.ndarray
+) -> None:
+    """Raise NonFiniteLogits naming the first response whose values are not; starts: the first position of each row."""
     for name in ("divergence", "next_logprob"):
-        bad_N = ~np.isfinite(values[name])
-        if bad_N.any():
-            first = int(np.repeat(np.arange(len(tokens)), _num_positions(tokens))[bad_N][0])
-            got = f"a {name} of {values[name][bad_N][0]} for {sample_id(first)}"
+        bad = np.flatnonzero(~np.isfinite(found[name]))
+        if len(bad):
+            row = rows[int(np.searchsorted(starts, bad[0], side="right")) - 1]
+            got = f"a {name} of {found[name][bad[0]]} for {cache[row].sample_id}"
             raise NonFiniteLogits(f"model: expected finite logits, got {got}")
-    return values
-
-
-def _sample_id(cache: ShardCache, rows: Sequence[int], i: int) -> str:
-    return cache[rows[i]].sample_id
-
-
-def _num_positions(tokens: Sequence[Tokens]) -> np.ndarray:
-    """Of each response, (R,)."""
-    return np.array([row.loss_mask.sum() for row in tokens])
 
 
 def _of_cache(scores: Scores, spec: TeacherSpec, nodes: StrengthNodes) -> dict[str, np.ndarray]:
