@@ -166,9 +166,8 @@ def write_cache(folder: Path, options: LoadingOptions, responses: list[Response]
     vocabulary = {f"token{i}": i for i in range(options.vocabulary)}
     plan = Plan(
         identity={
-            "models": dict.fromkeys(options.cached_roles, "synthetic"),
+            "models": {role: {"synthetic": options.seed} for role in options.cached_roles},
             "tokenizer": {"vocabulary_sha256": hashlib.sha256(canonical_json(vocabulary)).hexdigest()},
-            "seed": options.seed,
         },
         roles=options.cached_roles,
         pairs=options.pairs,
