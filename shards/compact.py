@@ -2,14 +2,15 @@
 
 A log-prob l is stored as a code c, with a unit s that depends on the position:
 
-    c = round(exp(l) / s)               where that is 4 or more: the probability, in units of s
-    c = 4 + round(4 (l - log(4 s)))     else, at most 3: a step is a quarter of a nat
+    c = round(exp(l) / s)                       where that is 256 or more: the probability, in units of s
+    c = 256 + round(256 (l - log(256 s)))       else, at most 255: the log-prob, in steps of 1/256 nat
     s = 2^(e - 20),  e = floor(log2(10 D_t)), but 0 at most and -3 at least
 
 The gradient of a divergence weighs an error of a log-prob with the probability of its token, so an error that is the
 same in *probability* for every token spends the bits where they count; and an adaptive loss weighs a position with
-beta / w_t, so the unit falls with D_t. A probability is off by s / 2 at most where it is 3.5 s or more, a log-prob by
-1/8 nat at most below. Tails are stored as -log in steps of 2^-11 nat. What has no code is refused, never cut.
+beta / w_t, so the unit falls with D_t. A token that is unlikely under the models can be likely under the teacher, which
+multiplies the error of its log-prob with w_t: so no log-prob is off by more than 1/511 nat, and a probability by s / 2
+at most where it is 255.5 s or more. Tails are stored as -log in steps of 2^-11 nat. What has no code is refused, never cut.
 
 The models differ by little, so their codes do: stored are the reference's codes, dpo's less the reference's, and
 reverse's less what would mirror dpo's, 2 reference - dpo. All have 24 bits, a byte and two bytes apart: zstd packs
@@ -32,11 +33,11 @@ UNIT_BITS = 20
 MAX_FINER_BITS = 3
 """Units of a position are at most 2^3 times finer; float32 itself has 2^-24 near 1."""
 COARSE_DISTANCE = 0.1
-LINEAR_FROM = 4
+LINEAR_FROM = 256
 """Codes from here on are probabilities; below, log-probs."""
-STEPS_PER_NAT = 4
-BIAS = 1 << 15
-"""Codes are stored with this added; 0 is -inf and 1 is log-probs of under -8,200 nats."""
+STEPS_PER_NAT = 256
+BIAS = 1 << 17
+"""Codes are stored with this added; 0 is -inf and 1 is log-probs of under -520 nats."""
 MASK = (1 << 24) - 1
 TAIL_STEPS_PER_NAT = 1 << 11
 """Of tails and their log partitions; the interpolation between nodes needs them to be equally exact."""

@@ -20,7 +20,7 @@ import pyarrow as pa
 from shards.errors import OptionError
 
 FORMAT_NAME = "aligndistil-cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Values = Literal["compact", "float32"]
 Role = Literal["dpo", "reverse", "reference"]

@@ -24,13 +24,13 @@ LAST_ID = (1 << 24) - 1
 def require_stated_error(found, exact, unit):
     """What docs/format.md says of log-probs, and no more than float32 arithmetic beside it."""
     found, exact, unit = (np.asarray(values, dtype=np.float64) for values in (found, exact, unit))
-    none, nearly_none = np.isneginf(exact), exact < -8_200
+    none, nearly_none = np.isneginf(exact), exact < -519
     np.testing.assert_array_equal(np.isneginf(found), none)
-    assert np.isfinite(found[nearly_none & ~none]).all() and (found[nearly_none] < -8_200).all()
+    assert np.isfinite(found[nearly_none & ~none]).all() and (found[nearly_none] < -519).all()
     probability_off = np.abs(np.exp(found) - np.exp(exact))
-    assert (probability_off <= 0.5 * unit + 1e-6 * np.exp(exact))[np.exp(exact) >= 3.5 * unit].all()
-    low = (np.exp(exact) < 3.5 * unit) & ~nearly_none
-    assert (np.abs(found[low] - exact[low]) <= 0.125 + 1e-6 * np.abs(exact[low])).all()
+    assert (probability_off <= 0.5 * unit + 1e-6 * np.exp(exact))[np.exp(exact) >= 255.5 * unit].all()
+    held = ~nearly_none
+    assert (np.abs(found[held] - exact[held]) <= 1 / 511 + 1e-6 * np.abs(exact[held])).all()
 
 
 def there_and_back(logprobs, unit):
@@ -38,12 +38,12 @@ def there_and_back(logprobs, unit):
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_a_probability_is_off_by_half_a_unit_or_a_log_prob_by_an_eighth(distance):
+def test_a_probability_is_off_by_half_a_unit_and_a_log_prob_by_1_of_511(distance):
     (unit,) = compact.units(np.array([distance]))
-    around_the_change = np.log(np.linspace(2.0, 6.0, 4_001) * unit)
+    around_the_change = np.log(np.linspace(200.0, 300.0, 4_001) * unit)
     denormal = np.log(np.array([5e-324, 1e-310, 1e-45, 1e-38]))
-    extremes = [0.0, 1e-6, 1e-5, -np.inf, -8_190.0, -8_300.0, float(np.finfo(np.float32).min)]
-    logprobs = np.concatenate([-np.geomspace(1e-7, 8_000, 5_000), around_the_change, denormal, extremes])
+    extremes = [0.0, 1e-6, 1e-5, -np.inf, -518.0, -530.0, float(np.finfo(np.float32).min)]
+    logprobs = np.concatenate([-np.geomspace(1e-7, 518, 5_000), around_the_change, denormal, extremes])
     require_stated_error(there_and_back(logprobs, np.repeat(unit, len(logprobs))), logprobs, unit)
 
 
@@ -64,7 +64,7 @@ def test_the_unit_is_that_of_the_format_page():
 @pytest.mark.parametrize("roles", [("dpo", "reverse", "reference"), ("dpo", "reference")])
 def test_codes_come_back_from_their_differences(roles):
     generator = np.random.default_rng(0)
-    codes = {role: generator.integers(0, (1 << 23) + (1 << 15), 10_000) for role in roles}
+    codes = {role: generator.integers(0, (1 << 23) + compact.BIAS, 10_000) for role in roles}
     parts = {role: compact.join(*compact.split(v)) for role, v in compact.to_differences(codes).items()}
     for role, found in compact.from_differences(parts).items():
         np.testing.assert_array_equal(found, codes[role])
@@ -254,7 +254,7 @@ def test_the_span_of_what_was_stored_holds_what_went_in(name, rule, plan):
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_a_span_ends_where_the_neighbouring_codes_begin(distance, plan):
-    zero = 1 << 15
+    zero, change = compact.BIAS, compact.LINEAR_FROM
     codes = np.concatenate([[1, 2, 3], zero + np.arange(-300, 600), zero + np.geomspace(600, 20_000, 50).astype(int)])
     unit = np.repeat(compact.units(np.array([distance])), len(codes))
     decoded = compact.from_codes(codes.astype(np.int32), unit)
@@ -264,7 +264,7 @@ def test_a_span_ends_where_the_neighbouring_codes_begin(distance, plan):
     scores = replace(position, support_count=count, logprobs={"dpo": decoded}, l1_distance=distances)
     lowest, highest = (end.logprobs["dpo"] for end in span(scores, plan))
     assert np.isneginf(lowest[codes == 1]).all() and np.isfinite(lowest[codes > 1]).all()
-    step = 0.02 * np.where(codes >= zero + 4, 1 / np.maximum(codes - zero, 1), 0.25)  # a fiftieth of one, nats
+    step = 0.02 * np.where(codes >= zero + change, 1 / np.maximum(codes - zero, 1), 1 / compact.STEPS_PER_NAT)  # a fiftieth of one, nats
     for edge, inwards, some in ((lowest, 1, codes > 1), (highest, -1, codes > 0)):
         inside, beyond = edge + inwards * step, edge - inwards * step
         np.testing.assert_array_equal(compact.to_codes(inside[some], unit[some]), codes[some])

@@ -229,7 +229,7 @@ def test_a_shard_with_other_columns_is_refused(copy, tmp_path):
     path = copy / "part-00000.arrow"
     shutil.copy(tmp_path / "other" / path.name, path)
     fix_size(copy, path.name)
-    with pytest.raises(CacheDamaged, match=r"expected the columns of format version 1, got .* belongs$") as error:
+    with pytest.raises(CacheDamaged, match=r"expected the columns of format version 2, got .* belongs$") as error:
         ShardCache(copy)[0]
     require_one_line(error, path)
 
@@ -280,7 +280,7 @@ def edited(changes):
         lambda manifest: "\x00",
         lambda manifest: json.dumps({key: value for key, value in manifest.items() if key != "pairs"}),
         edited({"format": "another"}),
-        edited({"format_version": 2}),
+        edited({"format_version": 1}),
         edited({"vocabulary_size": 25}),
         edited({"vocabulary_size": float("inf")}),
         edited({"log_threshold": float("nan")}),

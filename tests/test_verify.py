@@ -111,7 +111,7 @@ MANIFEST_EDITS = {
     "statistics": lambda m: m.pop("statistics"),
     "surplus": lambda m: m.update(surplus=1),
     "identity": lambda m: m["identity"]["options"].update(top_k=9),
-    "format_version": lambda m: m.update(format_version=2),
+    "format_version": lambda m: m.update(format_version=1),
 }
 
 
