@@ -10,7 +10,8 @@ The gradient of a divergence weighs an error of a log-prob with the probability 
 same in *probability* for every token spends the bits where they count; and an adaptive loss weighs a position with
 beta / w_t, so the unit falls with D_t. A token that is unlikely under the models can be likely under the teacher, which
 multiplies the error of its log-prob with w_t: so no log-prob is off by more than 1/511 nat, and a probability by s / 2
-at most where it is 255.5 s or more. Tails are stored as -log in steps of 2^-11 nat. What has no code is refused, never cut.
+at most where it is 255.5 s or more. Tails are stored as -log in steps of 2^-11 nat. What has no code is refused, never
+cut.
 
 The models differ by little, so their codes do: stored are the reference's codes, dpo's less the reference's, and
 reverse's less what would mirror dpo's, 2 reference - dpo. All have 24 bits, a byte and two bytes apart: zstd packs

@@ -264,7 +264,8 @@ def test_a_span_ends_where_the_neighbouring_codes_begin(distance, plan):
     scores = replace(position, support_count=count, logprobs={"dpo": decoded}, l1_distance=distances)
     lowest, highest = (end.logprobs["dpo"] for end in span(scores, plan))
     assert np.isneginf(lowest[codes == 1]).all() and np.isfinite(lowest[codes > 1]).all()
-    step = 0.02 * np.where(codes >= zero + change, 1 / np.maximum(codes - zero, 1), 1 / compact.STEPS_PER_NAT)  # a fiftieth of one, nats
+    one = np.where(codes >= zero + change, 1 / np.maximum(codes - zero, 1), 1 / compact.STEPS_PER_NAT)  # nats
+    step = one / 50
     for edge, inwards, some in ((lowest, 1, codes > 1), (highest, -1, codes > 0)):
         inside, beyond = edge + inwards * step, edge - inwards * step
         np.testing.assert_array_equal(compact.to_codes(inside[some], unit[some]), codes[some])
