@@ -20,10 +20,14 @@ from transformers import HfArgumentParser
 
 from benchmarks.fidelity import measure
 from benchmarks.fidelity.dense import Dense, load_roles, read_rows, score
+from benchmarks.fidelity.learned import judged
 from benchmarks.fidelity.options import FidelityOptions
 from benchmarks.fidelity.report import page
 from benchmarks.fidelity.supports import SUPPORTS
+from benchmarks.online.__main__ import run as run_online
+from benchmarks.online.options import OnlineOptions
 from benchmarks.online.trio import make_trio
+from benchmarks.plots import require_matplotlib
 from shards import TeacherSpec
 from shards.command import OneLineErrors, run_command
 from shards.schema import Role
@@ -66,6 +70,8 @@ def measure_trio(name: str, folders: Mapping[Role, Path], data: str, options: Fi
             )
         ],
         "parameters": lambda: measure.parameter_angles(models, rows[: options.parameter_rows], top_k),
+        "learned": lambda: learned(name, folders, data, options, top_k),
+        "online": lambda: online(name, folders, data, options),
     }
     found: dict[str, Any] = {"facts": facts(dense, models, top_k)}
     with tqdm(steps.items(), desc=f"trio {name}", unit="table") as bar:
@@ -75,6 +81,29 @@ def measure_trio(name: str, folders: Mapping[Role, Path], data: str, options: Fi
             found[step] = work()
             found["facts"]["seconds"][step] = round(time.perf_counter() - started, 1)
     return found
+
+
+def learned(
+    name: str, folders: Mapping[Role, Path], data: str, options: FidelityOptions, top_k: int
+) -> dict[str, Any] | None:
+    if not options.pairs:
+        return None
+    cache = Path(options.out) / f"pairs-{name}"
+    return judged(folders, data, cache, pairs=options.pairs, max_length=options.max_length, top_k=top_k)
+
+
+def online(name: str, folders: Mapping[Role, Path], data: str, options: FidelityOptions) -> dict[str, Any] | None:
+    """`python -m benchmarks.online` on the same trio and data, with its defaults but for the steps."""
+    if not options.online_steps:
+        return None
+    return run_online(
+        OnlineOptions(
+            models=[f"{role}={folder}" for role, folder in folders.items()],
+            data=data,
+            steps=options.online_steps,
+            out=str(Path(options.out) / f"online-{name}"),
+        )
+    )
 
 
 def facts(dense: Dense, models: Mapping[Role, Any], top_k: int) -> dict[str, Any]:
@@ -91,16 +120,20 @@ def facts(dense: Dense, models: Mapping[Role, Any], top_k: int) -> dict[str, Any
 
 
 def write(results: dict[str, Any], report: Path) -> None:
-    """The page, and a picture for every trio in a folder of its name beside it."""
+    """The page, and the pictures of every trio in a folder of its name beside it."""
     from benchmarks.fidelity.plot import draw
+    from benchmarks.online.plot import draw as draw_online
 
-    pictures = {}
+    pictures: dict[str, dict[str, str]] = {}
     report.parent.mkdir(parents=True, exist_ok=True)
     for name, trio in results["trios"].items():
         picture = report.with_suffix("") / f"frontier-{name}.svg"
         picture.parent.mkdir(exist_ok=True)
         draw(trio["frontier"], picture, title=f"trio {name}: worst of gains 2, 10 and 20 and of all stages")
-        pictures[name] = f"{picture.parent.name}/{picture.name}"
+        pictures[name] = {"frontier": f"{picture.parent.name}/{picture.name}"}
+        if trio["online"]:
+            draw_online(trio["online"], picture.with_name(f"online-{name}.svg"))
+            pictures[name]["online"] = f"{picture.parent.name}/online-{name}.svg"
     report.write_text(page(results, pictures))
 
 
@@ -111,6 +144,7 @@ class _Parser(OneLineErrors, HfArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = _Parser(cast(Any, FidelityOptions), prog="python -m benchmarks.fidelity", description=__doc__)
     (options,) = parser.parse_args_into_dataclasses(arguments)
+    require_matplotlib()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

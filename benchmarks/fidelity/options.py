@@ -21,6 +21,8 @@ class FidelityOptions:
     frontier_positions: int = flag(300, "of which are measured at every size of the support")
     parameter_rows: int = flag(3, "responses whose gradients over the student's parameters are compared")
     max_length: int = flag(192, "tokens of prompt and response")
+    pairs: int = flag(400, "pairs that the learned strength is fitted to and judged by, a half each; 0: none")
+    online_steps: int = flag(16, "steps of each run that compares offline with online training; 0: no runs")
     top_k: int = flag(64, "mean number of tokens kept a position, where one size is measured")
     out: str = flag("runs/fidelity", "folder for results and pictures")
     page: str | None = flag(None, "write the page and its pictures here too: docs/fidelity.md")
@@ -31,6 +33,9 @@ class FidelityOptions:
         for name in ("rows", "positions", "frontier_positions", "parameter_rows", "top_k"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        for name in ("pairs", "online_steps"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         _ = self.folders
 
     @property

@@ -3,21 +3,23 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.online.report import section
+
 GOALS = {"0.1": (0.25, 0.006), "0.25": (0.8, 0.01)}
 """Name of a trio -> largest angle in degrees and deficit that were asked for, at every stage and gain 2 to 20."""
 STAGES = "at the reference / half way / nearly there"
 Row = Mapping[str, Any]
 
 
-def page(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
-    """All sections; pictures: name of a trio -> where its frontier lies, as seen from the page."""
+def page(results: Mapping[str, Any], pictures: Mapping[str, Mapping[str, str]]) -> str:
+    """All sections; pictures: name of a trio -> frontier, online -> where it lies, as seen from the page."""
     parts = [INTRODUCTION.format(**results["settings"])]
     for name, trio in results["trios"].items():
-        parts.append(trio_section(name, trio, pictures.get(name)))
+        parts.append(trio_section(name, trio, pictures.get(name, {})))
     return "\n".join(parts)
 
 
-def trio_section(name: str, trio: Mapping[str, Any], picture: str | None) -> str:
+def trio_section(name: str, trio: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     facts = trio["facts"]
     lines = [
         f"## Trio {name}",
@@ -32,7 +34,7 @@ def trio_section(name: str, trio: Mapping[str, Any], picture: str | None) -> str
         "",
         "### Angle against bytes",
         "",
-        *([f"![worst angle and deficit against bytes]({picture})", ""] if picture else []),
+        *([f"![worst angle and deficit against bytes]({pictures['frontier']})", ""] if pictures else []),
         frontier_table(trio["frontier"]),
         "",
         *goal_lines(name, trio["frontier"]),
@@ -50,6 +52,10 @@ def trio_section(name: str, trio: Mapping[str, Any], picture: str | None) -> str
         parameters_table(trio["parameters"]),
         "",
     ]
+    if trio["learned"]:
+        lines += ["### The learned strength", "", *learned_lines(trio["learned"]), ""]
+    if trio["online"]:
+        lines += [section(trio["online"], pictures.get("online"), heading="###")]
     return "\n".join(lines)
 
 
@@ -128,6 +134,24 @@ def parameters_table(rows: Sequence[Row]) -> str:
     lines = ["| the student is | angle | norm ratio |", "|---|--:|--:|"]
     lines += [f"| the {row['name']} model | {row['angle']:.3f}° | {row['norm_ratio']:.4f} |" for row in rows]
     return "\n".join(lines)
+
+
+def learned_lines(learned: Mapping[str, Any]) -> list[str]:
+    """How the held-out pairs are judged, and what was fitted to the others."""
+    return [
+        f"Fitted to {learned['pairs']:,} pairs, judged by {learned['held_out_pairs']:,} others. Accuracy: the share of "
+        "pairs whose chosen response has the larger R; nats: mean log-likelihood of R's margin, and of beta times it "
+        "([teacher.md](teacher.md#a-learned-strength)).",
+        "",
+        "| | accuracy | nats a pair | nats a pair, beta R |",
+        "|---|--:|--:|--:|",
+        *(
+            f"| {name} | {row['accuracy']:.3f} | {row['log_likelihood']:.4f} | {row['log_likelihood_at_beta']:.4f} |"
+            for name, row in learned["figures"].items()
+        ),
+        "",
+        *(f"* {name}: {found}." for name, found in learned["fits"].items()),
+    ]
 
 
 def _degrees(angles: Iterable[float]) -> str:

@@ -3,7 +3,6 @@
 Without flags it makes a small trio of its own. results.json, results.md and online.svg come to lie in --out.
 """
 
-import importlib.util
 import json
 import shutil
 import time
@@ -20,13 +19,14 @@ from benchmarks.online.experiment import Bench, Recipe, compare, summary
 from benchmarks.online.options import OnlineOptions
 from benchmarks.online.report import section
 from benchmarks.online.trio import Trio, make_trio
+from benchmarks.plots import require_matplotlib
 from precompute.build import build
 from precompute.corpus import load_corpus
 from precompute.options import BuildOptions
 from precompute.tokenize import TokenizedResponse
 from shards import ShardCache, TeacherSpec
 from shards.command import OneLineErrors, run_command
-from shards.errors import DataError, OptionError
+from shards.errors import DataError
 
 RESULTS_FILE, REPORT_FILE, PLOT_FILE = "results.json", "results.md", "online.svg"
 
@@ -132,11 +132,6 @@ def _fresh_trio(out: Path) -> Trio:
     return make_trio(out / "trio")
 
 
-def _require_matplotlib() -> None:
-    if importlib.util.find_spec("matplotlib") is None:
-        raise OptionError("expected matplotlib to be installed; install aligndistil-offline[benchmarks]")
-
-
 class _Parser(OneLineErrors, HfArgumentParser):
     pass
 
@@ -144,7 +139,7 @@ class _Parser(OneLineErrors, HfArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = _Parser(cast(Any, OnlineOptions), prog="python -m benchmarks.online", description=__doc__)
     (options,) = parser.parse_args_into_dataclasses(arguments)
-    _require_matplotlib()  # before the work, not after it
+    require_matplotlib()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

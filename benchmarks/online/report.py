@@ -9,12 +9,12 @@ GOAL = 0.01
 NAMES = {"loss": "loss", "expected_reward": "reward", "kl_reference": "KL to the reference"}
 
 
-def section(results: Mapping[str, Any], plot: str | None = None) -> str:
+def section(results: Mapping[str, Any], plot: str | None = None, *, heading: str = "##") -> str:
     """The Markdown section "Offline equals online"; plot: where the picture lies, as seen from the page."""
     picture = [] if plot is None else [f"![loss, reward and KL of the student, online and offline]({plot})", ""]
     return "\n".join(
         [
-            "## Offline equals online",
+            f"{heading} Offline equals online",
             "",
             *_introduction(results["settings"]),
             "",

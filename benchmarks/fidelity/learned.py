@@ -1,0 +1,44 @@
+"""The learned strength: how models, presets and fitted strengths judge pairs that no fit has seen."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from precompute.build import build
+from precompute.options import BuildOptions
+from shards import TeacherSpec
+from shards.learn import judge
+from shards.schema import Role
+
+HELD_OUT = 0.5
+FITTED = {"learned, dpo/reverse": "aligndistil", "learned, reference/reference": "adaptive"}
+"""Name of a fit -> the teacher whose anchor and negative it has."""
+
+
+def judged(
+    folders: Mapping[Role, Path], data: str, cache: Path, *, pairs: int, max_length: int, top_k: int
+) -> dict[str, Any]:
+    """A cache of both responses of the data's first rows, and what `python -m shards.learn` finds in it."""
+    build(
+        BuildOptions(
+            models=[f"{role}={folder}" for role, folder in folders.items()],
+            data=data,
+            out=str(cache),
+            responses="both",
+            limit=pairs,
+            max_length=max_length,
+            top_k=top_k,
+            dtype="float32",
+        )
+    )
+    reports = {
+        name: judge(cache, TeacherSpec.preset(preset, strength="learned"), HELD_OUT) for name, preset in FITTED.items()
+    }
+    first = next(iter(reports.values()))
+    others = {name: row for name, row in first["held_out"].items() if name != "learned"}
+    return {
+        "pairs": first["fit"].pairs,
+        "held_out_pairs": first["held_out_pairs"],
+        "figures": others | {name: report["held_out"]["learned"] for name, report in reports.items()},
+        "fits": {name: str(report["fit"]) for name, report in reports.items()},
+    }
