@@ -34,7 +34,7 @@ class BuildOptions:
     support: Literal["adaptive", "fixed"] = flag("adaptive", "as many tokens as a position needs, or top_k everywhere")
     top_k: int = flag(64, "mean number of tokens kept per position")
     min_top_k: int = flag(1, "fewest tokens kept at a position")
-    max_top_k: int = flag(512, "most tokens kept at a position")
+    max_top_k: int = flag(2048, "most tokens kept at a position")
     pairs: list[str] | None = flag(
         None, "anchor/negative pairs to serve; default dpo/reverse and reference/reference, as far as models are given"
     )

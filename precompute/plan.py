@@ -31,6 +31,8 @@ from shards.manifest import (
 )
 from shards.schema import Role
 
+THRESHOLD_POSITIONS = 16_384
+"""Of the sample, at most so many are ranked; at 2,048 tokens a position they take 128 MiB."""
 LIBRARIES = ("aligndistil-offline", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
@@ -151,14 +153,16 @@ def sample_rows(rows: Sequence[TokenizedResponse], count: int) -> list[Tokenized
 
 
 def log_threshold(scorer: Scorer, rows: Sequence[TokenizedResponse], options: BuildOptions, highest: int) -> float:
-    """The threshold with which the sample keeps top_k tokens on average."""
+    """The threshold with which the sample keeps top_k tokens on average; of many positions every n-th is looked at."""
     sample = sample_rows(rows, options.sample_rows)
     total = sum(int(row.loss_mask.sum()) for row in sample)
-    ranked = []
+    stride = -(-total // THRESHOLD_POSITIONS)
+    ranked: list[np.ndarray] = []
     with tqdm(total=total, unit="tok", desc=f"setting the threshold on {len(sample)} rows") as bar:
         for batch in batches_by_length(sample, options.batch_tokens):
-            ranked.append(scorer.ranked_scores([sample[i] for i in batch], highest))
-            bar.update(len(ranked[-1]))
+            scores_NK = scorer.ranked_scores([sample[i] for i in batch], highest)
+            ranked.append(scores_NK[::stride].copy())
+            bar.update(len(scores_NK))
     return find_threshold(np.concatenate(ranked), top_k=options.top_k, lowest=options.min_top_k)
 
 

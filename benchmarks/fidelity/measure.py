@@ -25,7 +25,7 @@ from shards.teacher import teacher_logits
 
 CHUNK = 32
 GOAL_GAINS = (2.0, 5.0, 10.0, 20.0)
-SIZES = (16, 32, 64, 96, 128, 160, 192, 256, 512)
+SIZES = (16, 32, 64, 96, 128, 144, 160, 192, 256)
 DIVERGENCES = {
     "reverse KL": Divergence(),
     "forward KL": Divergence(name="forward_kl"),

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.fidelity.dense import NODES, PAIRS, Dense
 from precompute.bits import Block, Logprobs, l1_distances
+from precompute.options import BuildOptions
 from precompute.support import find_threshold, token_scores, values_on
 from shards import codec
 from shards.manifest import Plan
@@ -21,7 +22,7 @@ from shards.teacher import TeacherSpec, strength, teacher_logits
 from shards.writer import COMPRESSION_LEVEL
 
 CHUNK = 32
-CAP = 512
+CAP = BuildOptions.max_top_k
 ROW_POSITIONS = 300
 """Positions of a row, where bytes are counted."""
 
