@@ -103,6 +103,8 @@ def test_every_section_of_the_page_is_there(trio_folders, pairs_file, tmp_path, 
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     tiny = results["trios"]["tiny"]
     assert len(tiny["frontier"]) == 3 * (len(SUPPORTS) + 1), "ours in both kinds of values"
+    for row in tiny["frontier"]:
+        assert min(row["coverage"]) > 0 and max(row["coverage"]) < 1
     assert tiny["learned"]["pairs"] + tiny["learned"]["held_out_pairs"] == 8
     text = page(results, {})
     for part in ("`the command`", "Angle against bytes", "Strengths between nodes", "learned, dpo/reverse", "bf16"):

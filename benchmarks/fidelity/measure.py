@@ -25,7 +25,7 @@ from shards.teacher import teacher_logits
 
 CHUNK = 32
 GOAL_GAINS = (2.0, 5.0, 10.0, 20.0)
-SIZES = (16, 32, 64, 96, 128, 144, 160, 192, 256)
+SIZES = (16, 32, 64, 96, 128, 144, 160, 192, 256, 512)
 DIVERGENCES = {
     "reverse KL": Divergence(),
     "forward KL": Divergence(name="forward_kl"),
@@ -104,15 +104,22 @@ def frontier(dense: Dense, sizes: Sequence[int], supports: Sequence[str]) -> Ite
             for values in VALUES if name == "ours" else VALUES[:1]:
                 scores, size = stored(exact, values, dense.vocabulary_size)
                 found = cases(dense, scores, GOAL_CASES[::3] + GOAL_CASES[2:3])
+                teacher = compose(scores, TeacherSpec(), NODES)
                 yield {
                     "support": name,
                     "values": values,
                     "top_k": top_k,
                     "mean": exact.num_entries / exact.num_positions,
                     "bytes": size,
+                    "coverage": [_mass(scores.tail_logprob["reference"]), _mass(teacher.tail_logprob)],
                     "angle": np.max([r["angle"] for r in found], axis=0).tolist(),
                     "deficit": np.max([r["deficit"] for r in found], axis=0).tolist(),
                 }
+
+
+def _mass(tail_logprob_N: np.ndarray) -> float:
+    """The mean mass on the kept tokens."""
+    return float(1 - np.exp(tail_logprob_N.astype(np.float64)).mean())
 
 
 def default_scores(dense: Dense, top_k: int) -> Scores:

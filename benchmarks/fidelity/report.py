@@ -81,11 +81,13 @@ def teachers_table(rows: Sequence[Row]) -> str:
 
 def frontier_table(rows: Sequence[Row]) -> str:
     lines = [
-        f"| support | values | tokens, mean | bytes a position | angle, {STAGES} | deficit, {STAGES} |",
-        "|---|---|--:|--:|---|---|",
+        "| support | values | tokens, mean | bytes a position | mass kept: reference, teacher (gain 10) "
+        f"| angle, {STAGES} | deficit, {STAGES} |",
+        "|---|---|--:|--:|---|---|---|",
     ]
     for row in rows:
         cells = [row["support"], row["values"], f"{row['mean']:.0f}", f"{row['bytes']:.0f}"]
+        cells.append(", ".join(f"{mass:.3f}" for mass in row["coverage"]))
         lines.append(f"| {' | '.join([*cells, _degrees(row['angle']), _percents(row['deficit'])])} |")
     return "\n".join(lines)
 
