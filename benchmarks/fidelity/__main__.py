@@ -93,7 +93,7 @@ def learned(
 
 
 def online(name: str, folders: Mapping[Role, Path], data: str, options: FidelityOptions) -> dict[str, Any] | None:
-    """`python -m benchmarks.online` on the same trio and data, with its defaults but for the steps."""
+    """`python -m benchmarks.online` on the same trio and data, with its defaults but for steps and learning rate."""
     if not options.online_steps:
         return None
     return run_online(
@@ -101,6 +101,7 @@ def online(name: str, folders: Mapping[Role, Path], data: str, options: Fidelity
             models=[f"{role}={folder}" for role, folder in folders.items()],
             data=data,
             steps=options.online_steps,
+            learning_rate=options.online_learning_rate,
             out=str(Path(options.out) / f"online-{name}"),
         )
     )

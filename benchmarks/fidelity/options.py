@@ -23,6 +23,7 @@ class FidelityOptions:
     max_length: int = flag(192, "tokens of prompt and response")
     pairs: int = flag(400, "pairs that the learned strength is fitted to and judged by, a half each; 0: none")
     online_steps: int = flag(16, "steps of each run that compares offline with online training; 0: no runs")
+    online_learning_rate: float = flag(2e-5, "of these runs")
     top_k: int = flag(64, "mean number of tokens kept a position, where one size is measured")
     out: str = flag("runs/fidelity", "folder for results and pictures")
     page: str | None = flag(None, "write the page and its pictures here too: docs/fidelity.md")
