@@ -7,6 +7,7 @@ goes on where it stopped when the same command is given again.
 import contextlib
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -100,10 +101,10 @@ def _build(
     rule = support_rule(options, inputs.vocabulary_size, plan.log_threshold)
     todo = [shard for shard in plan.shards if not (out / shard.file).exists()]
     if processes.is_first:
-        speed = _tokens_per_second(scorer, inputs.corpus, rule, options.batch_tokens) * processes.world_size
+        speed = _tokens_per_second(scorer, inputs.corpus, rule, options.batch_tokens)
         for warning in direction_warnings(inputs.folders, inputs.identity["models"]):
             print(f"warning: {warning}")
-        print(plan_text(plan, inputs.corpus, todo, options.top_k, speed))
+        print(plan_text(plan, inputs.corpus, todo, options.top_k, speed and speed * processes.world_size))
         remove_temporary_files(out)
     processes.wait()  # until every process has seen which shards are left
     left = set(todo)
@@ -159,6 +160,7 @@ def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> 
         inputs.vocabulary_size,
         dtype=options.dtype,
         device=str(device),
+        one_at_a_time=options.models_in_memory == "one",
         device_map=options.device_map,
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
@@ -172,6 +174,7 @@ def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> 
         nodes=options.nodes,
         chunk_positions=options.chunk_positions,
         device=device,
+        one_at_a_time=options.models_in_memory == "one",
     )
 
 
@@ -208,14 +211,17 @@ def write_shards(
     *,
     show: bool,
 ) -> None:
-    """Score and write the shards `todo`, with a bar in response tokens."""
+    """Score and write the shards `todo`, with a bar in response tokens. A shard is written while the next is scored."""
     total = sum(shard.positions for shard in todo)
-    with tqdm(total=total, unit="tok", desc="scoring", smoothing=0.05, disable=not show) as bar:
+    bar = tqdm(total=total, unit="tok", desc="scoring", smoothing=0.05, disable=not show)
+    with bar, ThreadPoolExecutor(max_workers=1) as writer:
+        writing: Future[None] | None = None
         for shard in todo:
             rows = corpus.responses[shard.first_row : shard.first_row + shard.rows]
+            order = batches_by_length(rows, batch_tokens)
             scores: dict[int, Scores] = {}
-            for batch in batches_by_length(rows, batch_tokens):
-                scores |= zip(batch, scorer.score([rows[i] for i in batch], rule), strict=True)
+            for batch, found in zip(order, scorer.score([[rows[i] for i in b] for b in order], rule), strict=True):
+                scores |= zip(batch, found, strict=True)
                 bar.update(sum(scores[i].num_positions for i in batch))
             responses = [
                 Response(
@@ -229,7 +235,11 @@ def write_shards(
                 )
                 for i, row in enumerate(rows)
             ]
-            write_shard(out, shard, plan, responses)
+            if writing is not None:
+                writing.result()  # two shards in memory at most, and an error is seen
+            writing = writer.submit(write_shard, out, shard, plan, responses)
+        if writing is not None:
+            writing.result()
 
 
 def finish(out: Path, plan: Plan) -> None:
@@ -247,15 +257,20 @@ def finish(out: Path, plan: Plan) -> None:
     write_json(out, MANIFEST_FILE, manifest.to_json())
 
 
-def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_tokens: int) -> float:
-    """The better speed of two passes over a batch of typical rows; for the plan's estimate only."""
+def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_tokens: int) -> float | None:
+    """The better speed of two passes over a batch of typical rows, for the plan's estimate only.
+
+    None where models are moved in turn: what that costs a token is known after a shard, when the bar shows it.
+    """
+    if scorer.one_at_a_time:
+        return None
     rows = sample_rows(corpus.responses, 16)
     batches = batches_by_length(rows, batch_tokens)
     batch = [rows[i] for i in batches[len(batches) // 2]]
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        positions = sum(scores.num_positions for scores in scorer.score(batch, rule))
+        positions = sum(scores.num_positions for scores in next(scorer.score([batch], rule)))
         seconds.append(time.perf_counter() - start)
     return positions / min(seconds)
 

@@ -162,7 +162,7 @@ def _comparisons(
 
 def _compared(batch: Sequence[Response], plan: Plan, scorer: Scorer, spec: TeacherSpec) -> Iterator[Comparison]:
     scores, start = concatenate([response.scores for response in batch]), 0
-    for logprobs, next_ids_C in scorer.chunks(batch):
+    for logprobs, next_ids_C in next(scorer.chunks([batch])):
         stop = start + len(next_ids_C)
         here = scores.slice(start, stop)
         yield compare(logprobs, next_ids_C, here, span(here, plan), spec, scorer.nodes, REVERSE_KL)

@@ -102,8 +102,16 @@ class RoleModel:
     """One role: hidden states of its body, and float32 logits of its output layer."""
 
     def __init__(
-        self, role: Role, model: PreTrainedModel, vocabulary_size: int, *, peft_model: Any = None, adapted: bool = False
+        self,
+        role: Role,
+        model: PreTrainedModel,
+        vocabulary_size: int,
+        *,
+        peft_model: Any = None,
+        adapted: bool = False,
+        head_device: str | None = None,
     ) -> None:
+        """head_device: where the output layer gets a copy of its own, so that the body may leave; None: it has none."""
         self.role = role
         self.model = model
         self.vocabulary_size = vocabulary_size
@@ -115,9 +123,12 @@ class RoleModel:
             if module is None:
                 raise ModelError(f"{role}: expected a model with an output layer, got {type(model).__name__}")
             require_width(module.weight.shape[0], vocabulary_size, role)
-            self._head = module if module.weight.dtype == torch.float32 else copy.deepcopy(module).float()
-            self.device = module.weight.device
+            shared = head_device is None and module.weight.dtype == torch.float32
+            self._head = module if shared else copy.deepcopy(module).float()
             self._check_head(module)
+            if head_device is not None:
+                self._head.to(head_device)
+            self.device = self._head.weight.device
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -130,6 +141,17 @@ class RoleModel:
         else:
             with self._peft_model.disable_adapter():
                 yield
+
+    @contextlib.contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """Keep the body on a device for as long as this lasts, then send it back to where it was."""
+        body: Any = self.model
+        home = body.device
+        body.to(device)
+        try:
+            yield
+        finally:
+            body.to(home)
 
     def hidden(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
         """Last hidden states, (B, T, H), in the body's dtype."""
@@ -159,12 +181,18 @@ class RoleModel:
 
 
 def load_models(
-    folders: Mapping[Role, ModelFolder], vocabulary_size: int, *, dtype: str, device: str, **kwargs: Any
+    folders: Mapping[Role, ModelFolder],
+    vocabulary_size: int,
+    *,
+    dtype: str,
+    device: str,
+    one_at_a_time: bool = False,
+    **kwargs: Any,
 ) -> dict[Role, RoleModel]:
     """Load every role, a base that roles share only once. Raises ModelError.
 
-    dtype is auto, bfloat16 or float32; kwargs go to from_pretrained (device_map, attn_implementation,
-    trust_remote_code).
+    dtype is auto, bfloat16 or float32; one_at_a_time: bodies stay in the host's memory, and the output layers alone go
+    to the device. kwargs go to from_pretrained (device_map, attn_implementation, trust_remote_code).
     """
     bases: dict[Path, PreTrainedModel] = {}
     wrapped: dict[Path, Any] = {}
@@ -172,7 +200,7 @@ def load_models(
         base = folder.base or folder
         path = base.path.resolve()
         if path not in bases:
-            bases[path] = _load_base(role, base, dtype=dtype, device=device, **kwargs)
+            bases[path] = _load_base(role, base, dtype=dtype, device="cpu" if one_at_a_time else device, **kwargs)
         if folder.base:
             wrapped[path] = _add_adapter(wrapped.get(path), bases[path], folder, role)
     return {
@@ -182,6 +210,7 @@ def load_models(
             vocabulary_size,
             peft_model=wrapped.get(path),
             adapted=folder.base is not None,
+            head_device=device if one_at_a_time else None,
         )
         for role, folder in folders.items()
     }

@@ -45,6 +45,9 @@ class BuildOptions:
     dtype: Literal["auto", "bfloat16", "float32"] = flag("auto", "dtype of the models' bodies; heads are float32")
     device: str = flag("auto", "device of models and scores: auto, cpu, cuda, cuda:1, ...")
     device_map: str | None = flag(None, "as in transformers' from_pretrained")
+    models_in_memory: Literal["all", "one"] = flag(
+        "all", "one: a model is on the device only while its hidden states of a shard are computed"
+    )
     attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
     trust_remote_code: bool = flag(False, "run code that comes with a model")
     batch_tokens: int = flag(8192, "tokens, padding included, of one forward pass")
@@ -79,6 +82,8 @@ class BuildOptions:
             raise OptionError(f"pairs: {missing[0]} needs --models {missing[0].negative}=..., got {self.models}")
         if self.device_map is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise OptionError(f"device_map: expected one process, or a device for each, got {self.device_map!r}")
+        if self.device_map is not None and self.models_in_memory == "one":
+            raise OptionError(f"device_map: expected none with models_in_memory one, got {self.device_map!r}")
         _ = self.nodes
 
     @property

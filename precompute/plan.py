@@ -159,8 +159,8 @@ def log_threshold(scorer: Scorer, rows: Sequence[TokenizedResponse], options: Bu
     stride = -(-total // THRESHOLD_POSITIONS)
     ranked: list[np.ndarray] = []
     with tqdm(total=total, unit="tok", desc=f"setting the threshold on {len(sample)} rows") as bar:
-        for batch in batches_by_length(sample, options.batch_tokens):
-            scores_NK = scorer.ranked_scores([sample[i] for i in batch], highest)
+        batches = [[sample[i] for i in batch] for batch in batches_by_length(sample, options.batch_tokens)]
+        for scores_NK in scorer.ranked_scores(batches, highest):
             ranked.append(scores_NK[::stride].copy())
             bar.update(len(scores_NK))
     return find_threshold(np.concatenate(ranked), top_k=options.top_k, lowest=options.min_top_k)

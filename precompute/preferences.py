@@ -29,7 +29,8 @@ def sample_directions(options: BuildOptions, corpus: Corpus, reference: ModelFol
 
 def _rewards(rows: Sequence[TokenizedResponse], scorer: Scorer, batch_tokens: int) -> Rewards:
     rewards: Rewards = {}
-    for batch in batches_by_length(rows, batch_tokens):
-        for i, next_logprob in zip(batch, scorer.next_logprobs([rows[i] for i in batch]), strict=True):
-            rewards[rows[i].pair_id, rows[i].chosen] = implicit_rewards(next_logprob)
+    batches = [[rows[i] for i in batch] for batch in batches_by_length(rows, batch_tokens)]
+    for batch, found in zip(batches, scorer.next_logprobs(batches), strict=True):
+        for row, next_logprob in zip(batch, found, strict=True):
+            rewards[row.pair_id, row.chosen] = implicit_rewards(next_logprob)
     return rewards

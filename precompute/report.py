@@ -8,7 +8,9 @@ from shards.manifest import Manifest, Plan, ShardPlan
 from shards.statistics import distribution_table
 
 
-def plan_text(plan: Plan, corpus: Corpus, todo: Sequence[ShardPlan], top_k: int, tokens_per_second: float) -> str:
+def plan_text(
+    plan: Plan, corpus: Corpus, todo: Sequence[ShardPlan], top_k: int, tokens_per_second: float | None
+) -> str:
     """Rows, response tokens, projected bytes (before compression) and time."""
     left = sum(shard.positions for shard in todo)
     per_position = bytes_per_position(plan, top_k)
@@ -19,7 +21,7 @@ def plan_text(plan: Plan, corpus: Corpus, todo: Sequence[ShardPlan], top_k: int,
         + (f", {plan.positions - left:,} already done" if left < plan.positions else ""),
         f"{'projected size':>18}  {plan.positions * per_position / 2**20:,.1f} MiB "
         f"({per_position:,.0f} bytes per response token before compression)",
-        f"{'projected time':>18}  {duration(left / tokens_per_second)} at {tokens_per_second:,.0f} response tokens/s",
+        f"{'projected time':>18}  {_time_text(left, tokens_per_second)}",
     ]
     if corpus.ignores_chat_template:
         lines.append(f"{'note':>18}  the data are plain text: the tokenizer's chat template is not applied to them")
@@ -52,6 +54,12 @@ def bytes_per_position(plan: Plan, top_k: int) -> float:
     return sum(
         width[column.level] * column.value_type.bit_width / 8 for column in plan.columns() if width[column.level]
     )
+
+
+def _time_text(left: int, tokens_per_second: float | None) -> str:
+    if tokens_per_second is None:
+        return "after the first shard; models are moved to the device in turn"
+    return f"{duration(left / tokens_per_second)} at {tokens_per_second:,.0f} response tokens/s"
 
 
 def duration(seconds: float) -> str:

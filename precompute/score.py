@@ -21,11 +21,18 @@ from shards.scores import Response, Scores, concatenate
 
 Row = TokenizedResponse | Response
 """What is run through the models: tokens with a mask, out of data or out of a cache."""
+Batch = Sequence[Row]
+Chunk = tuple[dict[Role, torch.Tensor], torch.Tensor]
+"""Log-probs of all roles, (C, V) float32, and the actual next ids, (C,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
     """Scores batches of responses with the models of all roles. Deterministic for a given batch.
+
+    one_at_a_time: a model is on the device only while its hidden states of all batches of a call are computed. These
+    wait in the host's memory, H values of the body's dtype for each role and response position: so a call should get
+    the batches of a shard, not of a data set. The values are the same.
 
     Raises NonFiniteLogits naming role, sample and position.
     """
@@ -35,48 +42,56 @@ class Scorer:
     nodes: StrengthNodes
     chunk_positions: int
     device: torch.device
+    one_at_a_time: bool = False
 
-    def score(self, batch: Sequence[Row], rule: SupportRule) -> list[Scores]:
-        """The scores of each response of the batch."""
-        parts = [
-            summarise(logprobs, next_ids_C, rule=rule, pairs=self.pairs, nodes=self.nodes)
-            for logprobs, next_ids_C in self.chunks(batch)
-        ]
-        joined = concatenate(parts)
-        return [joined.slice(start, stop) for start, stop in _row_ends(batch)]
+    def score(self, batches: Sequence[Batch], rule: SupportRule) -> Iterator[list[Scores]]:
+        """The scores of each response, batch after batch."""
+        for batch, chunks in zip(batches, self.chunks(batches), strict=True):
+            joined = concatenate(
+                [
+                    summarise(logprobs, next_ids_C, rule=rule, pairs=self.pairs, nodes=self.nodes)
+                    for logprobs, next_ids_C in chunks
+                ]
+            )
+            yield [joined.slice(start, stop) for start, stop in _row_ends(batch)]
 
-    def next_logprobs(self, batch: Sequence[Row]) -> list[dict[Role, np.ndarray]]:
+    def next_logprobs(self, batches: Sequence[Batch]) -> Iterator[list[dict[Role, np.ndarray]]]:
         """The log-probs of each response's own tokens, role -> (N,), without the work of choosing what is kept."""
-        parts = [
-            {role: next_logprob(l_CV, next_ids_C) for role, l_CV in logprobs.items()}
-            for logprobs, next_ids_C in self.chunks(batch)
-        ]
-        joined = {role: np.concatenate([part[role] for part in parts]) for role in self.models}
-        return [{role: l_N[start:stop] for role, l_N in joined.items()} for start, stop in _row_ends(batch)]
+        for batch, chunks in zip(batches, self.chunks(batches), strict=True):
+            parts = [{role: next_logprob(l_CV, next_C) for role, l_CV in found.items()} for found, next_C in chunks]
+            joined = {role: np.concatenate([part[role] for part in parts]) for role in self.models}
+            yield [{role: l_N[start:stop] for role, l_N in joined.items()} for start, stop in _row_ends(batch)]
 
-    def ranked_scores(self, batch: Sequence[Row], highest: int) -> np.ndarray:
+    def ranked_scores(self, batches: Sequence[Batch], highest: int) -> Iterator[np.ndarray]:
         """Logs of the best `highest` token scores of every position, falling, (N, highest); for the threshold."""
-        return np.concatenate(
-            [
-                best_log_scores(logprobs, highest, pairs=self.pairs, nodes=self.nodes)
-                for logprobs, _ in self.chunks(batch)
-            ]
-        )
+        for chunks in self.chunks(batches):
+            yield np.concatenate(
+                [best_log_scores(logprobs, highest, pairs=self.pairs, nodes=self.nodes) for logprobs, _ in chunks]
+            )
+
+    def chunks(self, batches: Sequence[Batch]) -> Iterator[Iterator[Chunk]]:
+        """Of each batch, its chunks: log-probs of all roles and the actual next ids, position after position."""
+        for batch, hidden in zip(batches, self._hidden(batches), strict=True):
+            yield self._chunks(batch, hidden)
+
+    def _hidden(self, batches: Sequence[Batch]) -> Iterator[dict[Role, torch.Tensor]]:
+        """Of each batch, role -> hidden states (N, H) that predict its response tokens."""
+        if not self.one_at_a_time:
+            for batch in batches:
+                yield {role: hidden_states(model, batch) for role, model in self.models.items()}
+            return
+        waiting: list[dict[Role, torch.Tensor]] = [{} for _ in batches]
+        for role, model in self.models.items():
+            with model.on(self.device):
+                for batch, found in zip(batches, waiting, strict=True):
+                    found[role] = hidden_states(model, batch).cpu()
+        while waiting:
+            yield waiting.pop(0)
 
     @torch.no_grad()
-    def chunks(self, batch: Sequence[Row]) -> Iterator[tuple[dict[Role, torch.Tensor], torch.Tensor]]:
-        """Log-probs of all roles, (C, V) float32, and the actual next ids, (C,), position after position."""
-        input_ids_BT, attention_mask_BT = pad(batch)
-        row_N, token_N = np.concatenate(
-            [(np.full(len(tokens), i), tokens) for i, tokens in enumerate(np.flatnonzero(r.loss_mask) for r in batch)],
-            axis=1,
-        )
-        hidden = {}
-        for role, model in self.models.items():
-            with model.active():
-                # the hidden state of the token before predicts a response token
-                hidden[role] = model.hidden(input_ids_BT, attention_mask_BT)[row_N, token_N - 1]
-        next_ids_N = input_ids_BT[row_N, token_N].to(self.device)
+    def _chunks(self, batch: Batch, hidden: Mapping[Role, torch.Tensor]) -> Iterator[Chunk]:
+        row_N, token_N = _places(batch)
+        next_ids_N = pad(batch)[0][row_N, token_N].to(self.device)
         for start in range(0, len(row_N), self.chunk_positions):
             chunk = slice(start, start + self.chunk_positions)
             logprobs = {}
@@ -93,7 +108,7 @@ class Scorer:
         partition_C1: torch.Tensor,
         logits_CV: torch.Tensor,
         role: Role,
-        batch: Sequence[Row],
+        batch: Batch,
         row_C: np.ndarray,
         token_C: np.ndarray,
     ) -> None:
@@ -108,12 +123,26 @@ class Scorer:
         )
 
 
-def _row_ends(batch: Sequence[Row]) -> Iterator[tuple[int, int]]:
+@torch.no_grad()
+def hidden_states(model: RoleModel, batch: Batch) -> torch.Tensor:
+    """The model's hidden states, (N, H), at the token before each response token, which predicts it."""
+    row_N, token_N = _places(batch)
+    with model.active():
+        return model.hidden(*pad(batch))[row_N, token_N - 1]
+
+
+def _places(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """(row in the batch, token in the row) of every response token, (N,) each."""
+    tokens = [np.flatnonzero(row.loss_mask) for row in batch]
+    return np.repeat(np.arange(len(batch)), [len(found) for found in tokens]), np.concatenate(tokens)
+
+
+def _row_ends(batch: Batch) -> Iterator[tuple[int, int]]:
     """Of each row, the first of its positions among the batch's and the one behind its last."""
     return pairwise(np.cumsum([0, *(int(row.loss_mask.sum()) for row in batch)]).tolist())
 
 
-def pad(batch: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Right-padded input ids and attention mask, (B, T) int64. The padding id is never attended to."""
     longest = max(len(row.input_ids) for row in batch)
     input_ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)

@@ -139,6 +139,10 @@ PAIRS = (
         ({"top_k": 0}, "top_k: expected 1 or more, got 0"),
         ({"top_k": 19, "max_top_k": 30}, "top_k: expected at most the vocabulary's 18 tokens, got 19"),
         ({"top_k": 19, "support": "fixed"}, "top_k: expected at most the vocabulary's 18 tokens, got 19"),
+        (
+            {"device_map": "auto", "models_in_memory": "one"},
+            "device_map: expected none with models_in_memory one, got 'auto'",
+        ),
         ({"max_top_k": 4}, "max_top_k: expected at least top_k = 5, got 4"),
         ({"min_top_k": 6}, "min_top_k: expected at most top_k = 5, got 6"),
         ({"max_length": 1}, "max_length: expected 2 or more, got 1"),

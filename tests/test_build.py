@@ -1,5 +1,6 @@
 """precompute.build: what is stored is what the models say, the support is what was asked for, the bytes are stable."""
 
+import contextlib
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from precompute import bits
 from precompute import build as build_module
 from precompute.bits import Block
 from precompute.build import build
-from precompute.models import load_models, resolve
+from precompute.models import RoleModel, load_models, resolve
 from precompute.score import batches_by_length
 from precompute.support import SupportRule, find_threshold, summarise, token_scores
 from shards import ShardCache, TeacherSpec
@@ -358,6 +359,45 @@ def test_models_in_another_place_give_the_same_bytes_but_for_the_provenance(trio
         build(build_options(folders, pairs_file, tmp_path / name, limit=4, top_k=5, max_top_k=12))
     a, b = contents(tmp_path / "a"), contents(tmp_path / "b")
     assert [name for name in a if a[name] != b[name]] == ["provenance.json"]
+
+
+def test_models_one_at_a_time_give_the_same_bytes_and_are_never_two_on_the_device(
+    trio_folders, pairs_file, tmp_path, monkeypatch
+):
+    settings = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
+    build(build_options(trio_folders, pairs_file, tmp_path / "all", **settings))
+    there, visits = [], []
+    plain_on, plain_hidden = RoleModel.on, RoleModel.hidden
+
+    @contextlib.contextmanager
+    def on(self, device):
+        with plain_on(self, device):
+            there.append(self.role)
+            visits.append(self.role)
+            yield
+            there.remove(self.role)
+
+    def hidden(self, *args):
+        assert there == [self.role]
+        return plain_hidden(self, *args)
+
+    monkeypatch.setattr(RoleModel, "on", on)
+    monkeypatch.setattr(RoleModel, "_check_head", lambda self, module: None)  # it runs the model where it was loaded
+    monkeypatch.setattr(RoleModel, "hidden", hidden)
+    build(build_options(trio_folders, pairs_file, tmp_path / "one", models_in_memory="one", **settings))
+    assert contents(tmp_path / "one") == contents(tmp_path / "all")
+    shards = len(ShardCache(tmp_path / "one").plan.shards)
+    assert len(visits) == 3 * (shards + 2), "a visit of each for the threshold, for every shard and for the directions"
+
+
+def test_an_error_of_the_writer_ends_the_build(trio_folders, pairs_file, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(build_module, "write_shard", full)
+    with pytest.raises(OSError, match="no space left"):
+        build(build_options(trio_folders, pairs_file, tmp_path / "a", top_k=5, max_top_k=12, tokens_per_shard=15))
+    assert not (tmp_path / "a" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("moment", ["write_json", "write_shard", "add_shard"])

@@ -66,8 +66,8 @@ def score(models: Mapping[Role, RoleModel], rows: Sequence[TokenizedResponse], p
     total = sum(int(row.loss_mask.sum()) for row in rows)
     wanted = torch.linspace(0, total - 1, min(positions, total)).round().long()
     kept, ids, first = {role: [] for role in models}, [], 0
-    for start in range(0, len(rows), BATCH_ROWS):
-        for logprobs, next_ids_C in scorer.chunks(rows[start : start + BATCH_ROWS]):
+    for chunks in scorer.chunks([rows[start : start + BATCH_ROWS] for start in range(0, len(rows), BATCH_ROWS)]):
+        for logprobs, next_ids_C in chunks:
             here = wanted[(wanted >= first) & (wanted < first + len(next_ids_C))] - first
             first += len(next_ids_C)
             ids.append(next_ids_C[here])
