@@ -19,8 +19,9 @@ from typing import Any
 
 from shards.command import OneLineErrors, run_command
 from shards.errors import OptionError
-from shards.pipeline_file import Step, read_pipeline
+from shards.pipeline_file import read_pipeline
 from shards.pipeline_record import Record
+from shards.pipeline_step import Step
 from shards.writer import exclusive
 
 LINE_WIDTH = 110
@@ -62,28 +63,31 @@ def show_pipeline(file: Path) -> None:
 
 
 def run_to_end(step: Step) -> int:
-    """Run a step; its exit code, as a shell gives it. Ctrl-C reaches the step by itself, SIGTERM is passed on."""
-    beside = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])}
-    interrupted = False
+    """Run a step; its exit code, as a shell gives it, and never 0 once somebody asked to stop.
 
-    def wait_for_the_step(*_: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
-
+    Ctrl-C reaches the step by itself, as it does every process of a terminal; SIGTERM is passed on.
+    """
+    # torchrun and accelerate of this Python, also where it was called by its path
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    asked: list[int] = []
     try:
-        process = subprocess.Popen(step.words(), env=os.environ | beside)
+        process = subprocess.Popen(step.words(), env=os.environ | {"PATH": path})
     except OSError as exc:
-        raise OptionError(f"step {step.name}: expected a launcher that runs, got {step.launch} ({exc})") from exc
-    with process:
-        handlers = {signal.SIGINT: wait_for_the_step, signal.SIGTERM: lambda *_: process.terminate()}
-        earlier = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        try:
-            code = process.wait()
-        finally:
-            for number, handler in earlier.items():
-                signal.signal(number, handler)
-    if interrupted and code == 0:
-        return 128 + signal.SIGINT
+        raise OptionError(f"step {step.name}: expected a launcher that runs, got {step.launch[0]} ({exc})") from exc
+
+    def stop(number: int, _: Any) -> None:
+        asked.append(number)
+        if number == signal.SIGTERM:
+            process.terminate()
+
+    earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+    if asked and code == 0:
+        return 128 + asked[0]
     return code if code >= 0 else 128 - code
 
 
@@ -106,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineErrors(
         prog="python -m shards.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help="a YAML file; examples/ has two, docs/recipes.md its rules")
+    parser.add_argument("file", metavar="FILE", type=Path, help="a YAML file, as docs/recipes.md describes it")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands, and run none")
     options = parser.parse_args(arguments)
     if options.dry_run:

@@ -12,7 +12,7 @@ from typing import Any
 
 from shards.errors import CacheConflict, CacheDamaged, OptionError
 from shards.manifest import differences, file_sha256, read_json
-from shards.pipeline_file import Step
+from shards.pipeline_step import Step
 from shards.writer import write_json
 
 RECORD_FILE = "pipeline.json"
