@@ -69,20 +69,20 @@ def run_to_end(step: Step) -> int:
     """
     # torchrun and accelerate of this Python, also where it was called by its path
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    process: subprocess.Popen | None = None
     asked: list[int] = []
-    try:
-        process = subprocess.Popen(step.words(), env=os.environ | {"PATH": path})
-    except OSError as exc:
-        raise OptionError(f"step {step.name}: expected a launcher that runs, got {step.launch[0]} ({exc})") from exc
 
     def stop(number: int, _: Any) -> None:
         asked.append(number)
-        if number == signal.SIGTERM:
+        if number == signal.SIGTERM and process is not None:
             process.terminate()
 
     earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        process = subprocess.Popen(step.words(), env=os.environ | {"PATH": path})
         code = process.wait()
+    except OSError as exc:
+        raise OptionError(f"step {step.name}: expected a launcher that runs, got {step.launch[0]} ({exc})") from exc
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)

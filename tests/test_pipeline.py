@@ -254,8 +254,7 @@ def test_a_signal_ends_the_step_in_its_own_way_and_then_the_pipeline(number, cod
     Path("launcher.py").write_text(
         "import pathlib, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
-        "pathlib.Path('begun').touch()\n"
-        "try:\n    time.sleep(100)\n"
+        "try:\n    pathlib.Path('begun').touch()\n    time.sleep(100)\n"
         "except KeyboardInterrupt:\n"
         "    time.sleep(1)  # as long as a command may take to end\n"
         f"    pathlib.Path('ended').touch()\n    sys.exit({code if number == signal.SIGINT else 0})\n"
