@@ -82,7 +82,7 @@ def run_to_end(step: Step) -> int:
         process = subprocess.Popen(step.words(), env=os.environ | {"PATH": path})
         code = process.wait()
     except OSError as exc:
-        raise OptionError(f"step {step.name}: expected a launcher that runs, got {step.launch[0]} ({exc})") from exc
+        raise OptionError(f"step {step.name}: expected a launcher that runs, got {step.words()[0]} ({exc})") from exc
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
