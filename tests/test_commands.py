@@ -131,6 +131,6 @@ def test_help_explains_every_flag_in_both_spellings(main, flags, capsys, monkeyp
         assert f"--{flag.replace('_', '-')} " in explained or f"--{flag.replace('_', '-')}\n" in explained, flag
 
 
-@pytest.mark.parametrize("module", ["shards.verify", "shards.inspect", "shards.learn"])
-def test_help_of_the_commands_that_read_a_cache(module, tmp_path):
+@pytest.mark.parametrize("module", ["shards.verify", "shards.inspect", "shards.learn", "shards.pipeline"])
+def test_help_of_the_commands_of_the_room_shards(module, tmp_path):
     assert f"usage: python -m {module}" in run(tmp_path, "-m", module, "--help")

@@ -65,7 +65,7 @@ def test_there_is_no_import_cycle():
     assert not edges, f"a cycle among {sorted(edges)}"
 
 
-@pytest.mark.parametrize("module", ["shards", "shards.inspect", "shards.learn", "shards.verify"])
+@pytest.mark.parametrize("module", ["shards", "shards.inspect", "shards.learn", "shards.pipeline", "shards.verify"])
 def test_reading_a_cache_loads_neither_torch_nor_transformers(module):
     code = f"import sys, {module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -4,7 +4,6 @@ The models are tiny and made on the spot, the language is a toy and its reward i
 """
 
 import os
-import random
 import shlex
 import shutil
 import subprocess
@@ -19,14 +18,13 @@ import torch
 import transformers
 
 from examples.demo.evaluate import Quality, evaluate
-from examples.demo.grammar import draw, judge_accuracy, prompts
-from examples.demo.models import TEACHER_FLAGS, load_model, load_tokenizer, train_reference, train_tokenizer
-from examples.demo.report import require_progress, results_text, write_json, write_jsonl
+from examples.demo.grammar import judge_accuracy, prompts
+from examples.demo.inputs import SEED, write_pairs, write_reference
+from examples.demo.models import TEACHER_FLAGS, load_model, load_tokenizer
+from examples.demo.report import require_progress, results_text, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = Path("runs/demo")
-SEED = 0
-NUM_TEXTS, NUM_PAIRS, NUM_HELD_OUT_PAIRS = 25_600, 2_000, 1_000
 RESPONSES_PER_PROMPT = 20
 GAINS = (5, 15)
 # what a model this small needs; the defaults are a recipe for real ones
@@ -44,19 +42,10 @@ def main() -> None:
     OUT.mkdir(parents=True)
 
     with step("1. People write advice, and compare some of it: a toy language with a true reward"):
-        texts, pairs = draw(NUM_TEXTS, NUM_PAIRS, held_out=False, rng=random.Random(SEED))
-        _, held_out_pairs = draw(0, NUM_HELD_OUT_PAIRS, held_out=True, rng=random.Random(SEED + 1))
-        write_jsonl(OUT / "pairs.jsonl", pairs)
-        write_jsonl(OUT / "held-out-pairs.jsonl", held_out_pairs)
-        print(f"{len(texts):,} texts, {len(pairs):,} pairs, {len(held_out_pairs):,} pairs about dishes held out")
-        print(textwrap.indent("\n".join(f"{name:>8}  {text.strip()}" for name, text in pairs[0].items()), "  "))
+        texts, held_out_pairs = write_pairs(OUT)
 
     with step("2. A tokenizer, and a reference model that writes like people do"):
-        tokenizer = train_tokenizer(texts)
-        reference = train_reference(tokenizer, texts, seed=SEED)
-        reference.save_pretrained(OUT / "reference")
-        tokenizer.save_pretrained(OUT / "reference")
-        print(f"{reference.num_parameters():,} parameters, {len(tokenizer)} tokens")
+        write_reference(OUT, texts)
 
     with step("3. dpo, and reverse: the same training with chosen and rejected swapped"):
         pairs_flags = ["--data", OUT / "pairs.jsonl", "--out", OUT]
