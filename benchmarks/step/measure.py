@@ -1,0 +1,85 @@
+"""Clock and memory. Both return plain numbers; what they run is a function without arguments."""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Work = Callable[[], Any]
+
+
+def interleaved(
+    works: Mapping[str, Work], clear: Work, *, repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each work, `repeats` times, one after the other in turn, after one turn that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(repeats + 1):
+        for name, work in works.items():
+            clear()
+            elapsed = timed(work, device)
+            if turn:
+                seconds[name].append(elapsed)
+    clear()
+    return seconds
+
+
+def timed(work: Work, device: torch.device) -> float:
+    _wait(device)
+    started = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def peak_bytes(work: Work, device: torch.device) -> int:
+    """The most memory of tensors that `work` had at once beyond what was there before.
+
+    On a GPU the allocator's own count; on a CPU the sum of every allocation and release that torch's profiler saw,
+    which leaves out the scratch memory that matrix libraries take for themselves.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        _wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    return _peak_of_trace(profiler)
+
+
+def _peak_of_trace(profiler: profile) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+    now = peak = 0
+    for _, change in changes:
+        now += change
+        peak = max(peak, now)
+    return peak
+
+
+def loader_wait(batches: Iterator[Any], step: Callable[[Any], Any], device: torch.device) -> dict[str, float]:
+    """Mean seconds that a step waited for its batch, and that it took; the first batch is not counted."""
+    waits, steps = [], []
+    while True:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        waits.append(time.perf_counter() - started)
+        if batch is None:
+            break
+        steps.append(timed(lambda batch=batch: step(batch), device))
+    return {"wait_seconds": statistics.mean(waits[1:-1]), "step_seconds": statistics.mean(steps[1:])}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,136 @@
+"""The steps that are compared: each is a forward pass, a loss and a backward pass of the same student and sequences.
+
+Dimensions: B sequences, T tokens, N response positions, H hidden size.
+"""
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.online.live import collate, live_loss
+from benchmarks.step.bench import Bench
+from shards import TeacherSpec
+from shards.scores import Response
+from student.data import BatchItem
+from student.loss import SparseTargets
+
+SPARSE, TWICE, DENSE, LIGER, ONLINE = "sparse", "sparse, logits twice", "dense", "Liger", "online"
+BUILD = "build"
+Work = Callable[[], Any]
+NO_LABEL = -100
+
+
+class Steps:
+    """Everything that can be measured on one micro-batch; calls leave gradients behind, `clear` removes them."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.trainer = bench.trainer
+        self.student = bench.trainer.model
+        data = self.trainer.train_dataset
+        first = list(range(self.trainer.args.per_device_train_batch_size))
+        found = data.__getitems__([BatchItem(row, True) for row in first])
+        self.rows: list[Response] = [row for row, _ in found]
+        self.batch = self.trainer._prepare_inputs(self.trainer.data_collator(found))
+        device = self.student.device
+        self.live_batch = {name: value.to(device) for name, value in collate(self.rows).items()}
+        ids_BT = self.batch["input_ids"]
+        masks = [torch.from_numpy(row.loss_mask.astype(bool)) for row in self.rows]
+        mask_BT = torch.nn.utils.rnn.pad_sequence(masks, batch_first=True).to(device)
+        self.labels_BT = torch.where(mask_BT, ids_BT, NO_LABEL)
+
+    def whole(self) -> dict[str, Work]:
+        """Name -> one step; beside them the build's work for the same rows, three models and the support."""
+        works = {SPARSE: self.sparse, TWICE: self.twice, DENSE: self.dense, ONLINE: self.online, BUILD: self.build}
+        return works | ({LIGER: self.liger} if why_no_liger(self.student.device) is None else {})
+
+    def sparse(self) -> None:
+        """As DistillTrainer does it, up to the optimizer."""
+        self.trainer.compute_loss(self.student, self.batch, num_items_in_batch=self.batch["num_items"]).backward()
+
+    def twice(self) -> None:
+        with called_as_a_module(self.student.get_output_embeddings()):
+            self.sparse()
+
+    def dense(self) -> None:
+        """transformers' own cross-entropy."""
+        batch = self.batch
+        mask_BT = batch["attention_mask"]
+        self.student(input_ids=batch["input_ids"], attention_mask=mask_BT, labels=self.labels_BT).loss.backward()
+
+    def online(self) -> None:
+        """Live dpo and reverse models, the composed teacher and a reverse KL over the whole vocabulary."""
+        size = self.trainer.train_dataset.caches[0].plan.vocabulary_size
+        live_loss(self.student, self.bench.live, self.live_batch, TeacherSpec(), size).backward()
+
+    def liger(self) -> None:
+        self._liger_loss(self.hidden()).backward()
+
+    def build(self) -> None:
+        self.bench.scorer.score(self.rows, self.bench.rule)
+
+    def losses(self) -> dict[str, Work]:
+        """Name -> loss and output layer alone, from the hidden states on, back to them."""
+        with torch.no_grad():
+            hidden_BTH = self.hidden()
+        position = self.batch["position"]
+
+        def leaf() -> torch.Tensor:
+            return hidden_BTH.clone().requires_grad_()
+
+        def sparse() -> None:
+            hidden_NH = leaf().flatten(0, 1)[position]
+            loss = self.trainer.distill_forward.distill(hidden_NH, SparseTargets(self.batch))["loss_sum"]
+            (loss / self.batch["num_items"]).backward()
+
+        def twice() -> None:
+            with called_as_a_module(self.student.get_output_embeddings()):
+                sparse()
+
+        def dense() -> None:
+            logits = self.student.get_output_embeddings()(leaf())
+            size = self.student.config.vocab_size
+            self.student.loss_function(logits=logits, labels=self.labels_BT, vocab_size=size).backward()
+
+        works: dict[str, Work] = {SPARSE: sparse, TWICE: twice, DENSE: dense}
+        if why_no_liger(self.student.device) is None:
+            works[LIGER] = lambda: self._liger_loss(leaf()).backward()
+        return works
+
+    def hidden(self) -> torch.Tensor:
+        batch = self.batch
+        ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
+        return self.student.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)[0]
+
+    def clear(self) -> None:
+        self.student.zero_grad(set_to_none=True)
+
+    def gradients(self) -> Mapping[str, torch.Tensor]:
+        return {name: p.grad for name, p in self.student.named_parameters() if p.grad is not None}
+
+    def _liger_loss(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        loss = LigerFusedLinearCrossEntropyLoss(ignore_index=NO_LABEL)
+        weight = self.student.get_output_embeddings().weight
+        return loss(weight, hidden_BTH[:, :-1].flatten(0, 1), self.labels_BT[:, 1:].flatten())
+
+
+@contextlib.contextmanager
+def called_as_a_module(head: torch.nn.Module) -> Iterator[None]:
+    """A hook that does nothing: the output layer is plain no more, and its logits are computed twice."""
+    hook = head.register_forward_hook(lambda *_: None)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def why_no_liger(device: torch.device) -> str | None:
+    """Why Liger's fused cross-entropy is not measured; None where it is."""
+    if device.type != "cuda":
+        return "Liger's kernels need a GPU"
+    return None if importlib.util.find_spec("liger_kernel") else "liger-kernel is not installed"
