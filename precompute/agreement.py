@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from precompute.compare import ErrorSum, ScoreErrors
+from precompute.sums import ErrorSum, ScoreErrors
 from shards.manifest import differences
 from shards.schema import Role
 
@@ -31,9 +31,10 @@ SAME_FLOAT32 = Tolerance(mean=1e-4, largest=1e-3, why="float32 bodies, numerics 
 OTHER_FLOAT32 = Tolerance(mean=1e-3, largest=1e-2, why="float32 bodies, other numerics than in the build")
 SAME_BFLOAT16 = Tolerance(mean=0.02, largest=0.5, why="bfloat16 bodies, numerics of the build")
 OTHER_BFLOAT16 = Tolerance(mean=0.05, largest=1.0, why="bfloat16 bodies, other numerics than in the build")
-"""Cached values are float32, whose own rounding (1e-6 nat) is within every one of these. Measured (docs/teacher.md):
-float32 with other batches 2e-9 (largest 7e-6), with another attention 1e-6 (2e-5); bfloat16 with other batches 2e-4
-(0.08), with another attention 0.02 (0.5), against float32 0.04 (0.6)."""
+"""Between live values and the intervals that cached ones stand for (`shards.spans`): what compact values round does not
+count, and what float32 does (1e-6 nat) is within every one of these. Measured (docs/teacher.md): float32 with other
+batches 2e-9 (largest 7e-6), with another attention 1e-6 (2e-5); bfloat16 with other batches 2e-4 (0.08), with another
+attention 0.02 (0.5), against float32 0.04 (0.6)."""
 
 
 def tolerance(recorded: Mapping[str, Any], found: Mapping[str, Any], *, narrow: bool) -> Tolerance:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from precompute.corpus import Corpus, load_corpus
+from precompute.made_from import direction_warnings
 from precompute.models import ModelFolder, check_vocabularies, load_models, load_tokenizer, resolve
 from precompute.options import BuildOptions
 from precompute.plan import (
@@ -27,13 +28,15 @@ from precompute.plan import (
     sample_rows,
     support_rule,
 )
+from precompute.preferences import sample_directions
 from precompute.processes import Processes
-from precompute.report import plan_text, summary_text
+from precompute.report import directions_text, plan_text, summary_text
 from precompute.score import Scorer, batches_by_length
 from precompute.support import SupportRule
 from shards import ShardCache
 from shards.batches import BatchReader
 from shards.command import OneLineErrors, run_command
+from shards.directions import Direction, measure_directions
 from shards.errors import CacheConflict, OptionError
 from shards.head import require_room
 from shards.manifest import (
@@ -98,6 +101,8 @@ def _build(
     todo = [shard for shard in plan.shards if not (out / shard.file).exists()]
     if processes.is_first:
         speed = _tokens_per_second(scorer, inputs.corpus, rule, options.batch_tokens) * processes.world_size
+        for warning in direction_warnings(inputs.folders, inputs.identity["models"]):
+            print(f"warning: {warning}")
         print(plan_text(plan, inputs.corpus, todo, options.top_k, speed))
         remove_temporary_files(out)
     processes.wait()  # until every process has seen which shards are left
@@ -107,8 +112,18 @@ def _build(
     processes.wait()
     if processes.is_first:
         finish(out, plan)
+        if found := _directions(out, options, inputs, scorer):
+            print(directions_text(found))
+        print(f"{out}: done")
     processes.wait()
     return read_manifest(out)
+
+
+def _directions(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer) -> list[Direction]:
+    """What dpo and reverse prefer, from the cache where it has both responses of a pair, else from a few rows."""
+    if options.responses == "both":
+        return measure_directions(ShardCache(out))
+    return sample_directions(options, inputs.corpus, inputs.folders["reference"], scorer)
 
 
 def read_inputs(options: BuildOptions, processes: Processes) -> Inputs:
@@ -230,7 +245,6 @@ def finish(out: Path, plan: Plan) -> None:
     manifest = Manifest(plan=plan, entries=tuple(entries), statistics=statistics)
     print(summary_text(manifest))
     write_json(out, MANIFEST_FILE, manifest.to_json())
-    print(f"{out}: done")
 
 
 def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_tokens: int) -> float:

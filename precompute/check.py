@@ -19,17 +19,20 @@ from transformers import HfArgumentParser
 
 from precompute.agreement import identity_differences, numerics_differences, tolerance
 from precompute.check_report import CheckReport, report_text
-from precompute.compare import Comparison, compare
+from precompute.compare import compare
 from precompute.models import ModelFolder, check_vocabularies, identity, load_models, load_tokenizer, resolve
 from precompute.options import CheckOptions
 from precompute.plan import numerics, resolve_device
 from precompute.score import Scorer, batches_by_length
+from precompute.sums import Comparison
 from shards import Divergence, ShardCache, TeacherSpec
 from shards.command import OneLineErrors, run_command
 from shards.errors import CacheMissing, OptionError
 from shards.head import require_room
+from shards.manifest import Plan
 from shards.schema import Role
 from shards.scores import Response, concatenate
+from shards.spans import span
 from shards.vocabulary import require_same_vocabulary
 from shards.writer import write_json
 
@@ -59,6 +62,7 @@ def check(options: CheckOptions) -> CheckReport:
         cache_rows=len(cache),
         rows=rows,
         seed=options.seed,
+        values=cache.plan.values,
         spec=options.spec,
         places={role: folder.name for role, folder in folders.items()},
         changed=changed,
@@ -152,15 +156,16 @@ def _comparisons(
         for role, role_model in scorer.models.items():
             require_room(role_model.model.config, longest, role)
         for batch in batches_by_length(responses, batch_tokens):
-            yield from _compared([responses[i] for i in batch], scorer, spec)
+            yield from _compared([responses[i] for i in batch], cache.plan, scorer, spec)
             bar.update(len(batch))
 
 
-def _compared(batch: Sequence[Response], scorer: Scorer, spec: TeacherSpec) -> Iterator[Comparison]:
+def _compared(batch: Sequence[Response], plan: Plan, scorer: Scorer, spec: TeacherSpec) -> Iterator[Comparison]:
     scores, start = concatenate([response.scores for response in batch]), 0
     for logprobs, next_ids_C in scorer.chunks(batch):
         stop = start + len(next_ids_C)
-        yield compare(logprobs, next_ids_C, scores.slice(start, stop), spec, scorer.nodes, REVERSE_KL)
+        here = scores.slice(start, stop)
+        yield compare(logprobs, next_ids_C, here, span(here, plan), spec, scorer.nodes, REVERSE_KL)
         start = stop
 
 

@@ -7,13 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from precompute.agreement import SAME_FLOAT32, Tolerance, disagreements
-from precompute.compare import Comparison, ErrorSum, LossSums
+from precompute.sums import Comparison, ErrorSum, LossSums
 from shards import TeacherSpec
 from shards.compose import LOW_STRENGTH
-from shards.schema import Role
+from shards.schema import Role, Values
 
 WIDTH = 100
 LABEL_WIDTH = 23
+VALUES: Mapping[Values, str] = {
+    "compact": "compact; differences of log-probs count beyond their rounding, those of the teacher whole",
+    "float32": "float32",
+}
 KINDS = {"kept": "log-probs, kept tokens", "next": "log-probs, next tokens", "tail": "log-probs, tails"}
 
 
@@ -22,6 +26,7 @@ class CheckReport:
     """What was compared and what came of it.
 
     rows       the rows that were recomputed, out of cache_rows
+    values     how the cache stores values
     places     role -> where the model was taken from
     changed    role -> hashes that are not the manifest's, in words; a role without any is not named
     numerics   what differs from the build's numerics, in words
@@ -31,6 +36,7 @@ class CheckReport:
     cache_rows: int
     rows: Sequence[int]
     seed: int
+    values: Values
     spec: TeacherSpec
     places: Mapping[Role, str]
     changed: Mapping[Role, Sequence[str]]
@@ -64,6 +70,7 @@ class CheckReport:
             "rows": list(self.rows),
             "positions": self.positions,
             "seed": self.seed,
+            "values": self.values,
             "models": {role: {"place": at, "changed": self.changed.get(role, [])} for role, at in self.places.items()},
             "teacher": asdict(self.spec),
             "errors": {
@@ -84,6 +91,7 @@ def _head_lines(report: CheckReport) -> Iterator[str]:
     facts = {
         "cache": f"{report.cache}, {len(report.rows):,} of {report.cache_rows:,} responses (seed {report.seed}), "
         f"{report.positions:,} response tokens",
+        "values": VALUES[report.values],
         "teacher": str(report.spec),
         "numerics": "; ".join(report.numerics) or "those of the build",
     }

@@ -1,144 +1,29 @@
-"""Cached, sparse values against live, dense ones: errors, losses and gradients, as sums that add up over chunks. Pure.
+"""Cached, sparse values against live, dense ones: errors, losses and gradients, summed by `precompute.sums`. Pure.
 
 The dense side is role -> log-probs over the whole vocabulary; what is compared with it is what a cache holds of the
-same positions. Every result is a frozen value with `+`, so that memory does not grow with the number of positions.
-Arithmetic is in float64. Gradients are over the student's logits, each position's times its lambda_t.
+same positions. Arithmetic is in float64. Gradients are over the student's logits, each position's times its lambda_t.
 
 Dimensions: N positions of a chunk, V vocabulary, M kept tokens over the N positions.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from precompute.support import Logprobs, l1_distances
+from precompute.bits import Logprobs, l1_distances
+from precompute.sums import Comparison, ErrorSum, LossSums, ScoreErrors, TeacherErrors, as_tensor
 from shards import Divergence, TeacherSpec
 from shards.compose import LOW_STRENGTH, Teacher, compose
 from shards.nodes import StrengthNodes
 from shards.schema import Role
 from shards.scores import Scores
+from shards.spans import Span
 from shards.teacher import strength, teacher_logits, token_weight
 
 STAGES: Mapping[str, float] = {"at the reference": 0.0, "half way": 0.5, "nearly there": 0.9}
 """Students that are compared: how far each has come from the reference to the teacher, in logits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorSum:
-    """Absolute differences: how many, their sum and the largest, in the unit of what was compared. NaN stays NaN."""
-
-    count: int = 0
-    total: float = 0.0
-    largest: float = 0.0
-
-    @classmethod
-    def between(cls, found: Any, expected: torch.Tensor) -> "ErrorSum":
-        """Of a cached array and the live values, same shape. Equal ones differ by 0, also where both are -inf."""
-        found = _tensor(found, expected.device)
-        error = torch.where(found == expected, 0.0, (found - expected).abs())
-        return cls(count=error.numel(), total=float(error.sum()), largest=float(error.max()))
-
-    def __add__(self, other: "ErrorSum") -> "ErrorSum":
-        largest = float(np.maximum(self.largest, other.largest))  # unlike max, it does not lose a NaN
-        return ErrorSum(count=self.count + other.count, total=self.total + other.total, largest=largest)
-
-    @property
-    def mean(self) -> float:
-        """Of at least one difference."""
-        return self.total / self.count
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreErrors:
-    """Errors of cached scores: kept, next-token and tail log-probs by role (nats), D_t by negative (not halved)."""
-
-    kept: Mapping[Role, ErrorSum]
-    next: Mapping[Role, ErrorSum]
-    tail: Mapping[Role, ErrorSum]
-    l1_distance: Mapping[Role, ErrorSum]
-
-    def __add__(self, other: "ScoreErrors") -> "ScoreErrors":
-        return ScoreErrors(**{f.name: _added(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherErrors:
-    """Errors of a composed teacher's log p*, nats: on the support, and of the tail's mass."""
-
-    kept: ErrorSum
-    tail: ErrorSum
-
-    def __add__(self, other: "TeacherErrors") -> "TeacherErrors":
-        return TeacherErrors(kept=self.kept + other.kept, tail=self.tail + other.tail)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossSums:
-    """Sums over positions of one student's loss, lambda_t times its divergence (nats), dense and sparse.
-
-    dense_square, sparse_square, difference_square   squared norms of the two gradients and of their difference
-    low_positions, low_loss, low_square              positions with w_t < LOW_STRENGTH, and their part of the dense sums
-    """
-
-    positions: int
-    dense_loss: float
-    sparse_loss: float
-    dense_square: float
-    sparse_square: float
-    difference_square: float
-    low_positions: int
-    low_loss: float
-    low_square: float
-
-    def __add__(self, other: "LossSums") -> "LossSums":
-        return LossSums(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
-    @property
-    def deficit(self) -> float | None:
-        """The part of the dense loss that the sparse one lacks; None where there is no loss.
-
-        With the same models on both sides it is 0 or more, by the data-processing inequality.
-        """
-        return 1 - self.sparse_loss / self.dense_loss if self.dense_loss else None
-
-    @property
-    def norm_ratio(self) -> float | None:
-        """Length of the sparse gradient over that of the dense one; None where there is no gradient."""
-        return math.sqrt(self.sparse_square / self.dense_square) if self.dense_square else None
-
-    @property
-    def angle_degrees(self) -> float | None:
-        """Angle between the two gradients; None where one of them is zero."""
-        return angle_degrees(self.dense_square, self.sparse_square, self.difference_square)
-
-    @property
-    def low_loss_share(self) -> float | None:
-        return self.low_loss / self.dense_loss if self.dense_loss else None
-
-    @property
-    def low_gradient_share(self) -> float | None:
-        """Of the squared gradient."""
-        return self.low_square / self.dense_square if self.dense_square else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """Everything that is compared for one teacher; `stages` has a LossSums for each student of STAGES."""
-
-    scores: ScoreErrors
-    teacher: TeacherErrors
-    stages: Mapping[str, LossSums]
-
-    def __add__(self, other: "Comparison") -> "Comparison":
-        return Comparison(
-            scores=self.scores + other.scores,
-            teacher=self.teacher + other.teacher,
-            stages=_added(self.stages, other.stages),
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,35 +35,24 @@ class DenseTeacher:
     weight: torch.Tensor
 
 
-def angle_degrees(first_square: float, second_square: float, difference_square: float) -> float | None:
-    """Angle between two vectors from their squared lengths and that of their difference; None where one is zero.
-
-    For unit vectors a and b it is 2 atan2(|a - b|, |a + b|), which unlike acos of a cosine is exact for small
-    angles. |a - b|^2 comes from the summed squares of the difference, not from a product that cancels.
-    """
-    lengths = math.sqrt(first_square), math.sqrt(second_square)
-    if not all(lengths):
-        return None
-    apart = max(0.0, difference_square - (lengths[0] - lengths[1]) ** 2) / math.prod(lengths)
-    return math.degrees(2 * math.atan2(math.sqrt(apart), math.sqrt(max(0.0, 4 - apart))))
-
-
 def compare(
     logprobs: Logprobs,
     next_ids_N: torch.Tensor,
     scores: Scores,
+    span: Span,
     spec: TeacherSpec,
     nodes: StrengthNodes,
     divergence: Divergence,
 ) -> Comparison:
     """Compare what a cache holds of N positions with the models' log-probs, role -> (N, V).
 
-    next_ids_N: the actual next tokens. The caller has checked that the cache serves the spec.
+    next_ids_N: the actual next tokens; span: what the stored scores stand for. The caller has checked that the cache
+    serves the spec. Teacher and losses are those of the scores themselves, as a student gets them.
     """
     logprobs = {role: l_NV.double() for role, l_NV in logprobs.items()}
     dense, sparse = dense_teacher(logprobs, spec), compose(scores, spec, nodes)
     return Comparison(
-        scores=score_errors(logprobs, next_ids_N, scores),
+        scores=score_errors(logprobs, next_ids_N, span),
         teacher=teacher_errors(dense.logprobs, sparse),
         stages={
             name: loss_sums(student_logprobs(logprobs["reference"], dense.logprobs, done), dense, sparse, divergence)
@@ -187,18 +61,22 @@ def compare(
     )
 
 
-def score_errors(logprobs: Logprobs, next_ids_N: torch.Tensor, scores: Scores) -> ScoreErrors:
+def score_errors(logprobs: Logprobs, next_ids_N: torch.Tensor, span: Span) -> ScoreErrors:
     """Errors of everything that is cached but the tails' log partitions, which `teacher_errors` sees the effect of."""
-    device = next_ids_N.device
-    kept = support_index(scores.support_count, scores.support_ids, device)
-    live = {role: logprobs[role].double() for role in scores.logprobs}
+    low, high = span
+    kept = support_index(low.support_count, low.support_ids, next_ids_N.device)
+    live = {role: logprobs[role].double() for role in low.logprobs}
     distances = l1_distances(live)
-    between, next_N1 = ErrorSum.between, next_ids_N[:, None]
+
+    def outside(field: str, wanted: Mapping[Role, torch.Tensor]) -> dict[Role, ErrorSum]:
+        lowest, highest = getattr(low, field), getattr(high, field)
+        return {key: ErrorSum.outside(lowest[key], highest[key], values) for key, values in wanted.items()}
+
     return ScoreErrors(
-        kept={role: between(scores.logprobs[role], l_NV[kept]) for role, l_NV in live.items()},
-        next={role: between(scores.next_logprob[role], l_NV.gather(1, next_N1)[:, 0]) for role, l_NV in live.items()},
-        tail={role: between(scores.tail_logprob[role], _tail(l_NV, kept)) for role, l_NV in live.items()},
-        l1_distance={negative: between(scores.l1_distance[negative], distances[negative]) for negative in distances},
+        kept=outside("logprobs", {role: l_NV[kept] for role, l_NV in live.items()}),
+        next=outside("next_logprob", {role: l_NV.gather(1, next_ids_N[:, None])[:, 0] for role, l_NV in live.items()}),
+        tail=outside("tail_logprob", {role: _tail(l_NV, kept) for role, l_NV in live.items()}),
+        l1_distance=outside("l1_distance", distances),
     )
 
 
@@ -227,7 +105,7 @@ def student_logprobs(reference_NV: torch.Tensor, teacher_NV: torch.Tensor, done:
 
 def loss_sums(student_NV: torch.Tensor, dense: DenseTeacher, sparse: Teacher, divergence: Divergence) -> LossSums:
     """The loss of a student (normalised log-probs) under both teachers, each with its own lambda_t."""
-    sparse_weight_N = _tensor(sparse.weight, student_NV.device)
+    sparse_weight_N = as_tensor(sparse.weight, student_NV.device)
     dense_N, dense_NV = dense_divergence(student_NV, dense.logprobs, divergence)
     sparse_N, sparse_NV = sparse_divergence(student_NV, sparse, divergence)
     dense_N, dense_NV = dense.weight * dense_N, dense_NV.mul_(dense.weight[:, None])
@@ -266,8 +144,8 @@ def sparse_divergence(
     count_N = torch.as_tensor(teacher.support_count, dtype=torch.long, device=device)
     outside_NV = _outside(student_NV, kept)
     student_M, student_tail_N = student_NV[kept], outside_NV.logsumexp(-1)
-    value_M, slope_M = divergence.terms(student_M, _tensor(teacher.logprobs, device), torch)
-    value_tail_N, slope_tail_N = divergence.terms(student_tail_N, _tensor(teacher.tail_logprob, device), torch)
+    value_M, slope_M = divergence.terms(student_M, as_tensor(teacher.logprobs, device), torch)
+    value_tail_N, slope_tail_N = divergence.terms(student_tail_N, as_tensor(teacher.tail_logprob, device), torch)
     value_N, slope_N = (
         torch.segment_reduce(values_M, "sum", lengths=count_N) + tail_N
         for values_M, tail_N in ((value_M, value_tail_N), (slope_M, slope_tail_N))
@@ -293,13 +171,3 @@ def _outside(logprobs_NV: torch.Tensor, kept: tuple[torch.Tensor, torch.Tensor])
 def _tail(logprobs_NV: torch.Tensor, kept: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Log of the mass outside the support, (N,); -inf where nothing is outside."""
     return _outside(logprobs_NV, kept).logsumexp(-1)
-
-
-def _tensor(array: Any, device: torch.device) -> torch.Tensor:
-    """A numpy array as float64 on a device; a copy, since a cache's arrays are read-only."""
-    return torch.from_numpy(np.array(array, dtype=np.float64)).to(device)
-
-
-def _added(mine: Mapping[Any, Any], theirs: Mapping[Any, Any]) -> dict[Any, Any]:
-    assert mine.keys() == theirs.keys(), "sums of one comparison have the same parts"
-    return {key: value + theirs[key] for key, value in mine.items()}

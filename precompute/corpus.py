@@ -6,7 +6,7 @@ skipped before it.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -31,6 +31,7 @@ class Corpus:
 
     `skipped` counts responses by reason, under "overlong" and "empty". `truncated` and `prompt_not_prefix` count the
     kept responses that were cut, and those whose prompt reads otherwise alone than with the response behind it.
+    has_pairs: the rows hold a rejected response too, whether or not it was asked for.
     ignores_chat_template: the tokenizer has a chat template, but the data are text. data_sha256 covers the columns in
     use of every row read, whatever file format held them.
     """
@@ -40,8 +41,17 @@ class Corpus:
     skipped: dict[str, int]
     truncated: int
     prompt_not_prefix: int
+    has_pairs: bool
     ignores_chat_template: bool
     data_sha256: str
+
+    @property
+    def tokens_sha256(self) -> str:
+        """Over the token ids and masks of the responses: what the tokenizer made of the data."""
+        digest = hashlib.sha256()
+        for row in self.responses:
+            digest.update(row.input_ids.astype("<i4").tobytes() + row.loss_mask.tobytes())
+        return digest.hexdigest()
 
 
 def load_corpus(
@@ -71,10 +81,10 @@ def load_corpus(
     skipped = dict.fromkeys(on_skip, 0)
     rows_read, digest = 0, hashlib.sha256()
     rows = tqdm(islice(read_rows(data, split), limit), desc=f"tokenizing {data}", unit=" rows", disable=not progress)
-    plain_text = False
+    plain_text = has_pairs = False
     for canonical, outcomes, layout in _tokenized(rows, tokenizer, responses, max_length):
         rows_read += 1
-        plain_text = not layout.conversational
+        plain_text, has_pairs = not layout.conversational, "rejected" in layout.kinds
         digest.update(canonical)
         for outcome in outcomes:
             if isinstance(outcome, TokenizedResponse):
@@ -92,20 +102,37 @@ def load_corpus(
         skipped=skipped,
         truncated=sum(response.truncated for response in kept),
         prompt_not_prefix=sum(not response.prompt_is_prefix for response in kept),
+        has_pairs=has_pairs,
         ignores_chat_template=plain_text and bool(tokenizer.chat_template),
         data_sha256=digest.hexdigest(),
     )
 
 
+def load_pairs(
+    data: str, wanted: Collection[int], *, tokenizer: "PreTrainedTokenizerBase", split: str, max_length: int
+) -> list[TokenizedResponse]:
+    """Both responses of the rows of these numbers, tokenised; those that `load_corpus` would skip are left out."""
+    rows = islice(read_rows(data, split), max(wanted) + 1)
+    by_row = _tokenized(rows, tokenizer, "both", max_length, wanted=wanted)
+    return [outcome for _, some, _ in by_row for outcome in some if isinstance(outcome, TokenizedResponse)]
+
+
 def _tokenized(
-    rows: Iterable[tuple[str, Row]], tokenizer: "PreTrainedTokenizerBase", responses: Responses, max_length: int
+    rows: Iterable[tuple[str, Row]],
+    tokenizer: "PreTrainedTokenizerBase",
+    responses: Responses,
+    max_length: int,
+    *,
+    wanted: Collection[int] | None = None,
 ) -> Iterator[tuple[bytes, list[TokenizedResponse | SkippedResponse], Layout]]:
-    """For each row its canonical bytes, its responses and the source's layout."""
+    """For each row (of these numbers, where given) its canonical bytes, its responses and the source's layout."""
     layout: Layout | None = None
     for pair_id, (where, row) in enumerate(rows):
         layout = layout or find_layout(row, where)
+        if wanted is not None and pair_id not in wanted:
+            continue
         values = used_values(row, layout, where)
-        canonical = _canonical_json(values, where)
+        canonical = canonical_row(values, where)
         outcomes = tokenize_row(
             values,
             where=where,
@@ -127,7 +154,8 @@ def _wanted_kinds(responses: Responses, layout: Layout, where: str) -> tuple[Res
     return layout.kinds if responses == "both" else ("rejected",)
 
 
-def _canonical_json(values: Mapping[str, Any], where: str) -> bytes:
+def canonical_row(values: Mapping[str, Any], where: str) -> bytes:
+    """A row as bytes that hashes are taken over. Raises DataError for values that JSON does not have."""
     try:
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return text.encode() + b"\n"

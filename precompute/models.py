@@ -187,7 +187,18 @@ def load_models(
     }
 
 
-def _load_base(role: Role, folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
+def load_merged(folder: ModelFolder, who: str, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
+    """One model, to be trained or sampled from; an adapter is merged into its base. Raises ModelError, naming `who`.
+
+    dtype, device and kwargs as in `load_models`.
+    """
+    model = _load_base(who, folder.base or folder, dtype=dtype, device=device, **kwargs)
+    if folder.base:
+        model = _add_adapter(None, model, folder, who).merge_and_unload().requires_grad_(True)
+    return model
+
+
+def _load_base(role: str, folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
     given = {key: value for key, value in kwargs.items() if value is not None}
     with refusing(f"{role} ({folder.name})", "a causal language model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -207,7 +218,7 @@ def _load_base(role: Role, folder: ModelFolder, *, dtype: str, device: str, **kw
     return model.eval() if "device_map" in given else model.to(device).eval()
 
 
-def _add_adapter(wrapped: Any, base: PreTrainedModel, folder: ModelFolder, role: Role) -> Any:
+def _add_adapter(wrapped: Any, base: PreTrainedModel, folder: ModelFolder, role: str) -> Any:
     try:
         from peft import PeftConfig, PeftModelForCausalLM
     except ImportError as exc:

@@ -40,9 +40,7 @@ class BuildOptions:
     )
     gain_nodes: list[float] = flag(list(DEFAULT_GAIN_NODES), "gains whose strengths are nodes, from 0")
     strength_nodes: list[float] = flag(list(DEFAULT_STRENGTH_NODES), "constant strengths that are nodes, from 0")
-    values: Literal["compact", "float32"] = flag(
-        "compact", "how values are stored: in a third of the bytes, or exactly"
-    )
+    values: Literal["compact", "float32"] = flag("compact", "how values are stored: in half the bytes, or exactly")
 
     dtype: Literal["auto", "bfloat16", "float32"] = flag("auto", "dtype of the models' bodies; heads are float32")
     device: str = flag("auto", "device of models and scores: auto, cpu, cuda, cuda:1, ...")

@@ -43,9 +43,6 @@ def build_identity(
     corpus: Corpus,
 ) -> dict[str, Any]:
     """Everything that the bytes of a cache depend on. Paths and process counts are no part of it."""
-    tokens = hashlib.sha256()
-    for row in corpus.responses:
-        tokens.update(row.input_ids.astype("<i4").tobytes() + row.loss_mask.tobytes())
     return {
         # the order in which a folder that holds another build is compared: what was asked for before what came of it
         "options": options.identity(),
@@ -56,7 +53,7 @@ def build_identity(
             "vocabulary_sha256": hashlib.sha256(canonical_json(vocabulary)).hexdigest(),
             "chat_template_sha256": chat_template and hashlib.sha256(canonical_json(chat_template)).hexdigest(),
         },
-        "data": {"rows_sha256": corpus.data_sha256, "tokens_sha256": tokens.hexdigest()},
+        "data": {"rows_sha256": corpus.data_sha256, "tokens_sha256": corpus.tokens_sha256},
         "numerics": numerics(options.dtype, options.attn_implementation, options.device_map, device),
     }
 

@@ -1,8 +1,9 @@
 """What the build tells a person: the plan before the work, the summary after it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from precompute.corpus import Corpus
+from shards.directions import Direction
 from shards.manifest import Manifest, Plan, ShardPlan
 from shards.statistics import distribution_table
 
@@ -11,9 +12,10 @@ def plan_text(plan: Plan, corpus: Corpus, todo: Sequence[ShardPlan], top_k: int,
     """Rows, response tokens, projected bytes (before compression) and time."""
     left = sum(shard.positions for shard in todo)
     per_position = bytes_per_position(plan, top_k)
+    skipped = skipped_text(plan.skipped)
     lines = [
-        f"{'responses':>18}  {plan.rows:,}, from {_count(corpus.rows_read, 'row')} of data{_skipped(plan)}",
-        f"{'response tokens':>18}  {plan.positions:,} in {_count(len(plan.shards), 'shard')}"
+        f"{'responses':>18}  {plan.rows:,}, from {counted(corpus.rows_read, 'row')} of data{skipped}",
+        f"{'response tokens':>18}  {plan.positions:,} in {counted(len(plan.shards), 'shard')}"
         + (f", {plan.positions - left:,} already done" if left < plan.positions else ""),
         f"{'projected size':>18}  {plan.positions * per_position / 2**20:,.1f} MiB "
         f"({per_position:,.0f} bytes per response token before compression)",
@@ -29,13 +31,19 @@ def summary_text(manifest: Manifest) -> str:
     plan = manifest.plan
     total = sum(entry.bytes for entry in manifest.entries)
     lines = [
-        f"{'responses':>18}  {plan.rows:,}{_skipped(plan)}; {plan.truncated:,} cut at max_length; "
+        f"{'responses':>18}  {plan.rows:,}{skipped_text(plan.skipped)}; {plan.truncated:,} cut at max_length; "
         f"{plan.prompt_not_prefix:,} whose prompt alone tokenises otherwise",
         f"{'size':>18}  {total / 2**20:,.1f} MiB, {total / plan.positions:,.1f} bytes per response token, "
         f"{sum(e.entries for e in manifest.entries) / plan.positions:.1f} tokens kept on average",
         distribution_table(manifest.statistics),
     ]
     return "\n".join(lines)
+
+
+def directions_text(directions: Sequence[Direction]) -> str:
+    """What the models prefer, a line each; a plain warning where it is not what their roles say."""
+    labels = ["preferences", *([""] * len(directions))]
+    return "\n".join(f"{label:>18}  {direction}" for label, direction in zip(labels, directions, strict=False))
 
 
 def bytes_per_position(plan: Plan, top_k: int) -> float:
@@ -55,10 +63,10 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _skipped(plan: Plan) -> str:
-    counted = [f"{count:,} skipped as {reason}" for reason, count in plan.skipped.items() if count]
-    return "".join(f", {text}" for text in counted)
+def skipped_text(skipped: Mapping[str, int]) -> str:
+    """ ", 3 skipped as empty": the reasons that occurred; nothing where none did."""
+    return "".join(f", {count:,} skipped as {reason}" for reason, count in skipped.items() if count)

@@ -5,12 +5,14 @@ Dimensions: B responses of a batch, T tokens, N response positions of the batch,
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
+from precompute.bits import log_partitions
 from precompute.models import RoleModel
-from precompute.support import SupportRule, l1_distances, node_strengths, summarise, token_scores
+from precompute.support import SupportRule, best_log_scores, next_logprob, summarise
 from precompute.tokenize import TokenizedResponse
 from shards.errors import NonFiniteLogits
 from shards.nodes import StrengthNodes
@@ -41,16 +43,25 @@ class Scorer:
             for logprobs, next_ids_C in self.chunks(batch)
         ]
         joined = concatenate(parts)
-        ends = np.cumsum([int(row.loss_mask.sum()) for row in batch])
-        return [joined.slice(start, stop) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
+        return [joined.slice(start, stop) for start, stop in _row_ends(batch)]
+
+    def next_logprobs(self, batch: Sequence[Row]) -> list[dict[Role, np.ndarray]]:
+        """The log-probs of each response's own tokens, role -> (N,), without the work of choosing what is kept."""
+        parts = [
+            {role: next_logprob(l_CV, next_ids_C) for role, l_CV in logprobs.items()}
+            for logprobs, next_ids_C in self.chunks(batch)
+        ]
+        joined = {role: np.concatenate([part[role] for part in parts]) for role in self.models}
+        return [{role: l_N[start:stop] for role, l_N in joined.items()} for start, stop in _row_ends(batch)]
 
     def ranked_scores(self, batch: Sequence[Row], highest: int) -> np.ndarray:
-        """The best `highest` token scores of every position, falling, (N, highest); for setting the threshold."""
-        ranked = []
-        for logprobs, _ in self.chunks(batch):
-            strengths = node_strengths(l1_distances(logprobs), self.pairs, self.nodes, logprobs["dpo"].dtype)
-            ranked.append(token_scores(logprobs, strengths).topk(highest, dim=-1).values.cpu().numpy())
-        return np.concatenate(ranked)
+        """Logs of the best `highest` token scores of every position, falling, (N, highest); for the threshold."""
+        return np.concatenate(
+            [
+                best_log_scores(logprobs, highest, pairs=self.pairs, nodes=self.nodes)
+                for logprobs, _ in self.chunks(batch)
+            ]
+        )
 
     @torch.no_grad()
     def chunks(self, batch: Sequence[Row]) -> Iterator[tuple[dict[Role, torch.Tensor], torch.Tensor]]:
@@ -72,28 +83,34 @@ class Scorer:
             for role, model in self.models.items():
                 with model.active():
                     logits_CV = model.logits(hidden[role][chunk]).to(self.device)
-                self._require_finite(logits_CV, role, batch, row_N[chunk], token_N[chunk])
-                # not log_softmax: on a CPU its running sum is off by 1e-6, always to the same side
-                logprobs[role] = logits_CV - logits_CV.logsumexp(-1, keepdim=True)
+                partition_C1 = log_partitions(logits_CV)
+                self._require_finite(partition_C1, logits_CV, role, batch, row_N[chunk], token_N[chunk])
+                logprobs[role] = logits_CV.sub_(partition_C1)
             yield logprobs, next_ids_N[chunk]
 
     @staticmethod
     def _require_finite(
+        partition_C1: torch.Tensor,
         logits_CV: torch.Tensor,
         role: Role,
         batch: Sequence[Row],
         row_C: np.ndarray,
         token_C: np.ndarray,
     ) -> None:
-        bad_C = ~torch.isfinite(logits_CV).all(dim=-1)
+        bad_C = ~partition_C1[:, 0].isfinite()
         if not bool(bad_C.any()):
             return
         first = int(bad_C.nonzero()[0, 0])
-        logit = logits_CV[first][~torch.isfinite(logits_CV[first])][0].item()
+        logit = logits_CV[first][~logits_CV[first].isfinite()][0].item()
         raise NonFiniteLogits(
             f"{role}: expected finite logits, got {logit} for sample {batch[row_C[first]].sample_id} "
             f"at token {token_C[first]}"
         )
+
+
+def _row_ends(batch: Sequence[Row]) -> Iterator[tuple[int, int]]:
+    """Of each row, the first of its positions among the batch's and the one behind its last."""
+    return pairwise(np.cumsum([0, *(int(row.loss_mask.sum()) for row in batch)]).tolist())
 
 
 def pad(batch: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:

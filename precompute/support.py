@@ -1,67 +1,73 @@
 """Which tokens are kept at each position, and what is known of the rest. Pure functions of log-probs.
 
-Dimensions: C positions of a chunk, V vocabulary, J strength nodes, K most tokens kept at a position, M kept in all.
+Dimensions: C positions of a chunk, V vocabulary, J strength nodes, S strengths that tokens are scored at, K most tokens
+kept at a position, M kept in all.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from precompute.bits import LN_2, Block, Logprobs, block_size, blocks, exp2_sum, logsumexp, teachers
 from shards.nodes import StrengthNodes
-from shards.schema import NEGATIVES, Pair, Role
-from shards.scores import Scores
-from shards.teacher import teacher_logits
-
-Logprobs = Mapping[Role, torch.Tensor]
+from shards.schema import Pair
+from shards.scores import Scores, concatenate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportRule:
-    """Keep the tokens whose score exceeds `log_threshold` (a log-prob), the best first, between lowest and highest.
-
-    Without a threshold keep exactly `highest`.
+    """Keep the tokens whose log score exceeds `log_threshold`, but the best `lowest` or `highest` where they are fewer
+    or more. Without a threshold keep exactly the best `highest`.
     """
 
     lowest: int
     highest: int
     log_threshold: float | None
 
-    def counts(self, ranked_CK: torch.Tensor) -> torch.Tensor:
-        """K_t, (C,), from scores in falling order, the best `highest` of each position."""
+    def select(self, scores_CV: torch.Tensor) -> torch.Tensor:
+        """Which tokens are kept, (C, V) bool, from their scores (not logs)."""
         if self.log_threshold is None:
-            return torch.full(ranked_CK.shape[:1], self.highest, device=ranked_CK.device)
-        return (ranked_CK > self.log_threshold).sum(-1).clamp(self.lowest, self.highest)
+            return _best(scores_CV, self.highest)
+        kept_CV = scores_CV > math.exp(self.log_threshold)
+        count_C = kept_CV.sum(-1)
+        for wrong_C, size in ((count_C < self.lowest, self.lowest), (count_C > self.highest, self.highest)):
+            rows = wrong_C.nonzero()[:, 0]
+            if len(rows):
+                kept_CV[rows] = _best(scores_CV[rows], size)
+        return kept_CV
 
 
-def l1_distances(logprobs: Logprobs) -> dict[Role, torch.Tensor]:
-    """D_t = sum over v of |p_dpo(v) - p_negative(v)| for every negative at hand, (C,), in [0, 2]; not halved."""
-    dpo_CV = logprobs["dpo"].exp()
-    return {n: logprobs[n].exp().sub_(dpo_CV).abs_().sum(-1) for n in NEGATIVES if n in logprobs}
+def token_scores(block: Block, strengths: Mapping[Pair, torch.Tensor]) -> torch.Tensor:
+    """What the loss would lose with a token, (C, V): the largest, over pairs and their strengths w (C, S), of
 
+        q_w(v) = max(p_ref(v), p*_w(v)) (1/2 + |log p_ref(v) - log p*_w(v)| / w)
 
-def token_scores(logprobs: Logprobs, strengths: Mapping[Pair, torch.Tensor]) -> torch.Tensor:
-    """Log of q(v) = max of p_ref(v) and of p*(v) at every node of every pair, (C, V).
-
-    The student starts at the reference and reverse KL is weighted by the student: a teacher's own top-k is not enough.
-    strengths: pair -> nodes (C, J), the first of them 0.
+    The gradient of the reverse KL at v is lambda p_s(v) (log p_s(v) - log p*(v) - KL), lambda = beta / w, and the
+    student p_s lies between the reference and the teacher. The half is for likely tokens on which the two agree
+    (docs/decisions/0008-support-score.md). No score is under the smallest normal number, so that all have a log.
     """
-    best_CV = logprobs["reference"].clone()
-    for pair, nodes_CJ in strengths.items():
-        torch.maximum(best_CV, logprobs[pair.anchor], out=best_CV)  # the teacher at w_0 = 0
-        for logits_CV in _node_logits(logprobs[pair.anchor], logprobs, pair, nodes_CJ):
-            logits_CV -= logits_CV.logsumexp(-1, keepdim=True)
-            torch.maximum(best_CV, logits_CV, out=best_CV)
+    bits = block.bits
+    reference_CV, reference_prob_CV = bits["reference"], bits["reference"].exp2()
+    best_CV = torch.full_like(reference_CV, torch.finfo(reference_CV.dtype).tiny)
+    half, ratio_CV = best_CV.new_tensor(0.5), torch.empty_like(best_CV)
+    for pair, strengths_CS in strengths.items():
+        for strength_C1, teacher_CV in teachers(bits[pair.anchor], bits, pair, strengths_CS):
+            torch.sub(reference_CV, teacher_CV, out=ratio_CV)
+            peak_C1, sum_C1 = exp2_sum(teacher_CV, out=teacher_CV)
+            ratio_CV.add_(peak_C1 + sum_C1.log2()).abs_()
+            torch.addcmul(half, ratio_CV, LN_2 / strength_C1, out=ratio_CV)
+            torch.maximum(teacher_CV.div_(sum_C1), reference_prob_CV, out=teacher_CV)
+            torch.maximum(best_CV, teacher_CV.mul_(ratio_CV), out=best_CV)
     return best_CV
 
 
-def node_strengths(
-    distances: Mapping[Role, torch.Tensor], pairs: Sequence[Pair], nodes: StrengthNodes, dtype: torch.dtype
-) -> dict[Pair, torch.Tensor]:
-    """w_j(t) of every pair, (C, J), on the device of the distances."""
-    at = {n: torch.from_numpy(nodes.at(distance_C.cpu().numpy())) for n, distance_C in distances.items()}
-    return {pair: at[pair.negative].to(distances[pair.negative].device, dtype) for pair in pairs}
+def best_log_scores(logprobs: Logprobs, highest: int, *, pairs: Sequence[Pair], nodes: StrengthNodes) -> np.ndarray:
+    """Logs of the best `highest` scores of each position, falling, (C, highest); for setting the threshold."""
+    scores = (token_scores(block, block.score_strengths(pairs, nodes)) for block in blocks(logprobs))
+    return np.concatenate([_numpy(scores_CV.topk(highest, dim=-1).values.log()) for scores_CV in scores])
 
 
 def summarise(
@@ -69,41 +75,52 @@ def summarise(
 ) -> Scores:
     """Everything that is stored about a chunk of positions.
 
-    logprobs: role -> (C, V), full vocabulary; next_ids_C: the actual next tokens. Values keep the dtype of logprobs.
+    logprobs: role -> (C, V), full vocabulary, nats; next_ids_C: the actual next tokens. Values keep their dtype.
     """
-    distances = l1_distances(logprobs)
-    strengths = node_strengths(distances, pairs, nodes, logprobs["dpo"].dtype)
-    ranked_CK, ids_CK = token_scores(logprobs, strengths).topk(rule.highest, dim=-1)
-    count_C = rule.counts(ranked_CK)
-    kept_CK = torch.arange(rule.highest, device=ids_CK.device) < count_C[:, None]
-    vocabulary_size = logprobs["dpo"].shape[1]
-    # unkept ids sort to the end, where the mask by count cuts them off
-    ids_CK = torch.where(kept_CK, ids_CK, vocabulary_size).sort(dim=-1).values
-    position_M, ids_M = kept_CK.nonzero()[:, 0], ids_CK[kept_CK]
-    inside_CV = torch.zeros_like(logprobs["dpo"], dtype=torch.bool)
-    inside_CV[position_M, ids_M] = True
-    outside = {role: l_CV.masked_fill(inside_CV, -torch.inf) for role, l_CV in logprobs.items()}
+    found = []
+    next_ids = next_ids_C.split(block_size(logprobs["dpo"]))
+    for block, block_next_ids_C in zip(blocks(logprobs), next_ids, strict=True):
+        kept_CV = rule.select(token_scores(block, block.score_strengths(pairs, nodes)))
+        found.append(values_on(block, block_next_ids_C, kept_CV, pairs=pairs, nodes=nodes))
+    return concatenate(found)
+
+
+def values_on(
+    block: Block, next_ids_C: torch.Tensor, kept_CV: torch.Tensor, *, pairs: Sequence[Pair], nodes: StrengthNodes
+) -> Scores:
+    """What is stored about positions whose kept tokens, (C, V) bool, are chosen."""
+    position_M, ids_M = kept_CV.nonzero(as_tuple=True)  # row-major: ids ascend inside a position
+    outside = {
+        role: l_CV.index_put((position_M, ids_M), l_CV.new_tensor(-torch.inf)) for role, l_CV in block.bits.items()
+    }
+    work_CV = torch.empty_like(block.bits["dpo"])
+    live = block.logprobs
     return Scores(
-        support_count=_numpy(count_C.int()),
+        support_count=_numpy(torch.bincount(position_M, minlength=len(kept_CV)).int()),
         support_ids=_numpy(ids_M.int()),
-        logprobs={role: _numpy(l_CV[position_M, ids_M]) for role, l_CV in logprobs.items()},
-        next_logprob={role: _numpy(l_CV.gather(1, next_ids_C[:, None])[:, 0]) for role, l_CV in logprobs.items()},
-        tail_logprob={role: _numpy(l_CV.logsumexp(-1)) for role, l_CV in outside.items()},
-        l1_distance={negative: _numpy(distance_C) for negative, distance_C in distances.items()},
+        logprobs={role: _numpy(l_CV[position_M, ids_M]) for role, l_CV in live.items()},
+        next_logprob={role: next_logprob(l_CV, next_ids_C) for role, l_CV in live.items()},
+        tail_logprob={role: _numpy(logsumexp(l_CV, work_CV)[:, 0]) for role, l_CV in outside.items()},
+        l1_distance={negative: _numpy(distance_C) for negative, distance_C in block.distances.items()},
         tail_logpartition={
-            pair: _numpy(tail_logpartition(outside[pair.anchor], logprobs, pair, nodes_CJ))
-            for pair, nodes_CJ in strengths.items()
+            pair: _numpy(tail_logpartition(outside[pair.anchor], block.bits, pair, strengths_CJ[:, 1:]))
+            for pair, strengths_CJ in block.node_strengths(pairs, nodes).items()
         },
     )
 
 
-def tail_logpartition(outside_CV: torch.Tensor, logprobs: Logprobs, pair: Pair, nodes_CJ: torch.Tensor) -> torch.Tensor:
-    """log sum over v outside the support of exp(teacher logits) at the nodes above zero, (C, J - 1).
+def next_logprob(logprobs_CV: torch.Tensor, next_ids_C: torch.Tensor) -> np.ndarray:
+    """Of the actual next tokens, (C,)."""
+    return _numpy(logprobs_CV.gather(1, next_ids_C[:, None])[:, 0])
 
-    outside_CV: the anchor's log-probs, -inf inside the support. A log-sum-exp over the tail, never log(1 - sum).
+
+def tail_logpartition(outside_CV: torch.Tensor, bits: Logprobs, pair: Pair, strengths_CS: torch.Tensor) -> torch.Tensor:
+    """log sum over v outside the support of exp(teacher logits), nats, at each strength, (C, S).
+
+    outside_CV: the anchor's log-probs in bits, -inf inside the support. A log-sum-exp, never log(1 - sum).
     """
-    logits = _node_logits(outside_CV, logprobs, pair, nodes_CJ)
-    return torch.stack([logits_CV.logsumexp(-1) for logits_CV in logits], dim=-1)
+    found = [logsumexp(teacher_CV, teacher_CV) for _, teacher_CV in teachers(outside_CV, bits, pair, strengths_CS)]
+    return torch.cat(found, dim=-1)
 
 
 def find_threshold(ranked_NK: np.ndarray, *, top_k: int, lowest: int) -> float:
@@ -116,7 +133,7 @@ def find_threshold(ranked_NK: np.ndarray, *, top_k: int, lowest: int) -> float:
     def mean_count(threshold: float) -> float:
         return float(np.maximum((ranked_NK > threshold).sum(axis=1), lowest).mean())
 
-    below, above = float(ranked_NK.min()) - 1.0, 0.0
+    below, above = float(ranked_NK.min()) - 1.0, float(ranked_NK.max())
     if mean_count(below) <= top_k:
         return below
     for _ in range(60):
@@ -125,13 +142,10 @@ def find_threshold(ranked_NK: np.ndarray, *, top_k: int, lowest: int) -> float:
     return above
 
 
-def _node_logits(
-    anchor_CV: torch.Tensor, logprobs: Logprobs, pair: Pair, nodes_CJ: torch.Tensor
-) -> Iterator[torch.Tensor]:
-    """Teacher logits (C, V) at each node above zero, one after the other; the caller may write into them."""
-    difference_CV = logprobs["dpo"] - logprobs[pair.negative]
-    for strength_C1 in nodes_CJ[:, 1:].split(1, dim=1):
-        yield teacher_logits(anchor_CV, difference_CV, strength_C1)
+def _best(scores_CV: torch.Tensor, size: int) -> torch.Tensor:
+    """Which tokens are among the `size` best of their position, (C, V) bool."""
+    best_CK = scores_CV.topk(size, dim=-1).indices
+    return torch.zeros_like(scores_CV, dtype=torch.bool).scatter_(1, best_CK, True)
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

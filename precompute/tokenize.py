@@ -95,6 +95,26 @@ def tokenize_row(
     ]
 
 
+def tokenize_prompt(
+    prompt: str | Messages,
+    values: Mapping[str, Any],
+    *,
+    where: str,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> list[int]:
+    """The token ids of a prompt alone, for a model to go on from: text as it is, messages with the generation prompt.
+
+    `values` holds the row's arguments of the chat template, as `used_values` gives them. Raises as `tokenize_row`.
+    """
+    if isinstance(prompt, str):
+        return _text_ids(tokenizer, prompt)
+    return _Chat(tokenizer, values, where).prompt_ids(prompt)
+
+
+def _text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    return tokenizer(text, verbose=False)["input_ids"]
+
+
 def _text_spans(
     tokenizer: "PreTrainedTokenizerBase", prompt: str, responses: dict[ResponseKind, str]
 ) -> dict[ResponseKind, _Span]:
@@ -102,11 +122,9 @@ def _text_spans(
     if not end_token:
         raise ModelError(f"{_name(tokenizer)}: expected an end-of-sequence token, which data as text needs, got none")
 
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, verbose=False)["input_ids"]
-
     texts = {kind: prompt + response.removesuffix(end_token) + end_token for kind, response in responses.items()}
-    return _spans(ids(prompt), {kind: ids(text) for kind, text in texts.items()})
+    whole_ids = {kind: _text_ids(tokenizer, text) for kind, text in texts.items()}
+    return _spans(_text_ids(tokenizer, prompt), whole_ids)
 
 
 class _Chat:
@@ -126,10 +144,13 @@ class _Chat:
             raise ModelError(message) from exc
         self.tells_assistant_tokens = tokenizer.is_fast and _GENERATION_MARKER.search(template) is not None
 
-    def spans(self, prompt: Messages, responses: dict[ResponseKind, Messages]) -> dict[ResponseKind, _Span]:
+    def prompt_ids(self, prompt: Messages) -> list[int]:
         if not prompt:
             raise DataError(f"{self.where}: expected a prompt of one message or more, got none")
-        prompt_ids = self._render(prompt, add_generation_prompt=True)["input_ids"]
+        return self._render(prompt, add_generation_prompt=True)["input_ids"]
+
+    def spans(self, prompt: Messages, responses: dict[ResponseKind, Messages]) -> dict[ResponseKind, _Span]:
+        prompt_ids = self.prompt_ids(prompt)
         whole = {kind: self._render(prompt + response)["input_ids"] for kind, response in responses.items()}
         spans = _spans(prompt_ids, whole)
         for kind, response in responses.items():

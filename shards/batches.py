@@ -28,16 +28,15 @@ class BatchReader:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": OrderedDict()}
 
-    def read(self, shard: int, batch: int, names: Sequence[str]) -> pa.RecordBatch:
-        """Some columns of one record batch, compared with their crc32.
+    def read(self, shard: int, batch: int, names: Sequence[str]) -> dict[str, codec.Flat]:
+        """Some columns of one record batch, compared with their crc32: name -> values and row offsets.
 
         Raises CacheDamaged, naming file and record batch, where it cannot be decoded or a column was altered.
         """
         where = f"{self.folder / self.plan.shards[shard].file} record batch {batch}"
         file, first_row = self._open(shard, tuple(names)), self.plan.first_row(shard, batch)
         found, metadata = load_batch(file, batch, first_row, self.plan.num_rows(shard, batch), where)
-        codec.check_crc32(found, metadata, where)
-        return found
+        return codec.check_crc32(found, metadata, where)
 
     def _open(self, shard: int, names: tuple[str, ...]) -> pa.ipc.RecordBatchFileReader:
         key = (shard, names)

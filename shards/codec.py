@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +18,20 @@ from shards.errors import CacheDamaged, OptionError
 from shards.manifest import Plan
 from shards.schema import Column, Pair, Role
 from shards.scores import Response, Scores
+from shards.selection import Selection, leaning
 
 Row = Mapping[str, Any]
+
+
+class Flat(NamedTuple):
+    """A column: its values, an array (of strings their UTF-8 bytes), and where the rows begin and the last one ends.
+
+    offsets: int32, from 0; None where a row has one value. Both little-endian, as numpy and pyarrow are wherever they
+    have wheels.
+    """
+
+    values: Any
+    offsets: Any
 
 
 def encode(responses: Sequence[Response], plan: Plan, arrow_schema: pa.Schema) -> pa.RecordBatch:
@@ -42,20 +54,18 @@ def decode(
     batch: pa.RecordBatch, plan: Plan, roles: Iterable[Role] | None = None, pairs: Iterable[Pair] | None = None
 ) -> list[Response]:
     """The rows of a record batch, with the values of these roles and pairs only (all, unless given)."""
-    roles, pairs = plan.roles if roles is None else tuple(roles), plan.pairs if pairs is None else tuple(pairs)
-    return [decode_row(row, plan, roles, pairs) for row in split_rows(batch, plan.columns(roles, pairs))]
+    selection = Selection.everything(plan, roles, pairs)
+    return [decode_row(row, plan, selection) for row in split_rows(flatten(batch), selection.columns(plan))]
 
 
-def split_rows(batch: pa.RecordBatch, table: Iterable[Column]) -> list[dict[str, Any]]:
+def split_rows(columns: Mapping[str, Flat], table: Iterable[Column]) -> list[dict[str, Any]]:
     """The values of each row, column name -> flat array, or a plain value at level `row`."""
-    columns = {column.name: _rows(batch.column(column.name)) for column in table}
-    return [{name: rows[i] for name, rows in columns.items()} for i in range(batch.num_rows)]
+    split = {column.name: _rows(columns[column.name]) for column in table}
+    return [dict(zip(split, values, strict=True)) for values in zip(*split.values(), strict=True)]
 
 
-def decode_row(row: Row, plan: Plan, roles: Iterable[Role], pairs: Iterable[Pair]) -> Response:
-    """A row of `split_rows`, with the values of these roles and pairs; arrays may be read-only views."""
-    roles, pairs = tuple(roles), tuple(pairs)
-    scores = _float32_scores if plan.values == "float32" else _compact_scores
+def decode_row(row: Row, plan: Plan, selection: Selection) -> Response:
+    """A row of `split_rows`, with the values of a selection that has names; arrays may be read-only views."""
     return Response(
         sample_id=row[schema.SAMPLE_ID],
         pair_id=row[schema.PAIR_ID],
@@ -63,16 +73,30 @@ def decode_row(row: Row, plan: Plan, roles: Iterable[Role], pairs: Iterable[Pair
         response_start=row[schema.RESPONSE_START],
         input_ids=row[schema.INPUT_IDS],
         loss_mask=row[schema.LOSS_MASK],
-        scores=scores(row, plan, roles, pairs),
+        scores=decode_scores([row], plan, selection),
     )
 
 
-def decode_tails(columns: Row, plan: Plan) -> dict[Role, np.ndarray]:
-    """Every role's tail log-prob, (N,) nats, of the flat columns that `Plan.tail_columns` names."""
+def decode_scores(rows: Sequence[Row], plan: Plan, selection: Selection) -> Scores:
+    """The scores of rows of `split_rows`, one row after the other; arrays may be read-only views.
+
+    Many rows at once take little longer than one: a pass over a few hundred thousand values is as good as free, a call
+    is not.
+    """
+    table = [column for column in selection.columns(plan) if column.level in ("position", "node", "entry")]
+    columns = rows[0] if len(rows) == 1 else {c.name: np.concatenate([row[c.name] for row in rows]) for c in table}
     if plan.values == "float32":
-        return {role: columns[schema.tail_logprob_column(role)] for role in plan.roles}
-    codes = _codes(columns, schema.tail_code_column, plan)
-    return {role: compact.from_tail_codes(code_N) for role, code_N in codes.items()}
+        return _float32_scores(columns, plan, selection)
+    return _compact_scores(columns, plan, selection, [len(row[schema.low(schema.SUPPORT_GAPS)]) for row in rows])
+
+
+def decode_tails(columns: Row, plan: Plan, roles: Sequence[Role] | None = None) -> dict[Role, np.ndarray]:
+    """Tail log-probs of these roles (all, unless given), (N,) nats, of flat columns; see `Plan.tail_columns`."""
+    roles = plan.roles if roles is None else roles
+    if plan.values == "float32":
+        return {role: columns[schema.tail_logprob_column(role)] for role in roles}
+    codes = _codes(columns, schema.tail_code_column, plan, roles)
+    return {role: compact.from_tail_codes(codes[role]) for role in roles}
 
 
 def _stored(response: Response, plan: Plan) -> dict[str, Any]:
@@ -108,94 +132,106 @@ def _compact_columns(scores: Scores, plan: Plan) -> Iterator[tuple[str, np.ndarr
     for column, codes in named:
         for role, values in compact.to_differences(codes).items():
             yield from _split(column(role), values)
-    for pair, partition in scores.tail_logpartition.items():
-        yield from _split(schema.tail_partition_codes_column(pair), compact.to_partition_codes(partition))
+    empty_N = np.isneginf(scores.tail_logprob["reference"])
+    for pair, partition_NI in scores.tail_logpartition.items():
+        yield from _split(schema.tail_partition_codes_column(pair), compact.to_partition_codes(partition_NI, empty_N))
 
 
 def _split(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     yield from zip((schema.low(name), schema.high(name)), compact.split(values), strict=True)
 
 
-def _float32_scores(row: Row, plan: Plan, roles: Sequence[Role], pairs: Sequence[Pair]) -> Scores:
+def _float32_scores(columns: Row, plan: Plan, selection: Selection) -> Scores:
+    following = selection.roles if selection.next_tokens else ()
     return Scores(
-        support_count=row[schema.SUPPORT_COUNT],
-        support_ids=row[schema.SUPPORT_IDS],
-        logprobs={r: row[schema.logprobs_column(r)] for r in roles},
-        next_logprob={r: row[schema.next_logprob_column(r)] for r in roles},
-        tail_logprob={r: row[schema.tail_logprob_column(r)] for r in roles},
-        l1_distance=_distances(row, roles),
-        tail_logpartition={p: row[schema.tail_logpartition_column(p)].reshape(-1, len(plan.nodes) - 1) for p in pairs},
-    )
-
-
-def _compact_scores(row: Row, plan: Plan, roles: Sequence[Role], pairs: Sequence[Pair]) -> Scores:
-    count_N = row[schema.SUPPORT_COUNT]
-    unit_N = compact.units(row[schema.l1_distance_column(plan.unit_negative)])
-    kept, following = (_codes(row, column, plan) for column in (schema.codes_column, schema.next_code_column))
-    tails = decode_tails(row, plan)
-    unit_M, empty_N = np.repeat(unit_N, count_N), np.isneginf(tails["reference"])
-    return Scores(
-        support_count=count_N,
-        support_ids=compact.from_gaps(_joined(row, schema.SUPPORT_GAPS)),
-        logprobs={r: compact.from_codes(kept[r], unit_M) for r in roles},
-        next_logprob={r: compact.from_codes(following[r], unit_N) for r in roles},
-        tail_logprob={r: tails[r] for r in roles},
-        l1_distance=_distances(row, roles),
+        support_count=columns[schema.SUPPORT_COUNT],
+        support_ids=columns[schema.SUPPORT_IDS],
+        logprobs={r: columns[schema.logprobs_column(r)] for r in selection.roles},
+        next_logprob={r: columns[schema.next_logprob_column(r)] for r in following},
+        tail_logprob=decode_tails(columns, plan, selection.tails),
+        l1_distance=_distances(columns, selection),
         tail_logpartition={
-            p: compact.from_partition_codes(
-                _joined(row, schema.tail_partition_codes_column(p)).reshape(-1, len(plan.nodes) - 1), empty_N
-            )
-            for p in pairs
+            p: columns[schema.tail_logpartition_column(p)].reshape(-1, len(plan.nodes) - 1) for p in selection.pairs
         },
     )
 
 
-def _codes(row: Row, column: Callable[[Role], str], plan: Plan) -> dict[Role, np.ndarray]:
-    return compact.from_differences({role: _joined(row, column(role)) for role in plan.roles})
+def _compact_scores(columns: Row, plan: Plan, selection: Selection, entries_R: Sequence[int]) -> Scores:
+    """Of rows one after the other, with entries_R kept tokens each."""
+    count_N, roles = columns[schema.SUPPORT_COUNT], selection.roles
+    unit_N = compact.units(columns[schema.l1_distance_column(plan.unit_negative)])
+    unit_M = np.repeat(unit_N, count_N)
+    kept = _codes(columns, schema.codes_column, plan, roles)
+    following = _codes(columns, schema.next_code_column, plan, roles) if selection.next_tokens else {}
+    return Scores(
+        support_count=count_N,
+        support_ids=compact.from_gaps(_joined(columns, schema.SUPPORT_GAPS), entries_R),
+        logprobs={r: compact.from_codes(kept[r], unit_M) for r in roles},
+        next_logprob={r: compact.from_codes(following[r], unit_N) for r in roles if r in following},
+        tail_logprob=decode_tails(columns, plan, selection.tails),
+        l1_distance=_distances(columns, selection),
+        tail_logpartition=_compact_partitions(columns, plan, selection),
+    )
 
 
-def _joined(row: Row, name: str) -> np.ndarray:
-    return compact.join(row[schema.low(name)], row[schema.high(name)])
+def _compact_partitions(columns: Row, plan: Plan, selection: Selection) -> dict[Pair, np.ndarray]:
+    name = schema.tail_code_column("reference")
+    empty_N = _joined(columns, name) == 0
+    return {
+        pair: compact.from_partition_codes(
+            _joined(columns, schema.tail_partition_codes_column(pair)).reshape(-1, len(plan.nodes) - 1), empty_N
+        )
+        for pair in selection.pairs
+    }
 
 
-def _distances(row: Row, roles: Sequence[Role]) -> dict[Role, np.ndarray]:
-    return {n: row[schema.l1_distance_column(n)] for n in schema.NEGATIVES if n in roles}
+def _codes(columns: Row, column: Callable[[Role], str], plan: Plan, roles: Sequence[Role]) -> dict[Role, np.ndarray]:
+    return compact.from_differences({role: _joined(columns, column(role)) for role in leaning(roles, plan)})
+
+
+def _joined(columns: Row, name: str) -> np.ndarray:
+    return compact.join(columns[schema.low(name)], columns[schema.high(name)])
+
+
+def _distances(columns: Row, selection: Selection) -> dict[Role, np.ndarray]:
+    return {n: columns[schema.l1_distance_column(n)] for n in selection.distances}
+
+
+def flatten(batch: pa.RecordBatch) -> dict[str, Flat]:
+    """The columns of a record batch, by name."""
+    return {name: _flat(array) for name, array in zip(batch.schema.names, batch.columns, strict=True)}
 
 
 def batch_metadata(batch: pa.RecordBatch, first_row: int) -> dict[bytes, bytes]:
     """Record-batch metadata: the row of the cache it begins with, and every column's crc32 as one JSON object."""
-    sums = {name: column_crc32(batch.column(name)) for name in batch.schema.names}
+    sums = {name: column_crc32(column) for name, column in flatten(batch).items()}
     crc32 = json.dumps(sums, sort_keys=True, separators=(",", ":"))
     return {schema.FIRST_ROW_KEY: str(first_row).encode(), schema.CRC32_KEY: crc32.encode()}
 
 
-def check_crc32(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes], where: str) -> None:
-    """Compare every column of the batch with its crc32. Raises CacheDamaged, naming the column."""
+def check_crc32(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes], where: str) -> dict[str, Flat]:
+    """The columns of the batch, each compared with its crc32. Raises CacheDamaged, naming the column."""
     if schema.CRC32_KEY not in metadata:
         raise CacheDamaged(f"{where}: expected crc32 metadata, got none")
     try:
         expected = dict(json.loads(metadata[schema.CRC32_KEY]))
     except (ValueError, TypeError) as exc:
         raise CacheDamaged(f"{where}: expected crc32 metadata to be a JSON object: {exc}") from exc
-    for name in batch.schema.names:
-        found = column_crc32(batch.column(name))
+    columns = flatten(batch)
+    for name, column in columns.items():
+        found = column_crc32(column)
         if expected.get(name) != found:
             raise CacheDamaged(f"{where} column {name}: expected crc32 {expected.get(name)}, got {found}")
+    return columns
 
 
-def column_crc32(array: pa.Array) -> int:
+def column_crc32(column: Flat) -> int:
     """crc32 of a column's values as little-endian bytes, continued over its row offsets (int32, from 0).
 
     Booleans count as one byte each, strings as their UTF-8 bytes; a column without lists has no offsets.
     """
-    if pa.types.is_list(array.type):
-        values, offsets = _flat(array)
-        return zlib.crc32(offsets.astype("<i4").tobytes(), zlib.crc32(values.tobytes()))
-    if pa.types.is_string(array.type):
-        texts = array.cast(pa.binary()).to_pylist()
-        offsets = np.cumsum([0, *map(len, texts)])
-        return zlib.crc32(offsets.astype("<i4").tobytes(), zlib.crc32(b"".join(texts)))
-    return zlib.crc32(array.to_numpy(zero_copy_only=False).tobytes())
+    values, offsets = column
+    return zlib.crc32(b"" if offsets is None else offsets, zlib.crc32(values))
 
 
 def _list_array(values: Sequence[np.ndarray], column: Column) -> pa.ListArray:
@@ -207,15 +243,22 @@ def _list_array(values: Sequence[np.ndarray], column: Column) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
 
 
-def _rows(array: pa.Array) -> list:
-    if not pa.types.is_list(array.type):
-        return array.to_pylist()
-    values, offsets = _flat(array)
-    return [values[start:stop] for start, stop in pairwise(offsets)]
+def _rows(column: Flat) -> list:
+    values, offsets = column
+    if offsets is None:
+        return values.tolist()
+    if isinstance(values, bytes):
+        return [values[start:stop].decode() for start, stop in pairwise(offsets.tolist())]
+    return [values[start:stop] for start, stop in pairwise(offsets.tolist())]
 
 
-def _flat(array: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    """Values and row offsets (from 0) of a list column."""
-    offsets = array.offsets.to_numpy()
-    values = array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
-    return values, offsets - offsets[0]
+def _flat(array: pa.Array) -> Flat:
+    if not (pa.types.is_list(array.type) or pa.types.is_string(array.type)):
+        return Flat(array.to_numpy(zero_copy_only=False), None)
+    offsets = np.frombuffer(array.buffers()[1], dtype=np.int32)[array.offset : array.offset + len(array) + 1]
+    first, last = offsets[0], offsets[-1]
+    if pa.types.is_string(array.type):
+        values = array.buffers()[2]
+        text = b"" if values is None else values.slice(first, last - first).to_pybytes()
+        return Flat(text, offsets - first)
+    return Flat(array.values.to_numpy(zero_copy_only=False)[first:last], offsets - first)

@@ -3,28 +3,29 @@
 A log-prob l is stored as a code c, with a unit s that depends on the position:
 
     c = round(exp(l) / s)               where that is 4 or more: the probability, in units of s
-    c = 4 + round(4 (l - log(4 s)))     below: a step is a quarter of a nat
+    c = 4 + round(4 (l - log(4 s)))     else, at most 3: a step is a quarter of a nat
     s = 2^(e - 20),  e = floor(log2(10 D_t)), but 0 at most and -3 at least
 
 The gradient of a divergence weighs an error of a log-prob with the probability of its token, so an error that is the
 same in *probability* for every token spends the bits where they count; and an adaptive loss weighs a position with
-beta / w_t, so the unit falls with D_t. A probability is off by s / 2 at most where it is 4 s or more, a log-prob by
-1/8 nat at most below. Tails are stored as -log in steps of 2^-11 nat.
+beta / w_t, so the unit falls with D_t. A probability is off by s / 2 at most where it is 3.5 s or more, a log-prob by
+1/8 nat at most below. Tails are stored as -log in steps of 2^-11 nat. What has no code is refused, never cut.
 
 The models differ by little, so their codes do: stored are the reference's codes, dpo's less the reference's, and
 reverse's less what would mirror dpo's, 2 reference - dpo. All have 24 bits, a byte and two bytes apart: zstd packs
 them better than together.
 
-Dimensions: N positions, M values of any kind, each with its position's unit.
+Dimensions: N positions, M values of any kind, each with its position's unit, J strength nodes, I = J - 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from shards.errors import OptionError
 from shards.schema import ROLES, Role
+from shards.scores import LOGPROB_TOLERANCE
 
 UNIT_BITS = 20
 """A probability is stored in units of 2^-20 where D_t is 0.1 or more."""
@@ -35,10 +36,13 @@ LINEAR_FROM = 4
 """Codes from here on are probabilities; below, log-probs."""
 STEPS_PER_NAT = 4
 BIAS = 1 << 15
-"""Codes are stored with this added; 0 is -inf and 1 is log-probs of under -8,000 nats."""
+"""Codes are stored with this added; 0 is -inf and 1 is log-probs of under -8,200 nats."""
 MASK = (1 << 24) - 1
 TAIL_STEPS_PER_NAT = 1 << 11
 """Of tails and their log partitions; the interpolation between nodes needs them to be equally exact."""
+MAX_TAIL_STEPS = 1 << 23
+"""Steps of a tail, and of a log partition from one node to the next, are fewer."""
+MAX_TAIL_NATS = MAX_TAIL_STEPS // TAIL_STEPS_PER_NAT
 
 Codes = dict[Role, np.ndarray]
 
@@ -56,24 +60,27 @@ def units(l1_distance_N: np.ndarray) -> np.ndarray:
 
 
 def to_codes(logprobs_M: np.ndarray, unit_M: np.ndarray) -> np.ndarray:
-    """Biased codes, (M,) int64 in [0, 2^24), of log-probs in nats, at most 0 (up to rounding); -inf becomes 0."""
+    """Biased codes, (M,) int64 in [0, 2^24), of log-probs in nats, at most 0 (up to rounding); -inf becomes 0.
+
+    Raises OptionError for NaN and for what is above 0.
+    """
     logprobs_M = np.asarray(logprobs_M, dtype=np.float64)
     unit_M = np.asarray(unit_M, dtype=np.float64)
+    _require(logprobs_M <= LOGPROB_TOLERANCE, "log-probs of 0 or less", logprobs_M)
     linear_M = np.rint(np.exp(logprobs_M) / unit_M)
-    with np.errstate(invalid="ignore"):
-        steps_M = np.rint(STEPS_PER_NAT * (logprobs_M - np.log(LINEAR_FROM * unit_M)))
-    steps_M = np.maximum(np.nan_to_num(steps_M, neginf=-BIAS), 1.0 - LINEAR_FROM - BIAS)
-    code_M = np.where(linear_M >= LINEAR_FROM, linear_M, np.minimum(LINEAR_FROM + steps_M, LINEAR_FROM))
+    steps_M = np.rint(STEPS_PER_NAT * (logprobs_M - np.log(LINEAR_FROM * unit_M)))
+    code_M = np.where(linear_M >= LINEAR_FROM, linear_M, np.maximum(LINEAR_FROM + steps_M, 1 - BIAS))
     return np.where(np.isneginf(logprobs_M), 0, code_M + BIAS).astype(np.int64)
 
 
 def from_codes(code_M: np.ndarray, unit_M: np.ndarray) -> np.ndarray:
     """Log-probs, (M,) float32, of biased codes (M,) int32."""
     code_M = code_M - np.int32(BIAS)
-    prob_M = np.maximum(code_M, LINEAR_FROM).astype(np.float32)
+    low = np.flatnonzero(code_M < LINEAR_FROM)
+    prob_M = code_M.astype(np.float32)
+    prob_M[low] = LINEAR_FROM
     prob_M *= unit_M
     logprob_M = np.log(prob_M, out=prob_M)
-    low = np.flatnonzero(code_M < LINEAR_FROM)
     if len(low):
         below = (code_M[low] - LINEAR_FROM).astype(np.float32) / STEPS_PER_NAT
         below[code_M[low] == -BIAS] = -np.inf
@@ -82,10 +89,14 @@ def from_codes(code_M: np.ndarray, unit_M: np.ndarray) -> np.ndarray:
 
 
 def to_tail_codes(tail_N: np.ndarray) -> np.ndarray:
-    """Codes, (N,) int64 in [0, 2^24), of log tail masses in nats, at most 0; -inf becomes 0."""
-    with np.errstate(invalid="ignore"):
-        steps_N = np.rint(-tail_N.astype(np.float64) * TAIL_STEPS_PER_NAT)
-    return np.where(np.isneginf(tail_N), 0, np.clip(steps_N, 0, MASK // 2) + 1).astype(np.int64)
+    """Codes, (N,) int64 in [0, 2^24), of log tail masses in nats, at most 0 (up to rounding); -inf becomes 0.
+
+    Raises OptionError for NaN, for what is above 0 and for a finite one of under -4,096 nats.
+    """
+    steps_N = np.rint(-tail_N.astype(np.float64) * TAIL_STEPS_PER_NAT)
+    held_N = (tail_N <= LOGPROB_TOLERANCE) & ((steps_N < MAX_TAIL_STEPS) | np.isneginf(tail_N))
+    _require(held_N, f"log tail masses from -{MAX_TAIL_NATS:,} to 0 nats", tail_N)
+    return np.where(np.isneginf(tail_N), 0, steps_N + 1).astype(np.int64)
 
 
 def from_tail_codes(code_N: np.ndarray) -> np.ndarray:
@@ -106,38 +117,52 @@ def from_differences(stored: Mapping[Role, np.ndarray]) -> Codes:
     """The codes, int32, from what `to_differences` gave; reverse only where it is asked for."""
     reference = stored["reference"].view(np.int32)
     codes: Codes = {"reference": reference}
-    codes["dpo"] = (_unzigzag(stored["dpo"]) + reference) & MASK
+    codes["dpo"] = _unzigzag(stored["dpo"])
+    codes["dpo"] += reference
+    codes["dpo"] &= MASK
     if "reverse" in stored:
-        codes["reverse"] = (_unzigzag(stored["reverse"]) + 2 * reference - codes["dpo"]) & MASK
+        codes["reverse"] = _unzigzag(stored["reverse"])
+        codes["reverse"] += reference
+        codes["reverse"] += reference
+        codes["reverse"] -= codes["dpo"]
+        codes["reverse"] &= MASK
     return codes
 
 
 def to_gaps(ids_M: np.ndarray) -> np.ndarray:
-    """Token ids of a row, ascending inside a position, as differences to the id before, modulo 2^24; (M,) uint32."""
+    """Token ids of a row, ascending inside a position, as differences to the id before, modulo 2^24; (M,) uint32.
+
+    Raises OptionError for ids outside of [0, 2^24).
+    """
+    _require((ids_M >= 0) & (ids_M <= MASK), f"token ids from 0 to {MASK:,}", ids_M)
     gap_M: Any = np.diff(ids_M.astype(np.int64), prepend=0)
     return (gap_M & MASK).astype(np.uint32)
 
 
-def from_gaps(gap_M: np.ndarray) -> np.ndarray:
-    """Token ids of a row, (M,) int32."""
-    ids_M = np.cumsum(gap_M, dtype=np.uint32)
+def from_gaps(gap_M: np.ndarray, size_R: Sequence[int] | None = None) -> np.ndarray:
+    """Token ids, (M,) int32, of one row, or of rows of size_R entries each, one after the other."""
+    ids_M = np.empty(len(gap_M), dtype=np.uint32)
+    start = 0
+    for size in [len(gap_M)] if size_R is None else size_R:
+        np.cumsum(gap_M[start : start + size], dtype=np.uint32, out=ids_M[start : start + size])
+        start += size
     ids_M &= np.uint32(MASK)
     return ids_M.view(np.int32)
 
 
-def to_partition_codes(partition_NI: np.ndarray) -> np.ndarray:
+def to_partition_codes(partition_NI: np.ndarray, empty_N: np.ndarray) -> np.ndarray:
     """Log partitions at the nodes above zero, (N, J - 1) nats, as differences from node to node, 24 bits each.
 
-    The first is a difference to zero. -inf (an empty tail) becomes 0. Raises OptionError for a partition that 24 bits
-    do not hold, of over 4,000 nats.
+    The first is a difference to zero. 0 at the positions without a tail (`empty_N`), where all must be -inf. Raises
+    OptionError for what is not finite elsewhere, and for a difference that 24 bits do not hold, of over 4,000 nats.
     """
-    steps_NI = np.rint(np.where(np.isneginf(partition_NI), 0.0, partition_NI) * float(TAIL_STEPS_PER_NAT))
+    empty_N1 = empty_N[:, None]
+    _require(np.isneginf(partition_NI) | ~empty_N1, "log partitions of -inf where the tail is empty", partition_NI)
+    _require(np.isfinite(partition_NI) | empty_N1, "finite log partitions of a tail", partition_NI)
+    steps_NI = np.rint(np.where(empty_N1, 0.0, partition_NI) * float(TAIL_STEPS_PER_NAT))
     change_NI = np.diff(steps_NI, axis=1, prepend=0.0)
-    if np.abs(change_NI).max(initial=0) >= 1 << 23:
-        raise OptionError(
-            f"values: expected log partitions of tails under {(1 << 23) // TAIL_STEPS_PER_NAT:,} nats, got "
-            f"{np.abs(partition_NI).max():,.0f}; build with --values float32"
-        )
+    held_NI = np.abs(change_NI) < MAX_TAIL_STEPS
+    _require(held_NI, f"log partitions that differ by under {MAX_TAIL_NATS:,} nats", partition_NI)
     return _zigzag(change_NI.astype(np.int64)).astype(np.uint32)
 
 
@@ -162,6 +187,13 @@ def join(low_M: np.ndarray, high_M: np.ndarray) -> np.ndarray:
     return value_M
 
 
+def _require(held: np.ndarray, expected: str, values: np.ndarray) -> None:
+    """Raise OptionError, which names the first value that is not held, unless all are."""
+    if not held.all():
+        first = values[~held][0]
+        raise OptionError(f"values: expected {expected}, got {first:,.9g}; build with --values float32")
+
+
 def _zigzag(value: Any) -> Any:
     """Signed numbers modulo 2^24 as unsigned ones, small where the number is near zero."""
     centred = _centred(value)
@@ -169,9 +201,12 @@ def _zigzag(value: Any) -> Any:
 
 
 def _unzigzag(value: np.ndarray) -> np.ndarray:
-    """Inverse of `_zigzag`, modulo 2^24; int32."""
+    """Inverse of `_zigzag`, modulo 2^24; int32, an array of its own."""
     signed = value.view(np.int32)
-    return (signed >> 1) ^ -(signed & 1)
+    sign = signed & np.int32(1)
+    np.negative(sign, out=sign)
+    sign ^= signed >> np.int32(1)
+    return sign
 
 
 def _centred(value: Any) -> Any:

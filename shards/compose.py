@@ -1,10 +1,13 @@
-"""From cached scores to the teacher that a run asked for. Pure; numpy, float64 inside."""
+"""From cached scores to the teacher that a run asked for. Pure; numpy."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from shards.nodes import StrengthNodes, interpolate
+from shards.schema import Role
 from shards.scores import Scores, segment_starts
 from shards.teacher import TeacherSpec, strength, teacher_logits, token_weight
 
@@ -14,14 +17,14 @@ LOW_STRENGTH = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """A teacher at N response positions, M kept tokens in all. Float64, nats.
+    """A teacher at N response positions, M kept tokens in all. Nats; float64, or logprobs float32 where asked for.
 
     support_count (N,), support_ids (M,)   as in Scores
     logprobs       (M,)   log p* of the kept tokens
     tail_logprob   (N,)   log of the teacher's mass outside the support; -inf where nothing is outside
     strength       (N,)   w_t
     weight         (N,)   lambda_t, the factor of the position's divergence in the loss
-    next_logprob   (N,)   log p* of the actual next token, kept or not
+    next_logprob   (N,)   log p* of the actual next token, kept or not; None of scores without next tokens
     tail_bound     (N,)   how far the interpolated log partition of the tail may lie off, nats; 0 at a node
     """
 
@@ -31,40 +34,53 @@ class Teacher:
     tail_logprob: np.ndarray
     strength: np.ndarray
     weight: np.ndarray
-    next_logprob: np.ndarray
+    next_logprob: np.ndarray | None
     tail_bound: np.ndarray
 
 
-def compose(scores: Scores, spec: TeacherSpec, nodes: StrengthNodes) -> Teacher:
-    """Compose the teacher of `spec`. The caller has checked that the cache serves it (`ShardCache.check`)."""
-    distance_N = scores.l1_distance[spec.negative].astype(np.float64)
+def compose(scores: Scores, spec: TeacherSpec, nodes: StrengthNodes, *, dtype: Any = np.float64) -> Teacher:
+    """Compose the teacher of `spec`. The caller has checked that the cache serves it (`ShardCache.check`).
+
+    dtype: of everything that has a value per kept token; what has one per position is float64 always.
+    """
+    count_N, distance_N = scores.support_count, scores.l1_distance[spec.negative].astype(np.float64)
     nodes_NJ = nodes.at(distance_N)
     strength_N = strength(spec, distance_N, highest=nodes_NJ[:, -1])
-    anchor_M, dpo_M, negative_M = (
-        scores.logprobs[role].astype(np.float64) for role in (spec.anchor, "dpo", spec.negative)
-    )
-    kept_M = teacher_logits(anchor_M, dpo_M - negative_M, np.repeat(strength_N, scores.support_count))
-    next_anchor_N, next_dpo_N, next_negative_N = (
-        scores.next_logprob[role].astype(np.float64) for role in (spec.anchor, "dpo", spec.negative)
-    )
-    next_N = teacher_logits(next_anchor_N, next_dpo_N - next_negative_N, strength_N)
-
     tail_NJ = np.concatenate(
         [scores.tail_logprob[spec.anchor][:, None], scores.tail_logpartition[spec.pair]], axis=1, dtype=np.float64
     )
     tail_N, lower_N, upper_N = interpolate(nodes_NJ, tail_NJ, strength_N)
-    log_partition_N = np.logaddexp(segment_logsumexp(kept_M, scores.support_count), tail_N)
+
+    # everything less the position's largest teacher logit, so that float32 rounds small numbers
+    kept_M = _logits(scores.logprobs, spec, np.repeat(strength_N.astype(dtype), count_N), dtype)
+    starts_N = segment_starts(count_N)
+    peak_N = np.maximum.reduceat(kept_M, starts_N)
+    kept_M -= np.repeat(peak_N, count_N)
+    kept_mass_N = np.add.reduceat(np.exp(kept_M), starts_N).astype(np.float64)
+    peak_N = peak_N.astype(np.float64)
+    tail_N -= peak_N
+    log_partition_N = np.logaddexp(np.log(kept_mass_N), tail_N)
+    kept_M -= np.repeat(log_partition_N.astype(dtype), count_N)
     empty_N = np.isneginf(tail_N)
     return Teacher(
-        support_count=scores.support_count,
+        support_count=count_N,
         support_ids=scores.support_ids,
-        logprobs=kept_M - np.repeat(log_partition_N, scores.support_count),
+        logprobs=kept_M,
         tail_logprob=tail_N - log_partition_N,
         strength=strength_N,
         weight=token_weight(spec, strength_N),
-        next_logprob=next_N - log_partition_N,
+        next_logprob=_logits(scores.next_logprob, spec, strength_N, np.float64) - peak_N - log_partition_N
+        if scores.next_logprob
+        else None,
         tail_bound=np.where(empty_N, 0.0, np.where(empty_N, 0.0, upper_N) - np.where(empty_N, 0.0, lower_N)),
     )
+
+
+def _logits(logprobs: Mapping[Role, np.ndarray], spec: TeacherSpec, strength_M: np.ndarray, dtype: Any) -> np.ndarray:
+    anchor_M, dpo_M, negative_M = (
+        logprobs[role].astype(dtype, copy=False) for role in (spec.anchor, "dpo", spec.negative)
+    )
+    return teacher_logits(anchor_M, dpo_M - negative_M, strength_M)
 
 
 def segment_logsumexp(values_M: np.ndarray, count_N: np.ndarray) -> np.ndarray:

@@ -8,8 +8,9 @@ from typing import Any
 
 from shards.command import OneLineErrors, run_command
 from shards.compose import compose
-from shards.describe import NO_TEACHER, plan_table, position_views, row_table, teachers_table, values_table
+from shards.describe import NO_TEACHER, labelled, plan_table, position_views, row_table, teachers_table, values_table
 from shards.describe_trust import sampled, trust_table
+from shards.directions import measure_directions
 from shards.errors import CacheMissing, OptionError
 from shards.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, Plan, read_json
 from shards.page import RowView, page
@@ -89,7 +90,10 @@ def _assess(cache: ShardCache, spec: TeacherSpec) -> tuple[Trust, str]:
 
 
 def _facts(cache: ShardCache) -> list[str]:
-    return [plan_table(cache.plan, _provenance(cache.folder)), values_table(cache.manifest), teachers_table(cache.plan)]
+    tables = [plan_table(cache.plan, _provenance(cache.folder)), values_table(cache.manifest)]
+    if directions := [str(direction) for direction in measure_directions(cache)]:
+        tables.append("\n".join(labelled("preferences", directions)))
+    return [*tables, teachers_table(cache.plan)]
 
 
 def _response(cache: ShardCache, row: int) -> Response:

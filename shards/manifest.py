@@ -56,7 +56,7 @@ class Plan:
     """What a build will write; a pure function of models, data and options.
 
     identity        nested mapping of everything that the bytes depend on: models, tokenizer, data, options, numerics
-    log_threshold   a token is kept where its score, a log-prob, exceeds this; None for a fixed support
+    log_threshold   a token is kept where the log of its score exceeds this; None for a fixed support
     skipped         responses left out, by reason; truncated: responses cut at max_length; prompt_not_prefix: responses
                     whose prompt alone tokenises otherwise
     """

@@ -12,6 +12,7 @@ import numpy as np
 from shards.compose import compose
 from shards.errors import DataError, TeacherUnavailable
 from shards.learned import RatioTable, concatenate_tables, fit_learned, log_sigmoid, margins, region, tabulate
+from shards.nodes import StrengthNodes
 from shards.reader import ShardCache
 from shards.schema import Pair
 from shards.scores import Scores, concatenate, segment_starts
@@ -125,6 +126,18 @@ def fit(pairs_by_cache: Sequence[tuple[ShardCache, PreferencePairs]], spec: Teac
     )
 
 
+def log_ratios(scores: Scores, specs: Mapping[str, TeacherSpec], nodes: StrengthNodes) -> dict[str, np.ndarray]:
+    """log p(y_t) - l_ref(y_t) of the actual next tokens, (N,), nats, of dpo and of each of the named teachers; of the
+    reference its log-prob l_ref(y_t) itself."""
+    reference_N = scores.next_logprob["reference"].astype(np.float64)
+    found = {"reference": reference_N, "dpo": scores.next_logprob["dpo"] - reference_N}
+    for name, spec in specs.items():
+        next_N = compose(scores, spec, nodes).next_logprob
+        assert next_N is not None, "all that is stored was read"
+        found[name] = next_N - reference_N
+    return found
+
+
 def preference_margins(
     cache: ShardCache, pairs: PreferencePairs, specs: Mapping[str, TeacherSpec]
 ) -> dict[str, np.ndarray]:
@@ -137,11 +150,7 @@ def preference_margins(
     rows_R, pairs_P2 = _responses(pairs)
     ratios: dict[str, list[np.ndarray]] = {name: [] for name in ("reference", "dpo", *specs)}
     for scores, sizes in _blocks(cache, rows_R, {spec.pair for spec in specs.values()}):
-        reference_N = scores.next_logprob["reference"].astype(np.float64)
-        found = {"reference": reference_N, "dpo": scores.next_logprob["dpo"] - reference_N}
-        for name, spec in specs.items():
-            found[name] = compose(scores, spec, cache.plan.nodes).next_logprob - reference_N
-        for name, values_N in found.items():
+        for name, values_N in log_ratios(scores, specs, cache.plan.nodes).items():
             ratios[name].append(np.add.reduceat(values_N, segment_starts(sizes)))
     joined = {name: np.concatenate(parts)[pairs_P2] for name, parts in ratios.items()}
     return {name: ratio_P2[:, 0] - ratio_P2[:, 1] for name, ratio_P2 in joined.items()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,10 +15,19 @@ from shards.compose import Teacher, compose
 from shards.errors import CacheDamaged, CacheMissing, TeacherUnavailable
 from shards.manifest import PROVENANCE_FILE, VOCABULARY_FILE, Manifest, read_json, read_manifest
 from shards.schema import Pair, Role
-from shards.scores import Response, concatenate
+from shards.scores import Response, Scores, Tokens, concatenate
+from shards.selection import Selection
 from shards.teacher import TeacherSpec
 
 INDEX_COLUMNS = (schema.PAIR_ID, schema.CHOSEN, schema.LOSS_MASK)
+
+
+class Place(NamedTuple):
+    """Where a row lies: shard, record batch of the shard, row of the record batch."""
+
+    shard: int
+    batch: int
+    row: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,22 +78,20 @@ class ShardCache:
     @cached_property
     def index(self) -> RowIndex:
         """Lengths, pairs and preference of all rows; reads the small columns of every shard once."""
-        parts: list[tuple[int, bool, int, int]] = []
+        pair_ids, chosens, lengths, positions = [], [], [], []
         for shard in range(len(self.plan.shards)):
             for batch in range(self.plan.num_batches(shard)):
                 columns = self.batches.read(shard, batch, INDEX_COLUMNS)
-                masks = columns[schema.LOSS_MASK]
-                for pair_id, chosen, mask in zip(
-                    columns[schema.PAIR_ID].to_pylist(), columns[schema.CHOSEN].to_pylist(), masks, strict=True
-                ):
-                    tokens = mask.values.to_numpy(zero_copy_only=False)
-                    parts.append((pair_id, chosen, len(tokens), int(tokens.sum())))
-        pair_ids, chosens, lengths, positions = zip(*parts, strict=True)
+                mask, offsets = columns[schema.LOSS_MASK]
+                pair_ids.append(columns[schema.PAIR_ID][0])
+                chosens.append(columns[schema.CHOSEN][0])
+                lengths.append(np.diff(offsets))
+                positions.append(np.diff(np.concatenate([[0], np.cumsum(mask)])[offsets]))
         return RowIndex(
-            pair_id=np.array(pair_ids, dtype=np.int64),
-            chosen=np.array(chosens, dtype=bool),
-            num_tokens=np.array(lengths, dtype=np.int64),
-            num_positions=np.array(positions, dtype=np.int64),
+            pair_id=np.concatenate(pair_ids),
+            chosen=np.concatenate(chosens),
+            num_tokens=np.concatenate(lengths).astype(np.int64),
+            num_positions=np.concatenate(positions),
         )
 
     def read(
@@ -95,16 +102,27 @@ class ShardCache:
         Raises IndexError for a row that is not there, and CacheDamaged where a record batch cannot be decoded or a
         column differs from its crc32.
         """
-        roles = self.plan.roles if roles is None else tuple(roles)
-        pairs = self.plan.pairs if pairs is None else tuple(pairs)
-        table = self.plan.columns(roles, pairs)
+        selection = Selection.everything(self.plan, roles, pairs)
+        by_place = self._rows(rows, selection)
+        return [codec.decode_row(by_place[place], self.plan, selection) for place in map(self._place, rows)]
+
+    def read_joined(self, rows: Sequence[int], selection: Selection) -> tuple[list[Tokens], Scores]:
+        """The tokens of each of `rows`, and the scores of all of them, one row after the other. Raises as `read`."""
+        by_place = self._rows(rows, selection)
+        found = [by_place[place] for place in map(self._place, rows)]
+        tokens = [Tokens(row[schema.INPUT_IDS], row[schema.LOSS_MASK]) for row in found]
+        return tokens, codec.decode_scores(found, self.plan, selection)
+
+    def _rows(self, rows: Sequence[int], selection: Selection) -> dict[Place, codec.Row]:
+        """The rows as they are stored; every record batch is read once."""
+        table = selection.columns(self.plan)
         names = tuple(column.name for column in table)
-        places = [self._place(row) for row in rows]
-        decoded: dict[tuple[int, int, int], Response] = {}
-        for (shard, batch), wanted in groupby(sorted(set(places)), key=lambda place: place[:2]):
+        found: dict[Place, codec.Row] = {}
+        places = sorted(set(map(self._place, rows)))
+        for (shard, batch), wanted in groupby(places, key=lambda place: (place.shard, place.batch)):
             split = codec.split_rows(self.batches.read(shard, batch, names), table)
-            decoded |= {place: codec.decode_row(split[place[2]], self.plan, roles, pairs) for place in wanted}
-        return [decoded[place] for place in places]
+            found |= {place: split[place.row] for place in wanted}
+        return found
 
     def check(self, spec: TeacherSpec) -> None:
         """Raise TeacherUnavailable, saying what is missing, unless this cache can give the teacher of `spec`."""
@@ -119,12 +137,11 @@ class ShardCache:
         responses = self.read(rows, roles=(r for r in schema.ROLES if r in roles), pairs=(spec.pair,))
         return compose(concatenate([response.scores for response in responses]), spec, self.plan.nodes)
 
-    def _place(self, row: int) -> tuple[int, int, int]:
-        """(shard, record batch, row of the batch)."""
+    def _place(self, row: int) -> Place:
         if not 0 <= row < len(self):
             raise IndexError(f"{self.folder}: expected a row under {len(self)}, got {row}")
         shard = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-        return shard, *divmod(row - int(self._first_rows[shard]), self.plan.rows_per_batch)
+        return Place(shard, *divmod(row - int(self._first_rows[shard]), self.plan.rows_per_batch))
 
     def _check_sizes(self) -> None:
         for entry in self.manifest.entries:

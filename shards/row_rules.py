@@ -15,10 +15,8 @@ from shards import compact, schema
 from shards.compose import segment_logsumexp
 from shards.manifest import Plan
 from shards.nodes import interpolate
-from shards.scores import Response, Scores, segment_starts
+from shards.scores import LOGPROB_TOLERANCE, Response, Scores, segment_starts
 
-LOGPROB_TOLERANCE = 1e-5
-"""Nats by which a float32 log-prob may exceed 0."""
 MASS_TOLERANCE = 2e-4
 """How far masses that float32 log-probs add up to may lie off (2e-5 was seen with 32,000 tokens)."""
 TAIL_TOLERANCE = 1e-4
@@ -41,6 +39,13 @@ def lengths(row: Mapping[str, Any], plan: Plan) -> Iterator[str]:
     for column in plan.columns():
         if column.level != "row" and len(row[column.name]) != expected[column.level]:
             yield f"{column.name}: expected {expected[column.level]} values, got {len(row[column.name])}"
+
+
+def counts(row: Mapping[str, Any], plan: Plan) -> Iterator[str]:
+    """Rule 13, of a row as `codec.split_rows` gives it, since decoding relies on it: 1 <= K_t <= V."""
+    count_N, size = row[schema.SUPPORT_COUNT], plan.vocabulary_size
+    wrong_N = (count_N < 1) | (count_N > size)
+    yield from _first(wrong_N, schema.SUPPORT_COUNT, expected=f"1 to {size}", got=count_N)
 
 
 def names(response: Response, plan: Plan) -> Iterator[str]:
@@ -79,14 +84,8 @@ def token_ids(response: Response, plan: Plan) -> Iterator[str]:
 
 
 def support(response: Response, plan: Plan) -> Iterator[str]:
-    """Rule 13: 1 <= K_t <= V, and a position's kept ids ascend strictly in [0, V)."""
-    scores, size = response.scores, plan.vocabulary_size
-    count_N, ids_M = scores.support_count, scores.support_ids
-    wrong_N = (count_N < 1) | (count_N > size)
-    yield from _first(wrong_N, schema.SUPPORT_COUNT, expected=f"1 to {size}", got=count_N)
-    if wrong_N.any():
-        return
-    position_M = _positions(scores)
+    """Rule 13: a position's kept ids ascend strictly in [0, V). (How many there are is checked by `counts`.)"""
+    ids_M, size, position_M = response.scores.support_ids, plan.vocabulary_size, _positions(response.scores)
     falls_M = np.append(False, (np.diff(ids_M) <= 0) & (np.diff(position_M) == 0))
     wrong_M = (ids_M < 0) | (ids_M >= size) | falls_M
     yield from _first(
@@ -200,6 +199,9 @@ def _mass_tolerance(scores: Scores, plan: Plan) -> np.ndarray:
     return MASS_TOLERANCE + _unit(plan) * scores.support_count + _tail_step_nats(plan)
 
 
+RawRule = Callable[[Mapping[str, Any], Plan], Iterator[str]]
+RAW_STAGE: tuple[tuple[int, RawRule], ...] = ((10, lengths), (13, counts))
+"""Of a row's columns, before it is decoded."""
 RowRule = Callable[[Response, Plan], Iterator[str]]
 STAGES: tuple[tuple[tuple[int, RowRule], ...], ...] = (
     ((9, names), (11, mask), (12, token_ids), (13, support)),

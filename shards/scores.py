@@ -5,13 +5,16 @@ Dimensions: N response positions, M kept tokens over all positions (position-maj
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shards.schema import Pair, Role
 
 Array = np.ndarray
+
+LOGPROB_TOLERANCE = 1e-5
+"""Nats by which a float32 log-prob may exceed 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,13 @@ class Response:
     input_ids: Array
     loss_mask: Array
     scores: Scores
+
+
+class Tokens(NamedTuple):
+    """The tokens of a row, without its scores: input_ids (T,) int32, loss_mask (T,) bool."""
+
+    input_ids: Array
+    loss_mask: Array
 
 
 def concatenate(parts: Sequence[Scores]) -> Scores:

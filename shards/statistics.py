@@ -112,8 +112,7 @@ def add_shard(histograms: Mapping[str, Histogram], reader: BatchReader, shard: i
     names = position_columns(reader.plan)
     entries = 0
     for batch in range(reader.plan.num_batches(shard)):
-        found = reader.read(shard, batch, names)
-        columns = {name: found.column(name).flatten().to_numpy() for name in names}
+        columns = {name: values for name, (values, _) in reader.read(shard, batch, names).items()}
         add_positions(histograms, columns, reader.plan)
         entries += int(columns[schema.SUPPORT_COUNT].sum(dtype=np.int64))
     return entries

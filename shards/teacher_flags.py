@@ -7,7 +7,7 @@ from shards.manifest import Plan
 from shards.schema import ANCHORS, NEGATIVES
 from shards.teacher import PRESETS, Strength, TeacherSpec
 
-FIELDS = ("anchor", "negative", "strength", "beta", "gain", "kl_coef")
+FIELDS = ("anchor", "negative", "strength", "beta", "gain", "kl_coef", "learned_offset", "learned_slope")
 
 
 def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +15,19 @@ def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", choices=PRESETS, help="a named teacher; default: the first that the cache serves")
     parser.add_argument("--anchor", choices=ANCHORS, help="what the teacher starts from; default: the teacher's")
     parser.add_argument("--negative", choices=NEGATIVES, help="what it moves away from; default: the teacher's")
-    parser.add_argument("--strength", choices=get_args(Strength), help="gain * D_t + 1e-3, or beta / kl_coef")
+    parser.add_argument(
+        "--strength", choices=get_args(Strength), help="how w_t comes about; learned needs its two numbers"
+    )
     parser.add_argument("--beta", type=float, help="reward scale of the DPO models; default 0.1")
     parser.add_argument("--gain", type=float, help="growth of an adaptive strength with D_t; default 10")
     parser.add_argument(
         "--kl_coef", "--kl-coef", type=float, help="weight of the KL penalty of a constant strength; default 0.05"
     )
+    for name in ("offset", "slope"):
+        flags = (f"--learned_{name}", f"--learned-{name}")
+        parser.add_argument(
+            *flags, type=float, help=f"{name} of a learned strength, as a run or shards.learn printed it"
+        )
 
 
 def teacher_of(options: argparse.Namespace, plan: Plan) -> TeacherSpec | None:

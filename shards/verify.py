@@ -20,6 +20,7 @@ from shards.command import OneLineErrors, run_command
 from shards.errors import CacheDamaged, CacheMissing
 from shards.manifest import Manifest, Plan, read_manifest
 from shards.rules import RULES, Fault
+from shards.selection import Selection
 from shards.statistics import Histogram, add_positions, new_histograms, position_columns
 
 MAX_PRINTED = 20
@@ -115,7 +116,7 @@ def _contents(plan: Plan, shard: int, folder: Path, seen: Seen) -> Iterator[Faul
 
 def _rows(batch: pa.RecordBatch, plan: Plan, first_row: int, path: Path, seen: Seen) -> Iterator[Fault]:
     """Rules 9 to 19 for the rows of one record batch."""
-    for i, row in enumerate(codec.split_rows(batch, plan.columns())):
+    for i, row in enumerate(codec.split_rows(codec.flatten(batch), plan.columns())):
         number = first_row + i
         for rule, text in _row(row, number, plan, seen):
             yield Fault(rule=rule, text=f"{path} row {number} ({row[schema.SAMPLE_ID]!r}): {text}")
@@ -123,11 +124,11 @@ def _rows(batch: pa.RecordBatch, plan: Plan, first_row: int, path: Path, seen: S
 
 def _row(row: Mapping[str, Any], number: int, plan: Plan, seen: Seen) -> Iterator[tuple[int, str]]:
     """(rule, fault) up to the first stage in which the row has one."""
-    faults = [(10, text) for text in row_rules.lengths(row, plan)]
+    faults = [(rule, text) for rule, check in row_rules.RAW_STAGE for text in check(row, plan)]
+    yield from faults
     if faults:
-        yield from faults
         return
-    response = codec.decode_row(row, plan, plan.roles, plan.pairs)
+    response = codec.decode_row(row, plan, Selection.everything(plan))
     yield from ((9, text) for text in row_rules.repeated_name(response, number, seen.row_by_name))
     for stage in row_rules.STAGES:
         faults = [(rule, text) for rule, check in stage for text in check(response, plan)]

@@ -46,6 +46,13 @@ def write_text(folder: Path, file: str, text: str) -> None:
     _publish(temporary, folder / file)
 
 
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Flush every file of a folder to the disk, then give it its final name, under which nothing lies."""
+    for file in sorted(temporary.rglob("*")):
+        _fsync(file)
+    _publish(temporary, path)
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Keep other builds out of a folder while this one writes there. Raises CacheConflict where another does.

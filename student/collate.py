@@ -1,4 +1,4 @@
-"""Responses -> one micro-batch of tensors, with the teacher composed.
+"""A micro-batch of responses -> tensors, with the teacher composed.
 
 Dimensions: B sequences of a micro-batch, T tokens, N response positions of the micro-batch, M kept tokens of them.
 """
@@ -14,16 +14,17 @@ from shards import TeacherSpec
 from shards.compose import compose
 from shards.nodes import StrengthNodes
 from shards.schema import Role
-from shards.scores import Response, concatenate, segment_starts
+from shards.scores import Tokens, segment_starts
+from student.data import MicroBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collator:
-    """Responses -> one micro-batch of tensors, with the teacher composed. Values float32.
+    """A micro-batch of responses -> tensors, with the teacher composed. Values float32.
 
     input_ids, attention_mask   (B, T)
     position                    (N,)   b * T + t of the hidden state that predicts the response token
-    support_count, support_ids  (N,), (M,)
+    support_count, support_ids  (N,), (M,)   the latter int32: half the bytes on their way to the device
     teacher_logprobs, teacher_tail       (M,), (N,)   log p* of the kept tokens, of the tail
     reference_logprobs, reference_tail   (M,), (N,)
     dpo_logprobs, dpo_tail      (M,), (N,)
@@ -41,19 +42,18 @@ class Collator:
     reduction: Literal["sequence", "token"]
     pad_token_id: int
 
-    def __call__(self, rows: Sequence[tuple[Response, bool]]) -> dict[str, Any]:
-        responses = [response for response, _ in rows]
-        scores = concatenate([response.scores for response in responses])
-        teacher = compose(scores, self.spec, self.nodes)
-        size_B = np.array([response.scores.num_positions for response in responses])
-        counts_B = np.array([counts for _, counts in rows], dtype=np.float64)
+    def __call__(self, batch: MicroBatch) -> dict[str, Any]:
+        scores = batch.scores
+        teacher = compose(scores, self.spec, self.nodes, dtype=np.float32)
+        size_B = np.array([int(row.loss_mask.sum()) for row in batch.tokens])
+        counts_B = np.array(batch.counts, dtype=np.float64)
         counts_N = np.repeat(counts_B, size_B)
         per_row_N = np.repeat(size_B, size_B) if self.reduction == "sequence" else np.ones(len(counts_N))
         num_sequences, num_positions = int(counts_B.sum()), int(counts_N.sum())
 
-        dpo_M = scores.logprobs["dpo"].astype(np.float64)
+        dpo_M = scores.logprobs["dpo"]
         against: Role = "reverse" if "reverse" in scores.logprobs else "reference"
-        reward_M = self.spec.beta * (dpo_M - scores.logprobs[against])
+        reward_M = np.float32(self.spec.beta) * (dpo_M - scores.logprobs[against])
         floats = {
             "teacher_logprobs": teacher.logprobs,
             "teacher_tail": teacher.tail_logprob,
@@ -69,24 +69,24 @@ class Collator:
             "counts": counts_N,
         }
         return {
-            **self._pad(responses),
+            **self._pad(batch.tokens),
             "support_count": torch.from_numpy(scores.support_count.astype(np.int64)),
-            "support_ids": torch.from_numpy(scores.support_ids.astype(np.int64)),
-            **{name: torch.from_numpy(values.astype(np.float32)) for name, values in floats.items()},
+            "support_ids": torch.from_numpy(np.require(scores.support_ids, np.int32, "W")),
+            **{name: torch.from_numpy(np.require(values, np.float32, "W")) for name, values in floats.items()},
             "num_items": torch.tensor(num_sequences if self.reduction == "sequence" else num_positions),
             "num_sequences": torch.tensor(num_sequences),
             "num_positions": torch.tensor(num_positions),
         }
 
-    def _pad(self, responses: Sequence[Response]) -> dict[str, torch.Tensor]:
-        longest = max(len(response.input_ids) for response in responses)
-        input_ids_BT = np.full((len(responses), longest), self.pad_token_id, dtype=np.int64)
+    def _pad(self, rows: Sequence[Tokens]) -> dict[str, torch.Tensor]:
+        longest = max(len(row.input_ids) for row in rows)
+        input_ids_BT = np.full((len(rows), longest), self.pad_token_id, dtype=np.int64)
         attention_mask_BT = np.zeros_like(input_ids_BT)
         positions = []
-        for row, response in enumerate(responses):
-            input_ids_BT[row, : len(response.input_ids)] = response.input_ids
-            attention_mask_BT[row, : len(response.input_ids)] = 1
-            positions.append(row * longest + np.flatnonzero(response.loss_mask) - 1)
+        for number, row in enumerate(rows):
+            input_ids_BT[number, : len(row.input_ids)] = row.input_ids
+            attention_mask_BT[number, : len(row.input_ids)] = 1
+            positions.append(number * longest + np.flatnonzero(row.loss_mask) - 1)
         return {
             "input_ids": torch.from_numpy(input_ids_BT),
             "attention_mask": torch.from_numpy(attention_mask_BT),

@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,8 +14,8 @@ from shards import ShardCache, TeacherSpec
 from shards.errors import CacheConflict, DataError, OptionError
 from shards.manifest import refuse_difference
 from shards.nodes import StrengthNodes
-from shards.schema import Pair
-from shards.scores import Response, Scores, concatenate
+from shards.scores import Scores, Tokens, concatenate
+from shards.selection import Selection
 
 
 class BatchItem(NamedTuple):
@@ -21,6 +23,15 @@ class BatchItem(NamedTuple):
 
     row: int
     counts: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """Some rows of the data set: the tokens of each, whether it counts, and the scores of all, one after the other."""
+
+    tokens: Sequence[Tokens]
+    counts: Sequence[bool]
+    scores: Scores
 
 
 class CachedResponses(Dataset):
@@ -48,7 +59,7 @@ class CachedResponses(Dataset):
         self._places = np.concatenate(places)
         self.lengths = np.concatenate(lengths)
         self.train_on = train_on
-        self._pair: Pair | None = None
+        self._selection = replace(Selection.everything(self.caches[0].plan), names=False)
         if not len(self):
             raise DataError(f"{', '.join(str(f) for f in folders)}: expected {train_on} responses, found none")
 
@@ -66,7 +77,7 @@ class CachedResponses(Dataset):
         """
         for cache in self.caches:
             cache.check(spec)
-        return self._reading(spec.pair)
+        return self._reading(needed_by(spec, self.caches[0]))
 
     def like(self, other: Any) -> "CachedResponses":
         """The responses of `other`, read for the teacher that these are read for.
@@ -77,31 +88,59 @@ class CachedResponses(Dataset):
             raise OptionError(f"eval_dataset: expected CachedResponses, got {type(other).__name__}")
         kinds = (kind_of(self.caches[0]), kind_of(other.caches[0]))
         refuse_difference(*kinds, f"{other.caches[0].folder}: is of another kind than the training cache")
-        return other._reading(self._pair)
+        return other._reading(self._selection)
 
     def scores(self, rows: Sequence[int]) -> Scores:
         """The scores of these responses, one after the other; rows count over all caches, as in `self[row]`."""
-        found = self.__getitems__([BatchItem(row, True) for row in rows])
-        return concatenate([response.scores for response, _ in found])
+        return self.__getitems__([BatchItem(row, True) for row in rows]).scores
 
-    def _reading(self, pair: Pair | None) -> "CachedResponses":
+    def _reading(self, selection: Selection) -> "CachedResponses":
         view = copy.copy(self)
-        view._pair = pair
+        view._selection = selection
         return view
 
-    def __getitem__(self, item: "BatchItem | int") -> tuple[Response, bool]:
-        return self.__getitems__([item if isinstance(item, BatchItem) else BatchItem(int(item), True)])[0]
+    def __getitem__(self, item: "BatchItem | int") -> MicroBatch:
+        return self.__getitems__([item if isinstance(item, BatchItem) else BatchItem(int(item), True)])
 
-    def __getitems__(self, items: Sequence[BatchItem]) -> list[tuple[Response, bool]]:
-        """The responses of a micro-batch, each with whether it counts."""
-        found: dict[int, Response] = {}
-        for number in np.unique(self._places[[item.row for item in items], 0]):
-            rows = [item.row for item in items if self._places[item.row, 0] == number]
-            cached = [int(self._places[row, 1]) for row in rows]
-            found |= zip(
-                rows, self.caches[number].read(cached, pairs=None if self._pair is None else [self._pair]), strict=True
-            )
-        return [(found[item.row], item.counts) for item in items]
+    def __getitems__(self, items: Sequence[BatchItem]) -> MicroBatch:
+        """The responses of a micro-batch."""
+        places = self._places[[item.row for item in items]]
+        numbers = np.unique(places[:, 0])
+        if len(numbers) == 1:
+            tokens, scores = self._read(int(numbers[0]), places[:, 1])
+        else:
+            tokens, scores = self._read_several(places)
+        return MicroBatch(tokens=tokens, counts=[item.counts for item in items], scores=scores)
+
+    def _read(self, number: int, rows: np.ndarray) -> tuple[list[Tokens], Scores]:
+        return self.caches[number].read_joined(rows.tolist(), self._selection)
+
+    def _read_several(self, places: np.ndarray) -> tuple[list[Tokens], Scores]:
+        """Rows of several caches: those of a cache together, then all in the order asked for."""
+        found: dict[int, tuple[Tokens, Scores]] = {}
+        for number in np.unique(places[:, 0]):
+            items = np.flatnonzero(places[:, 0] == number)
+            tokens, scores = self._read(int(number), places[items, 1])
+            ends = np.cumsum([0, *(row.loss_mask.sum() for row in tokens)]).tolist()
+            parts = [scores.slice(start, stop) for start, stop in pairwise(ends)]
+            found |= zip(items.tolist(), zip(tokens, parts, strict=True), strict=True)
+        ordered = [found[item] for item in range(len(places))]
+        return [tokens for tokens, _ in ordered], concatenate([part for _, part in ordered])
+
+
+def needed_by(spec: TeacherSpec, cache: ShardCache) -> Selection:
+    """What a student of the teacher of `spec` learns from: no actual next tokens, no other pairs.
+
+    The teacher's roles, the reference and dpo, which the log compares the student with, and all that a reward needs.
+    """
+    return Selection(
+        roles=cache.plan.roles,
+        tails=("dpo", "reference"),
+        distances=(spec.negative,),
+        pairs=(spec.pair,),
+        next_tokens=False,
+        names=False,
+    )
 
 
 class GlobalBatchSampler(Sampler[list[BatchItem]]):

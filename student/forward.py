@@ -17,7 +17,7 @@ from shards import Divergence
 from shards.errors import ModelError
 from shards.head import LogitTransform, probe_ids, require_same_logits, require_width
 from student.fused import FusedLoss, Sums, why_not_fused
-from student.loss import SparseTargets, loss_sums, sparse_divergence
+from student.loss import METRICS, SparseTargets, loss_sums, position_metrics, sparse_divergence
 
 
 class DistillForward:
@@ -67,19 +67,55 @@ class DistillForward:
     ) -> Any:
         if targets is None:
             return self._own_forward(input_ids, attention_mask, *args, **kwargs)
-        hidden_BTH = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
-        hidden_NH = hidden_BTH.flatten(0, 1)[position]
-        return self.distill(hidden_NH, targets)
+        return self.distill(self._hidden(input_ids, attention_mask, position), targets)
 
     def distill(self, hidden_NH: torch.Tensor, targets: SparseTargets) -> dict[str, torch.Tensor]:
         """Loss and metrics from the hidden states of the response positions."""
-        # float32 at least: bf16 logits lie 0.125 apart where the teacher's signal is a tenth of a nat
-        hidden_NH = hidden_NH.to(torch.promote_types(hidden_NH.dtype, torch.float32))
+        hidden_NH = self._wide(hidden_NH)
         self._require_weights(self.head)
         with torch.autocast(hidden_NH.device.type, enabled=False):
             run = self._fused if self.why_not_fused is None else self._chunk_by_chunk
             loss, low, metrics_X = run(hidden_NH, self.head, targets)
         return {"loss_sum": loss, "low_strength_sum": low, "metrics": metrics_X}
+
+    @torch.no_grad()
+    def measure(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position: torch.Tensor,
+        targets: SparseTargets,
+    ) -> dict[str, torch.Tensor]:
+        """`divergence`, what METRICS name, and `next_logprob` of the response token itself: (N,) each, nats."""
+        hidden_NH = self._wide(self._hidden(input_ids, attention_mask, position))
+        self._require_weights(self.head)
+        head = self._float_head(self.head, hidden_NH.dtype)
+        next_ids_N = input_ids.flatten()[position + 1]
+        found = []
+        for positions, part in targets.chunks(self.chunk_positions):
+            logits_CV = self._logits(hidden_NH[positions], head)
+            value_C, student_M, student_tail_C = sparse_divergence(logits_CV, part, self.divergence)
+            next_logit_C = logits_CV.gather(-1, next_ids_N[positions, None])[:, 0]
+            columns = (
+                value_C,
+                next_logit_C - logits_CV.logsumexp(-1),
+                position_metrics(student_M, student_tail_C, part),
+            )
+            found.append(torch.column_stack(columns))
+        return dict(zip(("divergence", "next_logprob", *METRICS), torch.cat(found).unbind(-1), strict=True))
+
+    def _hidden(self, input_ids: Any, attention_mask: Any, position: Any) -> torch.Tensor:
+        """Last hidden states at the response positions, (N, H)."""
+        hidden_BTH = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+        return hidden_BTH.flatten(0, 1)[position]
+
+    @staticmethod
+    def _wide(hidden_NH: torch.Tensor) -> torch.Tensor:
+        """In float32 at least: bf16 logits lie 0.125 apart where the teacher's signal is a tenth of a nat."""
+        return hidden_NH.to(torch.promote_types(hidden_NH.dtype, torch.float32))
+
+    def _logits(self, hidden_CH: torch.Tensor, head: Any) -> torch.Tensor:
+        return self._transform(head(hidden_CH)[:, : self.vocabulary_size], torch)
 
     @property
     def head(self) -> Any:
@@ -104,7 +140,7 @@ class DistillForward:
         return loss, low, metrics_X
 
     def _chunk(self, hidden_CH: torch.Tensor, targets: SparseTargets, head: Any) -> Sums:
-        logits_CV = self._transform(head(hidden_CH)[:, : self.vocabulary_size], torch)
+        logits_CV = self._logits(hidden_CH, head)
         return loss_sums(*sparse_divergence(logits_CV, targets, self.divergence), targets)
 
     @staticmethod

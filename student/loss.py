@@ -58,6 +58,7 @@ class SparseTargets:
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for name in (*_PER_ENTRY, *_PER_POSITION):
             setattr(self, name, tensors[name])
+        self.support_ids = self.support_ids.long()  # what torch indexes with
 
     def chunks(self, size: int) -> Iterator[tuple[slice, "SparseTargets"]]:
         """Consecutive chunks of `size` positions, each with its slice of positions."""

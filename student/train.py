@@ -5,27 +5,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
+from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from shards import ShardCache
 from shards.command import OneLineErrors, run_command
 from shards.describe_trust import sampled, trust_lines
 from shards.errors import CacheMissing, ModelError, OptionError, first_line
-from shards.model_folder import (
-    adapter_base,
-    refusing,
-    require_folder,
-    require_tokenizer,
-    require_weights,
-    require_whole,
-    weights_sha256,
-)
+from shards.model_folder import weights_sha256
 from shards.sample import chunks, spread
 from shards.trust import assess
 from student.data import CachedResponses
 from student.forward import base_model
 from student.learned import fit_strength
+from student.load import load_model, load_tokenizer
 from student.options import DistillArguments
 from student.trainer import DistillTrainer
 
@@ -44,9 +37,15 @@ def train(args: DistillArguments) -> DistillTrainer:
     if Path(source).resolve() == Path(args.output_dir or ".").resolve():
         raise OptionError(f"output_dir: expected another folder than the student's own, got {args.output_dir}")
     _require_unused(args)
-    tokenizer = _load_tokenizer(source, args)
+    tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
+    model = load_model(
+        source,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+    )
     trainer = DistillTrainer(
-        model=_add_lora(_load_student(source, args), args),
+        model=_add_lora(model, args),
         args=args,
         train_dataset=train_data,
         eval_dataset=eval_data,
@@ -143,47 +142,6 @@ def _reference_of(cache: ShardCache) -> str:
             f"{cache.folder}: expected the reference {source} as it was scored, got other weights; give --model"
         )
     return source
-
-
-def _load_tokenizer(source: str, args: DistillArguments) -> Any:
-    """The tokenizer of the student; an adapter without one has its base's."""
-    base = adapter_base(source, Path(source))
-    if base and not (Path(source) / "tokenizer_config.json").is_file():
-        return _load_tokenizer(base, args)
-    require_folder(source)
-    if Path(source).is_dir():
-        require_tokenizer(source, Path(source))
-    with refusing(source, "a model folder, or a hub name, with a tokenizer"):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=args.trust_remote_code)
-
-
-def _load_student(source: str, args: DistillArguments) -> Any:
-    """A full model, or the base of an adapter folder with the adapter merged into it."""
-    if base_name := adapter_base(source, Path(source)):
-        try:
-            base = _load_student(base_name, args)
-        except ModelError as exc:
-            raise ModelError(f"{source}: base of the adapter: {exc}") from exc
-        with refusing(source, "a peft adapter for its base"):
-            from peft import PeftConfig, PeftModelForCausalLM
-
-            adapted = PeftModelForCausalLM(base, PeftConfig.from_pretrained(source))
-            found = adapted.load_adapter(source, "default")
-        require_whole(source, {"missing_keys": found.missing_keys})
-        return adapted.merge_and_unload().requires_grad_(True)  # peft froze the base
-    require_folder(source)
-    if Path(source).is_dir():
-        require_weights(source, Path(source), "model")
-    kwargs: dict[str, Any] = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, "use_safetensors": True}
-    if args.attn_implementation is not None:
-        kwargs["attn_implementation"] = args.attn_implementation
-    with refusing(source, "a causal language model"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
-    model, info = loaded
-    require_whole(source, info)
-    return model
 
 
 def _add_lora(model: Any, args: DistillArguments) -> Any:

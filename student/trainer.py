@@ -74,7 +74,7 @@ class DistillTrainer(Trainer):
         longest = max(int(dataset.lengths.max()) for dataset in (train_dataset, eval_dataset) if dataset is not None)
         require_room(base_model(model).config, longest, "student")
         pad_token_id = getattr(processing_class, "pad_token_id", None) or 0
-        collator = Collator(
+        collator: Any = Collator(  # of a MicroBatch, where Trainer says list
             spec=args.spec, nodes=train_dataset.nodes, reduction=args.reduction, pad_token_id=pad_token_id
         )
         try:

@@ -141,6 +141,16 @@ def with_scores(response: Response, **changed: Any) -> Response:
     return replace(response, scores=replace(response.scores, **changed))
 
 
+def flat(response: Response) -> dict[str, Any]:
+    """Every value of a response, by a name that tells where it lies."""
+    scores = response.scores
+    found = {name: getattr(response, name) for name in Response.__slots__ if name != "scores"}
+    found |= {"support_count": scores.support_count, "support_ids": scores.support_ids}
+    for name in ("logprobs", "next_logprob", "tail_logprob", "l1_distance", "tail_logpartition"):
+        found |= {f"{name} {key}": value for key, value in getattr(scores, name).items()}
+    return found
+
+
 def random_logprobs(
     generator: np.random.Generator, positions: int, vocabulary_size: int, roles: Sequence[Role] = ROLES
 ) -> dict[Role, np.ndarray]:

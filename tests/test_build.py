@@ -1,6 +1,7 @@
 """precompute.build: what is stored is what the models say, the support is what was asked for, the bytes are stable."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -21,12 +22,15 @@ from transformers import (
     GraniteForCausalLM,
 )
 
+from precompute import bits
 from precompute import build as build_module
+from precompute.bits import Block
 from precompute.build import build
 from precompute.models import load_models, resolve
 from precompute.score import batches_by_length
-from precompute.support import SupportRule, find_threshold, l1_distances, node_strengths, token_scores
+from precompute.support import SupportRule, find_threshold, summarise, token_scores
 from shards import ShardCache, TeacherSpec
+from shards.nodes import StrengthNodes
 from shards.schema import Pair
 
 V = 18
@@ -115,8 +119,8 @@ def test_a_kept_token_scores_over_the_threshold_and_a_dropped_one_does_not(spars
     plan = sparse_cache.plan
     for response in sparse_cache.read(range(8)):
         live = live_logprobs(trio, response)
-        strengths = node_strengths(l1_distances(live), plan.pairs, plan.nodes, torch.float32)
-        best = token_scores(live, strengths).numpy()
+        block = Block.of(live)
+        best = token_scores(block, block.score_strengths(plan.pairs, plan.nodes)).log().numpy()
         position, ids = kept_of(response)
         inside = np.zeros_like(best, bool)
         inside[position, ids] = True
@@ -126,18 +130,51 @@ def test_a_kept_token_scores_over_the_threshold_and_a_dropped_one_does_not(spars
         assert (best[~inside & free[:, None]] <= plan.log_threshold + 1e-4).all()
 
 
-def test_token_scores_are_the_largest_probability_under_reference_and_every_teacher_node(trio, whole_cache):
+def test_token_scores_weigh_the_largest_probability_with_what_the_loss_sees_of_a_token(trio, whole_cache):
     live = {role: values.double() for role, values in live_logprobs(trio, whole_cache[0]).items()}
     nodes = whole_cache.plan.nodes
     pairs = [Pair("dpo", "reverse"), Pair("reference", "reference")]
-    found = token_scores(live, node_strengths(l1_distances(live), pairs, nodes, torch.float64))
-    candidates = [live["reference"], live["dpo"]]
+    block = Block.of(live)
+    found = token_scores(block, block.score_strengths(pairs, nodes))
+    candidates = []
     for anchor, negative in pairs:
         distance = (live["dpo"].exp() - live[negative].exp()).abs().sum(-1)
-        for gain, strength in zip(nodes.gains[1:], nodes.strengths[1:], strict=True):
-            w = (gain * distance + 1e-3).clamp(min=strength)[:, None]
-            candidates.append((live[anchor] + w * (live["dpo"] - live[negative])).log_softmax(-1))
-    torch.testing.assert_close(found, torch.stack(candidates).max(0).values, rtol=0, atol=1e-12)
+        for gain in (2, 20):
+            w = (gain * distance + 1e-3)[:, None]
+            teacher = (live[anchor] + w * (live["dpo"] - live[negative])).log_softmax(-1)
+            gap = (live["reference"] - teacher).abs()
+            candidates.append(torch.maximum(live["reference"], teacher).exp() * (0.5 + gap / w))
+    torch.testing.assert_close(found, torch.stack(candidates).max(0).values, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0], ids=["mild", "violent"])
+def test_blocks_and_base_two_change_nothing(monkeypatch, scale):
+    torch.manual_seed(0)
+    roles = ("dpo", "reverse", "reference")
+    live = {role: (scale * torch.randn(7, 50, dtype=torch.float64)).log_softmax(-1) for role in roles}
+    nodes, pairs = StrengthNodes(), [Pair("dpo", "reverse"), Pair("reference", "reference")]
+    rule = SupportRule(lowest=2, highest=30, log_threshold=math.log(0.05))
+    next_ids = torch.arange(7)
+    whole = summarise(live, next_ids, rule=rule, pairs=pairs, nodes=nodes)
+    monkeypatch.setattr(bits, "BLOCK_VALUES", 100)
+    blocks = summarise(live, next_ids, rule=rule, pairs=pairs, nodes=nodes)
+    assert len(set(whole.support_count.tolist())) > 1
+    np.testing.assert_array_equal(whole.support_ids, blocks.support_ids)
+    inside = np.zeros((7, 50), bool)
+    inside[np.repeat(np.arange(7), whole.support_count), whole.support_ids] = True
+    for pair, found in blocks.tail_logpartition.items():
+        np.testing.assert_array_equal(found, whole.tail_logpartition[pair])
+        strengths = torch.from_numpy(nodes.at(whole.l1_distance[pair.negative])[:, 1:])
+        for j in range(strengths.shape[1]):
+            logits = live[pair.anchor] + strengths[:, j : j + 1] * (live["dpo"] - live[pair.negative])
+            expected = logits.masked_fill(torch.from_numpy(inside), -torch.inf).logsumexp(-1)
+            np.testing.assert_allclose(found[:, j], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_rule_keeps_the_best_of_positions_with_too_few_or_too_many():
+    scores = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.9, 0.8, 0.7, 0.6], [0.6, 0.1, 0.7, 0.2]])
+    rule = SupportRule(lowest=1, highest=3, log_threshold=math.log(0.5))
+    assert rule.select(scores).int().tolist() == [[0, 0, 0, 1], [1, 1, 1, 0], [1, 0, 1, 0]]
 
 
 def test_the_threshold_brings_the_mean_to_top_k():
@@ -159,8 +196,8 @@ def test_the_mean_support_is_top_k_inside_minimum_and_cap(sparse_cache):
 
 
 def test_a_rule_without_threshold_keeps_the_same_number_everywhere():
-    ranked = torch.randn(7, 4)
-    assert SupportRule(lowest=4, highest=4, log_threshold=None).counts(ranked).tolist() == [4] * 7
+    kept = SupportRule(lowest=4, highest=4, log_threshold=None).select(torch.rand(7, 9))
+    assert kept.sum(-1).tolist() == [4] * 7
 
 
 def test_batches_keep_to_the_budget_and_hold_every_row_once():

@@ -28,22 +28,22 @@ from precompute.check import check, pick_rows
 from precompute.check import main as check_main
 from precompute.compare import (
     STAGES,
-    ErrorSum,
-    LossSums,
-    compare,
     dense_divergence,
     dense_teacher,
     loss_sums,
     sparse_divergence,
     student_logprobs,
 )
+from precompute.compare import compare as compare_spans
 from precompute.options import CheckOptions
+from precompute.sums import ErrorSum, LossSums
 from precompute.support import SupportRule, summarise
 from shards import Divergence, ShardCache, TeacherSpec
 from shards.compose import compose
 from shards.errors import AlignDistilError
 from shards.nodes import StrengthNodes
 from shards.schema import ROLES, Pair
+from shards.spans import Span
 
 V = 18
 NODES = StrengthNodes()
@@ -73,6 +73,11 @@ def cached(models, next_ids, kept, nodes=NODES):
     """What a cache with exactly `kept` tokens a position would hold, in float64."""
     rule = SupportRule(lowest=kept, highest=kept, log_threshold=None)
     return summarise(models, next_ids, rule=rule, pairs=PAIRS, nodes=nodes)
+
+
+def compare(models, next_ids, scores, *how):
+    """Of values that were stored as they are."""
+    return compare_spans(models, next_ids, scores, Span(scores, scores), *how)
 
 
 def compared(seed, kept, preset, divergence=DIVERGENCES[0]):
@@ -242,6 +247,21 @@ def test_where_teacher_and_student_are_one_there_is_no_ratio():
     found = compare(same, next_ids, cached(same, next_ids, V), TeacherSpec.preset("linear"), NODES, DIVERGENCES[0])
     sums = found.stages["at the reference"]
     assert (sums.deficit, sums.angle_degrees, sums.norm_ratio, sums.low_loss_share) == (None, None, None, None)
+
+
+def test_the_error_of_a_value_is_its_distance_to_the_interval_that_it_should_lie_in():
+    lowest, highest = np.array([-3.0, -np.inf, -np.inf, -2.0]), np.array([-2.0, -9.0, -np.inf, -1.0])
+    for live, errors in (
+        ([-2.5, -50.0, -np.inf, -1.0], [0, 0, 0, 0]),
+        ([-3.5, -8.0, -np.inf, -0.9], [0.5, 1, 0, 0.1]),
+        ([0.0, -9.0, -700.0, -2.25], [2, 0, np.inf, 0.25]),
+    ):
+        found = ErrorSum.outside(lowest, highest, torch.tensor(live, dtype=torch.float64))
+        assert (found.count, found.largest) == (4, pytest.approx(max(errors)))
+        assert found.total == pytest.approx(sum(errors))
+    for bad in (np.nan, -1.0), (-1.0, np.nan):
+        assert math.isnan(ErrorSum.outside(*(np.array([end]) for end in bad), torch.zeros(1)).mean)
+    assert math.isnan(ErrorSum.outside(lowest, highest, torch.full((4,), torch.nan)).largest)
 
 
 # ---- agreement
@@ -463,6 +483,40 @@ def test_a_small_change_is_caught_where_rounding_is_as_large(built, trio_at, pai
     assert code == 1
     assert "mean 0.0001, max 0.001 for dpo, changed since the build" in printed
     assert "  dpo (log-probs of kept tokens, next tokens, tails)" in printed.splitlines()
+
+
+@pytest.fixture(scope="module")
+def built_compact(built):
+    """The same models and data as `built`, with compact values."""
+    trio = {role: built / role for role in ROLES}
+    options = {"values": "compact", "top_k": 5, "max_top_k": 12, "tokens_per_shard": 20}
+    build(build_options(trio, built / "pairs.jsonl", built.parent / f"{built.name}-compact", **options))
+    return built.parent / f"{built.name}-compact"
+
+
+def test_the_rounding_of_compact_values_is_no_difference(built_compact, tmp_path, capsys):
+    file = tmp_path / "report.json"
+    code, printed = run(capsys, "--shards", built_compact, "--json", file)
+    assert code == 0 and "verdict: the cache agrees with its models" in printed
+    said = "values    compact; differences of log-probs count beyond their rounding, those of the teacher whole"
+    assert said in printed.splitlines()
+    report = json.loads(file.read_text())
+    assert report["values"] == "compact"
+    for kind in ("kept", "next", "tail"):
+        for role in ROLES:
+            assert report["errors"][kind][role]["largest"] < 1e-5
+    assert report["errors"]["teacher"]["kept"]["largest"] > 1e-5, "what a student gets has the rounding"
+
+
+@pytest.mark.parametrize("size", [0.5, 0.02])
+@pytest.mark.parametrize("role", ROLES)
+def test_a_small_change_of_a_weight_is_caught_with_compact_values(role, size, built_compact, trio_at, capsys):
+    change_a_weight(trio_at[role], size=size)
+    code, printed = run(capsys, "--shards", built_compact, *models_flags(trio_at))
+    assert code == 1
+    outside = printed.split("outside of what is allowed:\n")[1].splitlines()
+    assert outside[0] == f"  {role} (log-probs of kept tokens, next tokens, tails)"
+    assert not [line for line in outside[1:] if "log-probs" in line]
 
 
 def test_the_sample_is_a_pure_function_of_the_seed():

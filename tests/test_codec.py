@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from fake_cache import DEFAULT_PAIRS, make_cache, random_logprobs, with_scores
+from fake_cache import DEFAULT_PAIRS, flat, make_cache, random_logprobs, with_scores
 
 from shards import codec, schema
 from shards.errors import CacheDamaged
@@ -21,20 +21,6 @@ def fake(tmp_path_factory):
 
 def encode(responses, plan):
     return codec.encode(responses, plan, arrow_schema(plan.columns(), build_sha256=plan.sha256))
-
-
-def flat(response):
-    """Every value of a response, by a name that tells where it lies."""
-    scores = response.scores
-    found = {name: getattr(response, name) for name in schema_fields(response)}
-    found |= {"support_count": scores.support_count, "support_ids": scores.support_ids}
-    for name in ("logprobs", "next_logprob", "tail_logprob", "l1_distance", "tail_logpartition"):
-        found |= {f"{name} {key}": value for key, value in getattr(scores, name).items()}
-    return found
-
-
-def schema_fields(response):
-    return [name for name in response.__slots__ if name != "scores"]
 
 
 def require_equal(found, expected):
@@ -135,7 +121,9 @@ def test_values_that_move_to_another_row_change_the_crc32(fake):
     offsets[1] -= 1
     moved = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
     assert moved.values.equals(values)
-    assert codec.column_crc32(moved) != codec.column_crc32(column)
+    there = pa.RecordBatch.from_arrays([column, moved], ["before", "after"])
+    crc32 = {name: codec.column_crc32(flat) for name, flat in codec.flatten(there).items()}
+    assert crc32["after"] != crc32["before"]
 
 
 def test_an_altered_column_is_refused_by_name(fake):

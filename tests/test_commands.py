@@ -17,6 +17,12 @@ import student
 from precompute.build import main as build_main
 from precompute.check import main as check_main
 from precompute.options import BuildOptions, CheckOptions
+from precompute.rollout import main as rollout_main
+from precompute.rollout_options import RolloutOptions
+from precompute.teacher_options import TeacherOptions
+from precompute.teachers import main as teachers_main
+from student.evaluate import main as evaluate_main
+from student.evaluate import parse as parse_evaluate
 from student.options import DistillArguments
 from student.train import main as train_main
 
@@ -103,10 +109,16 @@ def test_a_killed_build_goes_on_to_the_bytes_of_an_unbroken_one(trio_folders, tm
     ("main", "flags"),
     [
         (build_main, [field.name for field in dataclasses.fields(BuildOptions)]),
+        (
+            teachers_main,
+            [*(field.name for field in dataclasses.fields(TeacherOptions)), "beta", "loss_type", "save_steps"],
+        ),
         (check_main, [field.name for field in dataclasses.fields(CheckOptions)]),
+        (rollout_main, [field.name for field in dataclasses.fields(RolloutOptions)]),
+        (evaluate_main, [*vars(parse_evaluate([])), "samples_against", "learned_offset"]),
         (train_main, [*DistillArguments.__annotations__, "output_dir", "per_device_train_batch_size", "max_steps"]),
     ],
-    ids=["build", "check", "train"],
+    ids=["build", "teachers", "check", "rollout", "evaluate", "train"],
 )
 def test_help_explains_every_flag_in_both_spellings(main, flags, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from precompute.corpus import Corpus, load_corpus
 from precompute.data import read_rows
+from precompute.pairs import dpo_dataset, whole_pairs
 from shards.errors import AlignDistilError, DataError, ModelError, OptionError
 
 
@@ -194,6 +195,17 @@ def assert_as_trl(corpus, expected):
     assert found == {key: (ids, [0, *mask[1:]]) for key, (ids, mask) in expected.items()}
 
 
+def assert_pairs_as_trl(corpus, expected):
+    """The same ids and starts in the data set that precompute.teachers gives to DPOTrainer, either way round."""
+    pairs = whole_pairs(corpus, "rows")
+    for swap, kinds in ((False, ("chosen", "rejected")), (True, ("rejected", "chosen"))):
+        for pair, row in zip(pairs, dpo_dataset(pairs, swap=swap), strict=True):
+            for kind, response in zip(kinds, (row["chosen_ids"], row["rejected_ids"]), strict=True):
+                ids, mask = expected[f"{pair.chosen.pair_id}/{kind}"]
+                assert (row["prompt_ids"] + response, len(row["prompt_ids"])) == (ids, mask.index(1))
+    assert 2 * len(pairs) == len(expected)
+
+
 PLAIN, WITH_BOS = tiny_tokenizer(), tiny_tokenizer(bos=True)
 CHAT, MARKED, THINKS = tiny_tokenizer(CHATML), tiny_tokenizer(CHATML_MARKED, bos=True), tiny_tokenizer(THINKING)
 
@@ -219,7 +231,9 @@ def max_length_for(cut, corpus):
 def test_text_pairs_tokenise_as_in_dpo_trainer(rows, tokenizer, cut, load, dpo):
     max_length = max_length_for(cut, load(rows, tokenizer))
     corpus = load(rows, tokenizer, responses="both", max_length=max_length)
-    assert_as_trl(corpus, dpo(rows, tokenizer, max_length))
+    expected = dpo(rows, tokenizer, max_length)
+    assert_as_trl(corpus, expected)
+    assert_pairs_as_trl(corpus, expected)
 
 
 @every_cut
@@ -232,7 +246,9 @@ def test_text_pairs_tokenise_as_in_dpo_trainer(rows, tokenizer, cut, load, dpo):
 def test_chat_pairs_tokenise_as_in_dpo_trainer(rows, tokenizer, cut, load, dpo):
     max_length = max_length_for(cut, load(rows, tokenizer))
     corpus = load(rows, tokenizer, responses="both", max_length=max_length)
-    assert_as_trl(corpus, dpo(rows, tokenizer, max_length))
+    expected = dpo(rows, tokenizer, max_length)
+    assert_as_trl(corpus, expected)
+    assert_pairs_as_trl(corpus, expected)
 
 
 @every_cut

@@ -59,12 +59,22 @@ def test_duckdb_reads_a_shard_through_a_pyarrow_table(fake, expected):
 
 
 @pytest.fixture(scope="module")
-def recipe():
-    return re.search(r"```python\n(.*?)```", FORMAT_PAGE.read_text(encoding="utf-8"), re.DOTALL).group(1)
+def recipes():
+    """values -> the code of the format page for them."""
+    page = FORMAT_PAGE.read_text(encoding="utf-8")
+    reading, compact, teacher = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    return {"float32": reading + teacher, "compact": reading + compact + teacher}
 
 
-def test_the_recipe_of_the_format_page_needs_none_of_our_code(recipe):
-    imports = [node for node in ast.walk(ast.parse(recipe)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+@pytest.fixture(scope="module")
+def recipe(recipes):
+    return recipes["float32"]
+
+
+def test_the_recipe_of_the_format_page_needs_none_of_our_code(recipes):
+    imports = [
+        node for node in ast.walk(ast.parse(recipes["compact"])) if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
     modules = {
         name for node in imports for name in (getattr(node, "module", None) or node.names[0].name).split(".")[:1]
     }
@@ -85,6 +95,33 @@ def test_the_recipe_of_the_format_page_gives_the_values_of_our_reader(recipe, fa
     assert 0 < exact.sum() < len(exact), "the row must have strengths at nodes and between them"
     np.testing.assert_allclose(found["teacher_logprobs"], teacher.logprobs, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(found["teacher_tail_logprob"], teacher.tail_logprob, rtol=1e-12)
+
+
+@pytest.mark.parametrize("roles", [schema.ROLES, schema.REQUIRED_ROLES], ids=" ".join)
+@pytest.mark.parametrize("top_k", [None, 1, 24])
+def test_the_recipe_of_the_format_page_gives_every_value_of_a_compact_cache(
+    recipes, roles, top_k, tmp_path, monkeypatch
+):
+    fake = make_cache(tmp_path / "shards", pairs=1, values="compact", roles=roles, top_k=top_k, response_tokens=30)
+    monkeypatch.chdir(tmp_path)
+    found, recipe = {}, recipes["compact"] if "reverse" in roles else recipes["compact"].split("count = ")[0]
+    exec(compile(recipe, str(FORMAT_PAGE), "exec"), found)
+    cache = ShardCache(fake.folder)
+    scores, column = cache[0].scores, found["column"]
+    np.testing.assert_array_equal(column(schema.SUPPORT_IDS), scores.support_ids)
+    for field, name in (
+        ("logprobs", schema.logprobs_column),
+        ("next_logprob", schema.next_logprob_column),
+        ("tail_logprob", schema.tail_logprob_column),
+        ("l1_distance", schema.l1_distance_column),
+        ("tail_logpartition", schema.tail_logpartition_column),
+    ):
+        for key, values in getattr(scores, field).items():
+            np.testing.assert_allclose(column(name(key)), values.ravel(), rtol=1e-6, atol=1e-6, err_msg=name(key))
+    if "reverse" in roles:
+        teacher = cache.teacher([0], TeacherSpec.preset("aligndistil"))
+        np.testing.assert_allclose(found["teacher_logprobs"], teacher.logprobs, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found["teacher_tail_logprob"], teacher.tail_logprob, rtol=1e-5, atol=1e-5)
 
 
 def test_the_recipe_of_the_format_page_refuses_altered_values(recipe, tmp_path, monkeypatch):

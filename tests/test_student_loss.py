@@ -150,7 +150,7 @@ def test_a_cut_support_never_overstates_the_divergence(sparse_cache, trio, stude
     for row in range(6):
         expected, _ = dense.loss(student, trio, sparse_cache.read([row]), V, preset=preset, name=name)
         found = distil(student, batch_of(sparse_cache, [row], preset), name=name)
-        assert 0.3 * expected.item() < found.item() <= expected.item() * (1 + 1e-4)
+        assert 0.2 * expected.item() < found.item() <= expected.item() * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("reduction", ["sequence", "token"])

@@ -12,21 +12,15 @@ import torch
 
 from benchmarks.fidelity.dense import NODES, Dense, score
 from benchmarks.fidelity.supports import SUPPORTS, keep, rank, scores_on, stored
-from precompute.compare import (
-    Comparison,
-    angle_degrees,
-    compare,
-    dense_divergence,
-    dense_teacher,
-    sparse_divergence,
-    support_index,
-)
+from precompute.compare import compare, dense_divergence, dense_teacher, sparse_divergence, support_index
 from precompute.models import RoleModel
+from precompute.sums import Comparison, angle_degrees
 from precompute.tokenize import TokenizedResponse
 from shards import Divergence, TeacherSpec
 from shards.compose import compose
 from shards.schema import VALUES, Role
 from shards.scores import Scores, concatenate, segment_starts
+from shards.spans import Span
 from shards.teacher import teacher_logits
 
 CHUNK = 32
@@ -68,7 +62,8 @@ def compare_case(dense: Dense, scores: Scores, spec: TeacherSpec, divergence: Di
     total: Comparison | None = None
     for i in range(0, len(dense), CHUNK):
         part, end = dense.take(slice(i, i + CHUNK)), min(i + CHUNK, len(dense))
-        found = compare(part.logprobs, part.next_ids, scores.slice(i, end), spec, NODES, divergence or Divergence())
+        here, of = scores.slice(i, end), divergence or Divergence()
+        found = compare(part.logprobs, part.next_ids, here, Span(here, here), spec, NODES, of)
         total = found if total is None else total + found
     assert total is not None
     return total

@@ -11,14 +11,8 @@ import pyarrow as pa
 import torch
 
 from benchmarks.fidelity.dense import NODES, PAIRS, Dense
-from precompute.support import (
-    Logprobs,
-    find_threshold,
-    l1_distances,
-    node_strengths,
-    tail_logpartition,
-    token_scores,
-)
+from precompute.bits import Block, Logprobs, l1_distances
+from precompute.support import find_threshold, token_scores, values_on
 from shards import codec
 from shards.manifest import Plan
 from shards.schema import Values, arrow_schema
@@ -43,13 +37,13 @@ class Support:
 
 def our_score(logprobs: Logprobs) -> torch.Tensor:
     """The build's."""
-    strengths = node_strengths(l1_distances(logprobs), PAIRS, NODES, logprobs["dpo"].dtype)
-    return token_scores(logprobs, strengths)
+    block = Block.of(logprobs)
+    return token_scores(block, block.score_strengths(PAIRS, NODES)).log()
 
 
 def largest_probability(logprobs: Logprobs) -> torch.Tensor:
     """The largest of the reference's probability and of the teachers' at every node of every pair."""
-    strengths = node_strengths(l1_distances(logprobs), PAIRS, NODES, logprobs["dpo"].dtype)
+    strengths = Block.of(logprobs).node_strengths(PAIRS, NODES)
     best_CV = torch.maximum(logprobs["reference"], logprobs["dpo"])
     for pair, nodes_CJ in strengths.items():
         difference_CV = logprobs["dpo"] - logprobs[pair.negative]
@@ -106,25 +100,10 @@ def scores_on(dense: Dense, kept: list[np.ndarray]) -> Scores:
 
 
 def _scores_on(dense: Dense, kept: list[np.ndarray]) -> Scores:
-    logprobs = dense.logprobs
-    count_C = np.array([len(ids) for ids in kept], dtype=np.int32)
-    ids_M = np.concatenate(kept)
-    index = torch.from_numpy(np.repeat(np.arange(len(kept)), count_C)), torch.from_numpy(ids_M)
-    outside = {role: l_CV.index_put(index, l_CV.new_tensor(-torch.inf)) for role, l_CV in logprobs.items()}
-    distances = l1_distances(logprobs)
-    strengths = node_strengths(distances, PAIRS, NODES, logprobs["dpo"].dtype)
-    return Scores(
-        support_count=count_C,
-        support_ids=ids_M.astype(np.int32),
-        logprobs={role: l_CV[index].numpy() for role, l_CV in logprobs.items()},
-        next_logprob={role: l_CV.gather(1, dense.next_ids[:, None])[:, 0].numpy() for role, l_CV in logprobs.items()},
-        tail_logprob={role: l_CV.logsumexp(-1).numpy() for role, l_CV in outside.items()},
-        l1_distance={negative: distance_C.numpy() for negative, distance_C in distances.items()},
-        tail_logpartition={
-            pair: tail_logpartition(outside[pair.anchor], logprobs, pair, nodes_CJ).numpy()
-            for pair, nodes_CJ in strengths.items()
-        },
-    )
+    kept_CV = torch.zeros(len(dense), dense.vocabulary_size, dtype=torch.bool)
+    for row_V, ids in zip(kept_CV, kept, strict=True):
+        row_V[torch.from_numpy(ids)] = True
+    return values_on(Block.of(dense.logprobs), dense.next_ids, kept_CV, pairs=PAIRS, nodes=NODES)
 
 
 def stored(scores: Scores, values: Values, vocabulary_size: int) -> tuple[Scores, float]:

@@ -118,7 +118,7 @@ def train_online(
     trainer = OnlineTrainer(
         load_student(bench.student),
         arguments(bench, spec, recipe, seed),
-        rows=[row for row, _ in data.__getitems__([BatchItem(i, True) for i in range(len(data))])],
+        rows=data.__getitems__([BatchItem(i, True) for i in range(len(data))]).tokens,
         order=batch_order(sampler, recipe.steps),
         models=bench.models,
         spec=spec,

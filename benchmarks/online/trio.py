@@ -22,8 +22,9 @@ class Trio:
 def make_trio(folder: Path) -> Trio:
     """Train and write the three models and their data, in a minute or two. Needs trl (the extra `teachers`)."""
     from examples.demo.grammar import draw
-    from examples.demo.models import train_dpo, train_reference, train_tokenizer
+    from examples.demo.models import TEACHER_FLAGS, train_reference, train_tokenizer
     from examples.demo.report import write_jsonl
+    from precompute.teachers import main as train_teachers
 
     trio = Trio(
         models={role: folder / role for role in ("dpo", "reverse", "reference")},
@@ -38,6 +39,6 @@ def make_trio(folder: Path) -> Trio:
     tokenizer = train_tokenizer(texts)
     train_reference(tokenizer, texts, seed=SEED).save_pretrained(trio.models["reference"])
     tokenizer.save_pretrained(trio.models["reference"])
-    for role in ("dpo", "reverse"):
-        train_dpo(trio.models["reference"], pairs, trio.models[role], swap=role == "reverse", seed=SEED)
+    places = ["--reference", trio.models["reference"], "--data", trio.data, "--out", folder]
+    train_teachers([*map(str, places), "--seed", str(SEED), *TEACHER_FLAGS])
     return trio

@@ -11,18 +11,16 @@ import subprocess
 import sys
 import textwrap
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import datasets
 import torch
 import transformers
 
 from examples.demo.evaluate import Quality, evaluate
 from examples.demo.grammar import draw, judge_accuracy, prompts
-from examples.demo.models import load_model, load_tokenizer, train_dpo, train_reference, train_tokenizer
+from examples.demo.models import TEACHER_FLAGS, load_model, load_tokenizer, train_reference, train_tokenizer
 from examples.demo.report import require_progress, results_text, write_json, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,9 +58,9 @@ def main() -> None:
         tokenizer.save_pretrained(OUT / "reference")
         print(f"{reference.num_parameters():,} parameters, {len(tokenizer)} tokens")
 
-    with step("3. dpo, and reverse: the same run with chosen and rejected swapped (TRL's DPOTrainer)"):
-        train_dpo(OUT / "reference", pairs, OUT / "dpo", swap=False, seed=SEED)
-        train_dpo(OUT / "reference", pairs, OUT / "reverse", swap=True, seed=SEED)
+    with step("3. dpo, and reverse: the same training with chosen and rejected swapped"):
+        pairs_flags = ["--data", OUT / "pairs.jsonl", "--out", OUT]
+        run("precompute.teachers", "--reference", OUT / "reference", *pairs_flags, "--seed", SEED, *TEACHER_FLAGS)
 
     with step("4. Run the three models once: the cache"):
         models = [f"{role}={OUT / role}" for role in ("dpo", "reverse", "reference")]
@@ -132,11 +130,8 @@ def quiet() -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
-    datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    # TRL still says gradient_checkpointing
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated", category=FutureWarning)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,22 @@
-"""The three models: a tiny Llama trained on what people write, and two that TRL's DPOTrainer makes of it."""
+"""The reference: a tiny Llama trained on what people write. `precompute.teachers` makes the other two models of it."""
 
 import random
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl import DPOConfig, DPOTrainer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PAD, BOS, EOS = SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]
 PAD_ID, BOS_ID, EOS_ID = range(3)
+# DPO for a model this small, and mild on purpose: the teachers of the method go further than dpo itself
+TEACHER_FLAGS = shlex.split(
+    "--learning_rate 4e-5 --per_device_train_batch_size 32 --num_train_epochs 1 --gradient_checkpointing false "
+    "--use_cpu --dataloader_pin_memory false --logging_steps 20 --save_strategy no --report_to none"
+)
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -80,63 +82,9 @@ def train_reference(
     return model.eval()
 
 
-def train_dpo(reference: Path, pairs: Sequence[dict[str, str]], out: Path, *, swap: bool, seed: int) -> None:
-    """DPO from the reference, mild on purpose; the reverse model is the same run with chosen and rejected swapped."""
-    other = {"chosen": "rejected", "rejected": "chosen"} if swap else {}
-    rows = [{other.get(name, name): text for name, text in pair.items()} for pair in pairs]
-    config = DPOConfig(
-        output_dir=str(out),
-        beta=0.1,
-        learning_rate=4e-5,
-        per_device_train_batch_size=32,
-        num_train_epochs=1,
-        gradient_checkpointing=False,
-        logging_steps=5,
-        save_strategy="no",
-        report_to="none",
-        seed=seed,
-        bf16=False,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-    )
-    trainer = DPOTrainer(
-        model=load_model(reference),
-        ref_model=load_model(reference),
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=load_tokenizer(reference),
-        callbacks=[_Bar(out.name)],
-    )
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    trainer.train()
-    trainer.save_model(str(out))
-
-
 def load_model(folder: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(folder).eval()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(folder)
-
-
-class _Bar(TrainerCallback):
-    """One bar instead of Trainer's bar and its lines of metrics."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc=self.name, unit="step", mininterval=0.5)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        if "loss" in logs:
-            shown = {"loss": logs["loss"], "accuracy": logs["rewards/accuracies"]}
-            self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()

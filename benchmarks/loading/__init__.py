@@ -1,0 +1,1 @@
+"""How fast a cache is read, decoded and composed."""

@@ -1,0 +1,73 @@
+"""python -m benchmarks.loading: how fast a cache is read, decoded and composed.
+
+It makes a synthetic cache of every --rows_per_batch in --out, measures all of them interleaved, and writes results.json
+and loading.md there.
+"""
+
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import HfArgumentParser
+
+from benchmarks.loading.measure import everything
+from benchmarks.loading.options import LoadingOptions
+from benchmarks.loading.report import page
+from benchmarks.loading.synthetic import make_responses, write_cache
+from shards.command import OneLineErrors, run_command
+
+
+def run(options: LoadingOptions, command: str) -> dict[str, Any]:
+    """Make the caches, measure them, write the results."""
+    torch.set_num_threads(1)
+    out = Path(options.out)
+    responses = list(make_responses(options))
+    folders = {rows: out / f"rows-per-batch-{rows}" for rows in options.rows_per_batch}
+    for rows, folder in folders.items():
+        write_cache(folder, options, responses, rows)
+    del responses
+    settings = {**asdict(options), "command": command, "machine": machine(), "versions": versions()}
+    results = {"settings": settings, **everything(folders, options)}
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "loading.md").write_text(page(results) + "\n")
+    return results
+
+
+def machine() -> str:
+    """The processor's name, and whether it is a virtual one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    named = {name.strip(): value.strip() for name, value in facts.items()}
+    virtual = " (virtual)" if "hypervisor" in named.get("flags", "").split() else ""
+    return named.get("model name", platform.machine()) + virtual
+
+
+def versions() -> str:
+    names = ("numpy", "pyarrow", "zstandard", "torch")
+    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])
+
+
+class _Parser(OneLineErrors, HfArgumentParser):
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = _Parser(cast(Any, LoadingOptions), prog="python -m benchmarks.loading", description=__doc__)
+    (options,) = parser.parse_args_into_dataclasses(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    run(options, shlex.join(["python", "-m", "benchmarks.loading", *given]))
+    print(f"{options.out}: results.json and loading.md are written")
+
+
+if __name__ == "__main__":
+    run_command(main)

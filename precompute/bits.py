@@ -1,0 +1,122 @@
+"""Arithmetic over whole vocabularies, which a build does for every position beside three forward passes. Pure.
+
+Each pass over (C, V) counts. So log-probs are in *bits* here (base 2: on a CPU exp2 costs a quarter of exp), results
+are written in place, and a CPU works in blocks of positions that stay in its cache.
+
+Dimensions: C positions, V vocabulary, J strength nodes, S strengths.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from shards.nodes import StrengthNodes
+from shards.schema import NEGATIVES, Pair, Role
+from shards.teacher import adaptive_strength
+
+Logprobs = Mapping[Role, torch.Tensor]
+
+LOG2_E = math.log2(math.e)
+LN_2 = math.log(2)
+BLOCK_VALUES = 1 << 17
+"""Vocabulary entries, over positions, that a CPU works on at a time: an array of them is half a MiB of float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Some positions under every model.
+
+    logprobs    role -> (C, V), full vocabulary, nats
+    bits        the same in base 2
+    distances   negative -> D_t, (C,): sum over v of |p_dpo(v) - p_negative(v)|, in [0, 2]; not halved
+    """
+
+    logprobs: Logprobs
+    bits: Logprobs
+    distances: Logprobs
+
+    @classmethod
+    def of(cls, logprobs: Logprobs) -> "Block":
+        bits = {role: l_CV * LOG2_E for role, l_CV in logprobs.items()}
+        dpo_CV = bits["dpo"].exp2()
+        distances = {n: bits[n].exp2().sub_(dpo_CV).abs_().sum(-1) for n in NEGATIVES if n in bits}
+        return cls(logprobs=logprobs, bits=bits, distances=distances)
+
+    def score_strengths(self, pairs: Sequence[Pair], nodes: StrengthNodes) -> dict[Pair, torch.Tensor]:
+        """Strengths that tokens are scored at, pair -> (C, S): w = gain D_t + 1e-3 for the first gain node above zero
+        and the last but one (2 and 20 by default; one between them changes nothing that can be measured).
+
+        Without the nodes' constant strengths: where D_t is small, an adaptive teacher is weaker than all of them, and
+        its loss counts beta / w_t.
+        """
+        gains = (nodes.gains[1], nodes.gains[-2])
+        return {
+            pair: torch.stack([adaptive_strength(self.distances[pair.negative], gain) for gain in gains], -1)
+            for pair in pairs
+        }
+
+    def node_strengths(self, pairs: Sequence[Pair], nodes: StrengthNodes) -> dict[Pair, torch.Tensor]:
+        """w_j(t) of every pair, (C, J), on the device and in the dtype of the distances."""
+        at = {n: torch.from_numpy(nodes.at(distance_C.cpu().numpy())) for n, distance_C in self.distances.items()}
+        return {pair: at[pair.negative].to(self.distances[pair.negative]) for pair in pairs}
+
+
+def blocks(logprobs: Logprobs) -> Iterator[Block]:
+    """The positions of a chunk as a CPU takes them; all of them at once on another device."""
+    size = block_size(logprobs["dpo"])
+    for parts in zip(*(l_CV.split(size) for l_CV in logprobs.values()), strict=True):
+        yield Block.of(dict(zip(logprobs, parts, strict=True)))
+
+
+def block_size(values_CV: torch.Tensor) -> int:
+    """Positions that are worked on at a time."""
+    if values_CV.device.type != "cpu":
+        return len(values_CV)
+    return max(1, BLOCK_VALUES // values_CV.shape[1])
+
+
+def l1_distances(logprobs: Logprobs) -> Logprobs:
+    """D_t for every negative at hand, (C,), from log-probs in nats."""
+    return Block.of(logprobs).distances
+
+
+def teachers(
+    anchor_CV: torch.Tensor, bits: Logprobs, pair: Pair, strengths_CS: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(strength (C, 1), teacher logits (C, V) in bits) one after the other, in one array: the caller may overwrite it.
+
+    `shards.teacher.teacher_logits` in a single pass.
+    """
+    difference_CV = bits["dpo"] - bits[pair.negative]
+    teacher_CV = torch.empty_like(difference_CV)
+    for strength_C1 in strengths_CS.split(1, dim=1):
+        yield strength_C1, torch.addcmul(anchor_CV, strength_C1, difference_CV, out=teacher_CV)
+
+
+def log_partitions(logits_CV: torch.Tensor) -> torch.Tensor:
+    """Log of the sum of exp(logits), (C, 1), nats; NaN where a logit is not finite.
+
+    Not log_softmax: on a CPU its running sum is off by 1e-6, always to the same side.
+    """
+    return torch.cat([_log_partition(block_CV) for block_CV in logits_CV.split(block_size(logits_CV))])
+
+
+def _log_partition(logits_CV: torch.Tensor) -> torch.Tensor:
+    bits_CV = logits_CV * LOG2_E
+    return logsumexp(bits_CV, bits_CV).where(logits_CV.amin(-1, keepdim=True).isfinite(), torch.nan)
+
+
+def exp2_sum(bits_CV: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(largest value, sum of what is written into `out`), (C, 1) each; written is 2^(value - largest)."""
+    peak_C1 = bits_CV.amax(-1, keepdim=True)
+    peak_C1.masked_fill_(peak_C1.isneginf(), 0.0)  # nothing there: the sum is 0
+    torch.sub(bits_CV, peak_C1, out=out).exp2_()
+    return peak_C1, out.sum(-1, keepdim=True)
+
+
+def logsumexp(bits_CV: torch.Tensor, work_CV: torch.Tensor) -> torch.Tensor:
+    """Log of the sum of the exponentials, (C, 1), nats; -inf where there is nothing. Overwrites work_CV."""
+    peak_C1, sum_C1 = exp2_sum(bits_CV, out=work_CV)
+    return sum_C1.log2().add_(peak_C1).mul_(LN_2)

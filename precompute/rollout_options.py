@@ -1,0 +1,56 @@
+"""RolloutOptions: every flag of `python -m precompute.rollout`."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from shards.command import flag, require_choices
+from shards.errors import OptionError
+
+
+@dataclass(kw_only=True)
+class RolloutOptions:
+    """Flags of the sampling. Raises OptionError for values that are out of range or that contradict each other."""
+
+    model: str = field(metadata={"help": "the model to sample from: a folder (an adapter's too) or a hub name"})
+    data: str = field(metadata={"help": "what precompute.build takes; the prompts are used. Or a column prompt alone"})
+    out: str = field(metadata={"help": "a .jsonl file to write: prompt, completion and an id"})
+    split: str = flag("train", "split of a hub data set or of a saved DatasetDict")
+    limit: int | None = flag(None, "use only the first N rows of the data")
+    num_samples_per_prompt: int = flag(1, "responses to each prompt")
+    max_new_tokens: int = flag(256, "tokens of a response, its end token included; longer ones are cut")
+    temperature: float = flag(1.0, "of the sampling; 0 takes the likeliest token")
+    top_p: float = flag(1.0, "sample from the likeliest tokens of this mass; 1: from all")
+    top_k: int = flag(0, "sample from this many of the likeliest tokens; 0: from all")
+    seed: int = flag(0, "each sample is a function of it, of the prompt's number and of the sample's")
+    batch_size: int = flag(16, "responses that are sampled at a time, and the work lost by a kill at most")
+    on_overlong: Literal["skip", "error"] = flag("skip", "what becomes of a prompt that leaves the model no room")
+
+    engine: Literal["transformers", "vllm"] = flag("transformers", "what samples; vllm has to be installed")
+    dtype: Literal["auto", "bfloat16", "float32"] = flag("auto", "dtype of the model; auto: as stored")
+    device: str = flag("auto", "device of the model: auto, cpu, cuda, cuda:1, ...; vllm finds its own")
+    attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
+    trust_remote_code: bool = flag(False, "run code that comes with a model")
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        lowest = {"num_samples_per_prompt": 1, "max_new_tokens": 1, "batch_size": 1, "top_k": 0, "seed": 0}
+        lowest |= {} if self.limit is None else {"limit": 1}
+        for name, least in lowest.items():
+            if getattr(self, name) < least:
+                raise OptionError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise OptionError(f"temperature: expected a finite number >= 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise OptionError(f"top_p: expected a number over 0 and up to 1, got {self.top_p}")
+        if self.temperature == 0 and self.num_samples_per_prompt > 1:
+            count = self.num_samples_per_prompt
+            raise OptionError(f"num_samples_per_prompt: expected 1 at temperature 0, where all are alike, got {count}")
+        if Path(self.out).suffix != ".jsonl":
+            raise OptionError(f"out: expected a file name that ends in .jsonl, got {self.out}")
+
+    def identity(self) -> dict[str, Any]:
+        """The options that the samples depend on; batch_size through rounding, and as the unit of a resumption."""
+        names = ("num_samples_per_prompt", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "batch_size")
+        return {name: getattr(self, name) for name in (*names, "on_overlong", "engine")}

@@ -1,0 +1,46 @@
+"""TeacherOptions: the flags of `python -m precompute.teachers` beside those of TRL's DPOConfig."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from shards.command import flag, require_choices
+from shards.errors import OptionError
+
+
+@dataclass(kw_only=True)
+class TeacherOptions:
+    """Models, data and LoRA of both trainings. Raises OptionError for values out of range."""
+
+    reference: str = field(
+        metadata={"help": "folder or hub name of the model that both start from, and DPO's reference model"}
+    )
+    data: str = field(
+        metadata={"help": ".jsonl, .jsonl.zst, .parquet, .arrow, a save_to_disk folder or a hub name; TRL's columns"}
+    )
+    out: str = field(metadata={"help": "folder that will hold the model folders dpo and reverse"})
+    split: str = flag("train", "split of a hub data set or of a saved DatasetDict")
+    limit: int | None = flag(None, "use only the first N rows of the data")
+    on_overlong: Literal["skip", "error"] = flag("skip", "what becomes of a prompt as long as max_length")
+    on_empty: Literal["skip", "error"] = flag("error", "what becomes of an empty response; its pair is left out")
+
+    dtype: Literal["float32", "bfloat16", "auto"] = flag("float32", "dtype of the weights")
+    attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
+    use_peft: bool = flag(
+        False, "train LoRA adapters, merged when the models are saved; they want a learning rate of 1e-5 or more"
+    )
+    lora_r: int = flag(16, "rank of the adapters")
+    lora_alpha: int = flag(32, "scale of the adapters")
+    lora_dropout: float = flag(0.0, "dropout of the adapters")
+    lora_target_modules: list[str] | None = flag(None, "modules to adapt; default: all linear layers of the body")
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        for name in ("lora_r", "lora_alpha"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+
+    def identity(self) -> dict[str, Any]:
+        """The options that the weights depend on; the data are known by their own hashes."""
+        names = ["limit", "on_overlong", "on_empty", "dtype", "attn_implementation", "use_peft"]
+        names += ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"] if self.use_peft else []
+        return {name: getattr(self, name) for name in names}

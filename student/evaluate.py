@@ -1,0 +1,168 @@
+"""python -m student.evaluate: what a trained model is, on held-out pairs of a cache and by samples of its own.
+
+--model with --shards measures it on cached responses: distance to the reference and to the teacher, implicit rewards,
+preference accuracy. --samples with --scorer judges completions that python -m precompute.rollout wrote. With --against
+and --samples_against both come side by side with those of another model, and the difference with its paired error.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from shards import Divergence, ShardCache, TeacherSpec
+from shards.command import OneLineErrors, run_command
+from shards.divergence import DivergenceName
+from shards.errors import DataError, OptionError, TeacherUnavailable
+from shards.preferences import PreferencePairs, find_pairs
+from shards.teacher_flags import add_teacher_flags, teacher_of
+from shards.vocabulary import require_same_vocabulary
+from shards.writer import write_text
+from student.evaluate_report import report_text
+from student.evaluation import TIE_NATS, Responses, evaluation
+from student.load import device_named, load_model, load_tokenizer
+from student.measure import ResponseSums, measure
+from student.scorers import find_scorer
+from student.win_rate import win_rate
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """The report, as JSON values. Raises AlignDistilError."""
+    _require_enough(options)
+    report = {} if options.model is None else _on_cache(options)
+    return report if options.samples is None else report | {"samples": _on_samples(options)}
+
+
+def _on_cache(options: argparse.Namespace) -> dict[str, Any]:
+    cache = ShardCache(options.shards)
+    spec = teacher_of(options, cache.plan)
+    if spec is None:
+        raise TeacherUnavailable(f"{cache.folder}: serves no named teacher; name one with --anchor and --negative")
+    cache.check(spec)
+    divergence = Divergence(name=options.divergence, jsd_weight=options.jsd_weight)
+    names = [options.model] if options.against is None else [options.model, options.against]
+    sums = [_measured(name, cache, spec, divergence, options) for name in names]
+    pairs = _pairs(cache)
+    responses = Responses(index=cache.index, pairs=pairs, beta=spec.beta)
+    return {
+        "model": options.model,
+        "against": options.against,
+        "cache": str(cache.folder),
+        "responses": len(cache),
+        "positions": cache.plan.positions,
+        "pairs": 0 if pairs is None else len(pairs),
+        "teacher": asdict(spec),
+        "teacher_text": str(spec),
+        "divergence": options.divergence,
+        "contrast": "reverse" if "reverse" in cache.plan.roles else "reference",
+        "values": cache.plan.values,
+        "tie_nats": TIE_NATS,
+        **evaluation(responses, sums[0], sums[1] if len(sums) > 1 else None),
+    }
+
+
+def _measured(
+    name: str, cache: ShardCache, spec: TeacherSpec, divergence: Divergence, options: argparse.Namespace
+) -> ResponseSums:
+    """The sums of one model, which is in memory only here."""
+    tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
+    require_same_vocabulary(cache.vocabulary, tokenizer.get_vocab(), "the cache", name)
+    model = load_model(
+        name,
+        dtype=options.dtype,
+        attn_implementation=options.attn_implementation,
+        trust_remote_code=options.trust_remote_code,
+    )
+    return measure(
+        model.to(device_named(options.device)),
+        cache,
+        spec,
+        divergence=divergence,
+        batch_size=options.batch_size,
+        chunk_positions=options.chunk_positions,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        description=name,
+    )
+
+
+def _pairs(cache: ShardCache) -> PreferencePairs | None:
+    try:
+        return find_pairs(cache)
+    except DataError:  # chosen responses alone are a cache too; the report says what is missing
+        return None
+
+
+def _on_samples(options: argparse.Namespace) -> dict[str, Any]:
+    scorer = find_scorer(
+        options.scorer,
+        device=device_named(options.device),
+        batch_size=options.batch_size,
+        trust_remote_code=options.trust_remote_code,
+    )
+    names = {"file": options.samples, "file_against": options.samples_against}
+    named = {name: None if file is None else str(file) for name, file in names.items()}
+    return named | {"scorer": options.scorer} | win_rate(options.samples, options.samples_against, scorer)
+
+
+def _require_enough(options: argparse.Namespace) -> None:
+    if options.model is None and options.samples is None:
+        raise OptionError("model: expected --model with --shards, or --samples with --scorer, got neither")
+    for name, other in (
+        ("model", "shards"),
+        ("shards", "model"),
+        ("against", "model"),
+        ("samples", "scorer"),
+        ("scorer", "samples"),
+        ("samples_against", "samples"),
+    ):
+        if getattr(options, name) is not None and getattr(options, other) is None:
+            raise OptionError(f"{other}: expected with --{name}, got none")
+    for name in ("batch_size", "chunk_positions"):
+        if getattr(options, name) < 1:
+            raise OptionError(f"{name}: expected 1 or more, got {getattr(options, name)}")
+    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
+        raise OptionError(f"json: expected a file in a folder that is there, got {options.json}")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = OneLineErrors(prog="python -m student.evaluate", description=__doc__)
+
+    def add(name: str, **kwargs: Any) -> None:
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, **kwargs)
+
+    add("model", metavar="DIR", help="the model: a folder (an adapter's too) or a hub name")
+    add("against", metavar="DIR", help="another model to compare it with; the reference is one")
+    add("shards", metavar="DIR", help="cache of held-out pairs, built with --responses both (or chosen)")
+    add("divergence", choices=get_args(DivergenceName), default="reverse_kl", help="to the teacher")
+    add("jsd_weight", type=float, default=0.5, help="the teacher's share in the mixture of the generalised JSD")
+    add_teacher_flags(parser)
+    add("samples", metavar="FILE", type=Path, help="the model's completions, as precompute.rollout writes them")
+    add("samples_against", metavar="FILE", type=Path, help="the other model's, of the same prompts")
+    add("scorer", metavar="NAME", help="a reward model's folder or hub name, module:function or file.py:function")
+    add("json", metavar="FILE", type=Path, help="write the report to this file too, for machines")
+    add("dtype", choices=("auto", "bfloat16", "float32"), default="auto", help="of the model's body; auto: as stored")
+    add("device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("attn_implementation", help="as in transformers' from_pretrained")
+    add("trust_remote_code", action="store_true", help="run code that comes with a model")
+    add("batch_size", type=int, default=8, help="responses of a forward pass")
+    add("chunk_positions", type=int, default=256, help="response positions whose logits exist at a time")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    report = evaluate(options)
+    print(report_text(report))
+    if options.json is not None:
+        text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            write_text(options.json.parent, options.json.name, text)
+        except OSError as exc:
+            raise OptionError(f"json: expected a place to write to, got {options.json} ({exc.strerror})") from exc
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,129 @@
+"""An evaluation as a table for a terminal of 100 columns, of the same numbers as its JSON."""
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shards.describe import WIDTH
+from shards.describe_trust import number
+
+LABELS = {
+    "kl_reference": "KL to the reference, per token",
+    "kl_reference_per_sequence": "KL to the reference, per response",
+    "divergence_teacher": "{divergence} to the teacher, per token",
+    "expected_reward": "expected contrastive reward, per token",
+    "support_mass": "mass on the kept tokens",
+    "implicit_reward_chosen": "implicit reward, chosen",
+    "implicit_reward_rejected": "implicit reward, rejected",
+    "implicit_reward_margin": "implicit reward, chosen - rejected",
+    "contrastive_reward_chosen": "contrastive reward, chosen",
+    "contrastive_reward_rejected": "contrastive reward, rejected",
+    "contrastive_reward_margin": "contrastive reward, chosen - rejected",
+    "tokens_chosen": "response tokens, chosen",
+    "tokens_rejected": "response tokens, rejected",
+}
+RANKED = {
+    "model": "implicit reward of the model",
+    "against": "implicit reward of the other",
+    "teacher": "teacher",
+    "dpo": "implicit reward of dpo",
+    "contrastive": "contrastive reward",
+}
+NOTE = """
+Nats. KL and divergence are over buckets, every kept token and the tail: lower bounds of those over the whole
+vocabulary, equal to them where all tokens are kept. They are taken at the positions of the cached responses, not of
+the model's own. The implicit reward is beta sum_t [log p(y_t) - l_ref(y_t)] of the cached response; only on the model's
+own samples would that estimate a KL. The contrastive reward is beta sum_t [l_dpo(y_t) - l_{contrast}(y_t)]. A
+preference is told right where the chosen response has the larger sum; a difference under {tie:g} nat is a tie, half a
+pair. ±: standard error over pairs; of a difference, paired. Intervals: 95%, Wilson."""
+COMPACT_NOTE = """
+The cache's values are compact, so l_ref(y_t) is rounded (docs/format.md), and a log-ratio to it is off by that. It
+cancels in a difference of two models; --against the reference gives rewards without it."""
+
+LABEL_WIDTH = 40
+_HEADS = {"model": "model", "against": "against", "difference": "model - against"}
+
+
+def report_text(report: Mapping[str, Any]) -> str:
+    """The whole report. Parts that were not asked for are left out."""
+    parts = []
+    if "cache" in report:
+        parts += [_head(report), "\n".join(_quantities(report)), "\n".join(_cached(report)), _accuracy(report)]
+    if "samples" in report:
+        parts.append("\n".join(_samples(report["samples"])))
+    if "cache" in report:
+        note = NOTE.format(contrast=report["contrast"], tie=report["tie_nats"])
+        note = (note + (COMPACT_NOTE if report["values"] == "compact" else "")).strip().replace("\n", " ")
+        parts.append(textwrap.fill(note, WIDTH))
+    return "\n\n".join(parts)
+
+
+def _head(report: Mapping[str, Any]) -> str:
+    lines = {
+        "model": report["model"],
+        "against": report["against"],
+        "cache": f"{report['cache']}, {report['responses']:,} responses of {report['positions']:,} tokens, "
+        f"{report['pairs']:,} pairs",
+        "teacher": report["teacher_text"],
+    }
+    return "\n".join(f"{name:<9}{text}" for name, text in lines.items() if text is not None)
+
+
+def _quantities(report: Mapping[str, Any]) -> Iterator[str]:
+    columns = [name for name in _HEADS if name in next(iter(report["quantities"].values()))]
+    yield " " * LABEL_WIDTH + "".join(f"{_HEADS[name]:>20}" for name in columns)
+    for name, row in report["quantities"].items():
+        label = LABELS[name].format(divergence=report["divergence"])
+        yield f"{label:<{LABEL_WIDTH}}" + "".join(f"{estimate_text(row[column]):>20}" for column in columns)
+
+
+def _cached(report: Mapping[str, Any]) -> Iterator[str]:
+    yield "in the cache, whatever the model"
+    yield from (f"{LABELS[name]:<{LABEL_WIDTH}}{estimate_text(row):>20}" for name, row in report["cached"].items())
+
+
+def _accuracy(report: Mapping[str, Any]) -> str:
+    found = report["accuracy"]
+    if found is None:
+        return "preference accuracy: no pair of a chosen and a rejected response here; build with --responses both"
+    heads = ("right", "tied", "of", "accuracy", "95% interval")
+    lines = [f"{'preferences told right by':<{LABEL_WIDTH}}" + "".join(f"{head:>9}" for head in heads[:3])]
+    lines[0] += f"{heads[3]:>11}{heads[4]:>19}"
+    lines += [f"{label:<{LABEL_WIDTH}}{_counts(found[name])}" for name, label in RANKED.items() if name in found]
+    if "difference" in found:
+        lines.append(f"{'model - against':<{LABEL_WIDTH}}{'':>27}{estimate_text(found['difference']):>20}")
+    return "\n".join(lines)
+
+
+def _counts(row: Mapping[str, Any]) -> str:
+    interval = f"{row['low']:.3f} to {row['high']:.3f}"
+    return f"{row['wins']:>9,}{row['ties']:>9,}{row['total']:>9,}{row['share']:>11.4f}{interval:>19}"
+
+
+def _samples(found: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{'samples':<9}{found['file']}"
+    if "win_rate" in found:
+        yield f"{'against':<9}{found['file_against']}"
+    yield f"{'scorer':<9}{found['scorer']}"
+    columns = [name for name in _HEADS if name in found["score"]]
+    yield " " * LABEL_WIDTH + "".join(f"{_HEADS[name]:>20}" for name in columns)
+    for name, label in (("score", "score"), ("characters", "characters of the completion")):
+        yield f"{label:<{LABEL_WIDTH}}" + "".join(f"{estimate_text(found[name][column]):>20}" for column in columns)
+    if "win_rate" in found:
+        yield from _win_rate(found["win_rate"])
+
+
+def _win_rate(row: Mapping[str, Any]) -> Iterator[str]:
+    shares = " / ".join(f"{row[name] / row['total']:.3f}" for name in ("wins", "ties", "losses"))
+    interval = f"{row['low']:.3f} to {row['high']:.3f} (95%)"
+    yield f"{'win / tie / loss':<{LABEL_WIDTH}}{shares:>20}"
+    yield f"{'win rate, a tie counting half':<{LABEL_WIDTH}}{row['share']:>20.4f}   {interval}"
+    matched = f"{row['prompts']:,} prompts"
+    left = f"without a match {row['unmatched']:,}, {row['unmatched_against']:,}"
+    yield f"{'matched':<{LABEL_WIDTH}}{matched:>20}   {row['total']:,} samples; {left}"
+
+
+def estimate_text(estimate: Mapping[str, Any]) -> str:
+    """mean ± standard error."""
+    error = estimate["standard_error"]
+    return number(estimate["mean"]) + ("" if error is None else f" ±{number(error):>7}")
