@@ -13,7 +13,6 @@ import torch
 from benchmarks.online.live import collate, live_loss
 from benchmarks.step.bench import Bench
 from shards import TeacherSpec
-from shards.scores import Response
 from student.data import BatchItem
 from student.loss import SparseTargets
 
@@ -32,9 +31,9 @@ class Steps:
         self.student = bench.trainer.model
         data = self.trainer.train_dataset
         first = list(range(self.trainer.args.per_device_train_batch_size))
-        found = data.__getitems__([BatchItem(row, True) for row in first])
-        self.rows: list[Response] = [row for row, _ in found]
-        self.batch = self.trainer._prepare_inputs(self.trainer.data_collator(found))
+        micro_batch = data.__getitems__([BatchItem(row, True) for row in first])
+        self.rows = micro_batch.tokens
+        self.batch = self.trainer._prepare_inputs(self.trainer.data_collator(micro_batch))
         device = self.student.device
         self.live_batch = {name: value.to(device) for name, value in collate(self.rows).items()}
         ids_BT = self.batch["input_ids"]
