@@ -1,12 +1,13 @@
 """python -m benchmarks.step: what a student's step costs, against plain fine-tuning and against live models.
 
-Random weights and a cache of random sequences, made on the spot. results.json and results.md come to lie in --out.
+Random weights and a cache of random sequences, made on the spot. results.json, results.md and, with --growth, a picture
+come to lie in --out.
 """
 
-import importlib.metadata
 import json
-import platform
+import shlex
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,47 +17,48 @@ import torch
 import transformers
 from transformers import HfArgumentParser
 
+from benchmarks.machine import processor, versions
 from benchmarks.step.bench import Bench, make_bench
-from benchmarks.step.measure import interleaved, loader_wait, peak_bytes
+from benchmarks.step.growth import growth, require_sizes
+from benchmarks.step.measure import interleaved, loader_wait, measured_bytes
 from benchmarks.step.options import StepOptions
 from benchmarks.step.report import section
 from benchmarks.step.steps import BUILD, Steps, why_no_liger
 from shards.command import OneLineErrors, run_command
 
-RESULTS_FILE, REPORT_FILE = "results.json", "results.md"
+RESULTS_FILE, REPORT_FILE, PLOT_FILE = "results.json", "results.md", "growth.svg"
 WORKERS = (0, 1)
+VERSIONS = ("torch", "transformers", "numpy")
 
 
-def run(options: StepOptions) -> dict[str, Any]:
+def run(options: StepOptions, command: str) -> dict[str, Any]:
     """All measurements; results.json and results.md are written, and the first one's content returned."""
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
+    require_sizes(options)
     bench = make_bench(options)
     steps, device = Steps(bench), bench.trainer.model.device
     whole, losses = steps.whole(), steps.losses()
     seconds = interleaved(whole, steps.clear, repeats=options.repeats, device=device)
     loss_seconds = interleaved(losses, steps.clear, repeats=options.repeats, device=device)
     results: dict[str, Any] = {
-        "settings": settings(bench, options),
+        "settings": {"command": command, **settings(bench, options)},
         "seconds": {name: statistics.median(found) for name, found in seconds.items()},
         "spread": {name: [min(found), max(found)] for name, found in seconds.items()},
         "loss_seconds": {name: statistics.median(found) for name, found in loss_seconds.items()},
         "step_bytes": {name: measured_bytes(steps, work)["peak"] for name, work in whole.items() if name != BUILD},
         "loss_bytes": {name: measured_bytes(steps, work) for name, work in losses.items()},
         "loader": {str(workers): loader(bench, workers) for workers in WORKERS},
+        "build": {"seconds": bench.build_seconds, "rows": options.rows * options.loader_batches},
     }
+    if options.growth:
+        from benchmarks.step.plot import draw  # matplotlib is an extra
+
+        results["growth"] = growth(options)
+        draw(results, out / PLOT_FILE)
     (out / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n")
-    (out / REPORT_FILE).write_text(section(results))
+    (out / REPORT_FILE).write_text(section(results, PLOT_FILE))
     return results
-
-
-def measured_bytes(steps: Steps, work: Any) -> dict[str, int]:
-    """The peak, and what of it stays: the gradients of the parameters."""
-    steps.clear()
-    peak = peak_bytes(work, steps.student.device)
-    left = sum(grad.numel() * grad.element_size() for grad in steps.gradients().values())
-    steps.clear()
-    return {"peak": peak, "gradients": left}
 
 
 def loader(bench: Bench, workers: int) -> dict[str, float]:
@@ -77,17 +79,15 @@ def settings(bench: Bench, options: StepOptions) -> dict[str, Any]:
     data, device = bench.trainer.train_dataset, bench.trainer.model.device
     scores = data.scores(range(options.rows))
     names = ("rows", "sequence_length", "prompt_tokens", "hidden_size", "layers", "heads", "vocabulary", "dtype")
-    cpu = f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
     return {
         **{name: getattr(options, name) for name in (*names, "chunk_positions", "repeats", "tie_embeddings")},
         "parameters": bench.trainer.model.num_parameters(),
         "support_mean": scores.num_entries / scores.num_positions,
         "positions": scores.num_positions,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "versions": {
-            "Python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
-        },
+        "versions": versions(VERSIONS),
         "why_no_liger": why_no_liger(device),
     }
 
@@ -102,8 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    results = run(options)
-    print(f"\n{section(results)}\n{Path(options.out) / RESULTS_FILE}, {REPORT_FILE}: written")
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    results = run(options, shlex.join(["python", "-m", "benchmarks.step", *given]))
+    print(f"\n{section(results, PLOT_FILE)}\n{Path(options.out) / RESULTS_FILE}, {REPORT_FILE}: written")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from student.trainer import DistillTrainer
 SPECIAL = ("<pad>", "<s>", "</s>")
 LOGIT_DEVIATION = 4.0
 """Of the random models' logits. A normal variable's would leave ln V - 8 nats of entropy, 2.4 at V = 32,000."""
-MOVED = 0.05
+MOVED = 0.01
 """Share of its own size by which dpo and reverse have each weight of the reference moved."""
 
 
@@ -40,12 +41,14 @@ class Bench:
     trainer        its model is the student, a copy of the reference; its data is the cache
     live           dpo and reverse, for the online step
     scorer, rule   what the build scores with
+    build_seconds  of the whole build of the cache, all its rows: models loaded, threshold set, shards written
     """
 
     trainer: DistillTrainer
     live: Mapping[Role, Any]
     scorer: Scorer
     rule: SupportRule
+    build_seconds: float
 
 
 def make_bench(options: StepOptions) -> Bench:
@@ -66,7 +69,9 @@ def make_bench(options: StepOptions) -> Bench:
         device=options.device,
         sample_rows=2 * options.rows,
     )
+    started = time.perf_counter()
     threshold = build(asked).plan.log_threshold
+    build_seconds = time.perf_counter() - started
     device = resolve_device(options.device, 0)
     found = {role: resolve(str(folder)) for role, folder in folders.items()}
     models = load_models(found, options.vocabulary, dtype=options.dtype, device=str(device))
@@ -76,6 +81,7 @@ def make_bench(options: StepOptions) -> Bench:
         live={role: models[role].model.requires_grad_(False) for role in ("dpo", "reverse")},
         scorer=Scorer(models=models, pairs=asked.served_pairs, nodes=asked.nodes, chunk_positions=chunk, device=device),
         rule=support_rule(asked, options.vocabulary, threshold),
+        build_seconds=build_seconds,
     )
 
 

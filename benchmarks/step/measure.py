@@ -1,4 +1,4 @@
-"""Clock and memory. Both return plain numbers; what they run is a function without arguments."""
+"""Clock and memory. What they run is a function without arguments."""
 
 import json
 import statistics
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-Work = Callable[[], Any]
+from benchmarks.step.steps import Steps, Work
 
 
 def interleaved(
@@ -54,17 +54,27 @@ def peak_bytes(work: Work, device: torch.device) -> int:
     return _peak_of_trace(profiler)
 
 
+def measured_bytes(steps: Steps, work: Work) -> dict[str, int]:
+    """The peak, and what of it stays: the gradients of the parameters."""
+    steps.clear()
+    peak = peak_bytes(work, steps.student.device)
+    left = sum(grad.numel() * grad.element_size() for grad in steps.gradients().values())
+    steps.clear()
+    return {"peak": peak, "gradients": left}
+
+
 def _peak_of_trace(profiler: profile) -> int:
+    """From the events of allocations and releases, in their order; each tells how much is allocated after it.
+
+    The total goes on from one profile to the next, so what it was before the first event is taken off.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
-    now = peak = 0
-    for _, change in changes:
-        now += change
-        peak = max(peak, now)
-    return peak
+    changes = [event["args"] for event in events if event.get("name") == "[memory]"]
+    before = changes[0]["Total Allocated"] - changes[0]["Bytes"]
+    return max(change["Total Allocated"] for change in changes) - before
 
 
 def loader_wait(batches: Iterator[Any], step: Callable[[Any], Any], device: torch.device) -> dict[str, float]:

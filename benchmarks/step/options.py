@@ -27,6 +27,10 @@ class StepOptions:
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     repeats: int = flag(7, "times that each step is measured, in turn with the others")
     loader_batches: int = flag(12, "batches that are drawn from the loader, each followed by a step")
+    growth: list[float] = flag(
+        [],
+        "factors, 0.25 1 4 say, by which every size is multiplied in turn, the others left as they are",
+    )
     out: str = flag("runs/step", "folder for models, cache and results")
 
     def __post_init__(self) -> None:
@@ -46,6 +50,8 @@ class StepOptions:
                 f"sequence_length: expected prompt_tokens + 2 = {self.prompt_tokens + 2} or more, a word and the end, "
                 f"got {self.sequence_length}"
             )
+        if any(factor <= 0 for factor in self.growth):
+            raise OptionError(f"growth: expected factors over 0, got {' '.join(map(str, self.growth))}")
         if self.vocabulary < max(self.top_k, 8):
             raise OptionError(f"vocabulary: expected top_k = {self.top_k} and 8 or more, got {self.vocabulary}")
 

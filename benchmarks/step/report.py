@@ -1,25 +1,36 @@
 """What came out, in words. Pure functions of results.json."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.step.steps import BUILD, DENSE, LIGER, ONLINE, SPARSE, TWICE
+from benchmarks.step.steps import BUILD, DENSE, DENSE_RESPONSES, LIGER, ONLINE, ONLINE_LOGGED, SPARSE, TWICE
 
 NAMES = {
     SPARSE: "sparse, from the cache",
     TWICE: "the same, output layer called as a module (logits twice)",
     DENSE: "dense cross-entropy of transformers",
+    DENSE_RESPONSES: "dense cross-entropy, response positions only",
     LIGER: "Liger's fused cross-entropy",
     ONLINE: "online: live dpo and reverse models, dense reverse KL",
+    ONLINE_LOGGED: "the same, with the rewards and KLs that a sparse step logs",
 }
 GOALS = {
     "to_dense": ("a sparse step over a dense one", 0.85),
     "to_online": ("a sparse step over an online one", 0.25),
-    "loss_memory": ("memory of loss and output layer over the dense loss's, without the gradients left behind", 0.1),
+    "loss_memory": ("peak memory of loss and output layer over the dense loss's", 0.1),
+    "loss_memory_beyond": ("the same without the gradients that both leave behind", 0.1),
     "loader_share": ("share of a step that waits for the loader (one worker)", 0.01),
 }
 """Figure -> what it is, and the most that it should be."""
+AXIS_NAMES = {
+    "rows": "sequences",
+    "top_k": "tokens kept, mean",
+    "vocabulary": "vocabulary",
+    "sequence_length": "sequence length",
+    "prompt_tokens": "prompt's tokens",
+    "hidden_size": "hidden size",
+}
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:
@@ -29,44 +40,44 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
     return {
         "to_dense": seconds[SPARSE] / seconds[DENSE],
         "to_online": seconds[SPARSE] / seconds[ONLINE],
-        "loss_memory": _beyond_gradients(memory[SPARSE]) / _beyond_gradients(memory[DENSE]),
+        "loss_memory": memory[SPARSE]["peak"] / memory[DENSE]["peak"],
+        "loss_memory_beyond": _beyond_gradients(memory[SPARSE]) / _beyond_gradients(memory[DENSE]),
         "loader_share": _share(loader),
     }
 
 
-def break_even_runs(results: Mapping[str, Any]) -> float:
-    """Runs over the data after which build and sparse steps took less time than online steps; inf where never."""
+def break_even_runs(results: Mapping[str, Any], build_seconds: float) -> float:
+    """Runs over the data after which build and sparse steps took less time than online steps; inf where never.
+
+    build_seconds   of the build's work for the sequences of one step
+    """
     seconds, loader = results["seconds"], results["loader"]["1"]
     saved = seconds[ONLINE] - seconds[SPARSE] - loader["wait_seconds"]
-    return seconds[BUILD] / saved if saved > 0 else math.inf
+    return build_seconds / saved if saved > 0 else math.inf
 
 
-def section(results: Mapping[str, Any]) -> str:
-    return "\n".join(
-        [
-            "## What a student's step costs",
-            "",
-            introduction(results["settings"]),
-            "",
-            steps_table(results),
-            "",
-            loss_table(results),
-            "",
-            *loader_lines(results),
-            "",
-            *verdict(results),
-            "",
-        ]
-    )
+def section(results: Mapping[str, Any], plot: str) -> str:
+    """All tables; plot is where the picture of the growth lies, seen from the page."""
+    parts = [
+        "## What a student's step costs",
+        introduction(results["settings"]),
+        steps_table(results),
+        loss_table(results),
+        loader_table(results["loader"]),
+        "\n".join(verdict(results)),
+    ]
+    if "growth" in results:
+        parts += ["One size multiplied at a time, the others as above:", growth_table(results["growth"])]
+        parts += [f"![Seconds and bytes against each size]({plot})"]
+    return "\n\n".join(parts) + "\n"
 
 
 def introduction(settings: Mapping[str, Any]) -> str:
     """Machine, versions, shapes."""
-    versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
     shape = f"hidden size {settings['hidden_size']}, {settings['layers']} layers, {settings['dtype']}"
     return (
-        f"{settings['device']}; {versions}.\n"
-        f"A Llama of {settings['parameters']:,} parameters with random weights, V = {settings['vocabulary']:,}, {shape};\n"
+        f"`{settings['command']}` on {settings['device']}; {settings['versions']}.\n"
+        f"A Llama of {settings['parameters']:,} parameters, random weights, V = {settings['vocabulary']:,}, {shape};\n"
         f"{settings['rows']} sequences of {settings['sequence_length']} tokens without padding, "
         f"{settings['prompt_tokens']} of them the prompt's; {settings['support_mean']:.0f} tokens kept a position.\n"
         f"A step is a forward pass, the loss and a backward pass; medians of {settings['repeats']}, measured in turn."
@@ -110,12 +121,12 @@ def loss_table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def loader_lines(results: Mapping[str, Any]) -> list[str]:
+def loader_table(loaders: Mapping[str, Mapping[str, float]]) -> str:
     lines = ["| loader | wait, ms | step, ms | share |", "|---|--:|--:|--:|"]
-    for workers, loader in results["loader"].items():
+    for workers, loader in loaders.items():
         cells = [f"{1000 * loader[name]:.1f}" for name in ("wait_seconds", "step_seconds")]
         lines.append(f"| {workers} workers | {' | '.join(cells)} | {_share(loader):.1%} |")
-    return lines
+    return "\n".join(lines)
 
 
 def verdict(results: Mapping[str, Any]) -> list[str]:
@@ -125,13 +136,39 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
         f"* {what}: {found[name]:.3g}; asked for {goal:g} or less, {'reached' if found[name] <= goal else 'missed'}."
         for name, (what, goal) in GOALS.items()
     ]
-    runs, build = break_even_runs(results), results["seconds"][BUILD]
-    paid = "never" if math.isinf(runs) else f"after {runs:.2g} runs over the same data, so with run {math.ceil(runs)}"
+    rows, built = results["settings"]["rows"], results["build"]
+    scoring, whole = results["seconds"][BUILD], built["seconds"] * rows / built["rows"]
     return [
         *lines,
-        f"* The build scored the same sequences, three models and the support, in {build:.3f} s: "
-        f"{build / results['seconds'][ONLINE]:.1f} online steps. The cache has paid for itself {paid}.",
+        f"* The build scored the same sequences, three models and the support, in {scoring:.3g} s, "
+        f"{scoring / results['seconds'][ONLINE]:.2g} online steps: paid for {_paid(results, scoring)}.",
+        f"* The whole build of {built['rows']} sequences, with loading, threshold, writing and checking, took "
+        f"{built['seconds']:.3g} s, {whole:.3g} s a step's share: paid for {_paid(results, whole)}.",
     ]
+
+
+def growth_table(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    lines = [
+        "| | | sparse, s | dense, s | online, s | build, s | sparse / dense | sparse / online | loss, sparse | loss, dense |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for axis, found in points.items():
+        for point in found:
+            seconds = point["seconds"]
+            cells = [
+                AXIS_NAMES[axis],
+                f"{point['value']:,}",
+                *(f"{seconds[name]:.3g}" for name in (SPARSE, DENSE, ONLINE, BUILD)),
+                *(f"{seconds[SPARSE] / seconds[name]:.2f}" for name in (DENSE, ONLINE)),
+                *(_megabytes(point["loss_bytes"][name]["peak"]) for name in (SPARSE, DENSE)),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _paid(results: Mapping[str, Any], build_seconds: float) -> str:
+    runs = break_even_runs(results, build_seconds)
+    return "never" if math.isinf(runs) else f"after {runs:.2g} runs over the data, so with run {math.ceil(runs)}"
 
 
 def _beyond_gradients(memory: Mapping[str, int]) -> int:

@@ -1,5 +1,7 @@
 """The steps that are compared: each is a forward pass, a loss and a backward pass of the same student and sequences.
 
+The online step is the one that the online benchmark trains with, and shares no formula with the library.
+
 Dimensions: B sequences, T tokens, N response positions, H hidden size.
 """
 
@@ -10,16 +12,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.online.live import collate, live_loss
+from benchmarks.online.live import collate, compose_live, live_loss, response_logprobs, reverse_kl, sequence_mean
 from benchmarks.step.bench import Bench
 from shards import TeacherSpec
 from student.data import BatchItem
 from student.loss import SparseTargets
 
-SPARSE, TWICE, DENSE, LIGER, ONLINE = "sparse", "sparse, logits twice", "dense", "Liger", "online"
-BUILD = "build"
+SPARSE, TWICE, BUILD = "sparse", "sparse, logits twice", "build"
+ONLINE, ONLINE_LOGGED = "online", "online, logged"
+DENSE, DENSE_RESPONSES, LIGER = "dense", "dense, responses only", "Liger"
 Work = Callable[[], Any]
 NO_LABEL = -100
+SPEC = TeacherSpec()
 
 
 class Steps:
@@ -32,8 +36,9 @@ class Steps:
         data = self.trainer.train_dataset
         first = list(range(self.trainer.args.per_device_train_batch_size))
         micro_batch = data.__getitems__([BatchItem(row, True) for row in first])
-        self.rows = micro_batch.tokens
+        self.rows = data.caches[0].read(first)
         self.batch = self.trainer._prepare_inputs(self.trainer.data_collator(micro_batch))
+        self.vocabulary_size = data.caches[0].plan.vocabulary_size
         device = self.student.device
         self.live_batch = {name: value.to(device) for name, value in collate(self.rows).items()}
         ids_BT = self.batch["input_ids"]
@@ -43,7 +48,8 @@ class Steps:
 
     def whole(self) -> dict[str, Work]:
         """Name -> one step; beside them the build's work for the same rows, three models and the support."""
-        works = {SPARSE: self.sparse, TWICE: self.twice, DENSE: self.dense, ONLINE: self.online, BUILD: self.build}
+        works = {SPARSE: self.sparse, TWICE: self.twice, DENSE: self.dense, DENSE_RESPONSES: self.dense_responses}
+        works |= {ONLINE: self.online, ONLINE_LOGGED: self.online_logged, BUILD: self.build}
         return works | ({LIGER: self.liger} if why_no_liger(self.student.device) is None else {})
 
     def sparse(self) -> None:
@@ -55,15 +61,35 @@ class Steps:
             self.sparse()
 
     def dense(self) -> None:
-        """transformers' own cross-entropy."""
+        """transformers' own cross-entropy, with the arguments that its Trainer gives."""
         batch = self.batch
-        mask_BT = batch["attention_mask"]
-        self.student(input_ids=batch["input_ids"], attention_mask=mask_BT, labels=self.labels_BT).loss.backward()
+        ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
+        out = self.student(input_ids=ids_BT, attention_mask=mask_BT, labels=self.labels_BT, use_cache=False)
+        out.loss.backward()
+
+    def dense_responses(self) -> None:
+        """Cross-entropy with an output layer that runs at the response positions only."""
+        self._responses_loss(self.hidden()).backward()
 
     def online(self) -> None:
         """Live dpo and reverse models, the composed teacher and a reverse KL over the whole vocabulary."""
-        size = self.trainer.train_dataset.caches[0].plan.vocabulary_size
-        live_loss(self.student, self.bench.live, self.live_batch, TeacherSpec(), size).backward()
+        live_loss(self.student, self.bench.live, self.live_batch, SPEC, self.vocabulary_size).backward()
+
+    def online_logged(self) -> None:
+        """The same, with the expected rewards and the KLs to both models, which a sparse step gives for its log."""
+        models, batch, size = self.bench.live, self.live_batch, self.vocabulary_size
+        with torch.no_grad():
+            logprobs = {role: response_logprobs(model, batch, size) for role, model in models.items()}
+            teacher_NV, weight_N = compose_live(logprobs, SPEC)
+        student_NV = response_logprobs(self.student, batch, size)
+        loss = sequence_mean(weight_N * reverse_kl(student_NV, teacher_NV), batch["size"])
+        with torch.no_grad():
+            reward_NV = SPEC.beta * (logprobs["dpo"] - logprobs["reverse"])
+            for policy_NV in (student_NV, logprobs["dpo"]):
+                (policy_NV.exp() * reward_NV).sum(-1).mean()
+            for role_NV in logprobs.values():
+                reverse_kl(student_NV, role_NV).mean()
+        loss.backward()
 
     def liger(self) -> None:
         self._liger_loss(self.hidden()).backward()
@@ -95,6 +121,7 @@ class Steps:
             self.student.loss_function(logits=logits, labels=self.labels_BT, vocab_size=size).backward()
 
         works: dict[str, Work] = {SPARSE: sparse, TWICE: twice, DENSE: dense}
+        works[DENSE_RESPONSES] = lambda: self._responses_loss(leaf()).backward()
         if why_no_liger(self.student.device) is None:
             works[LIGER] = lambda: self._liger_loss(leaf()).backward()
         return works
@@ -109,6 +136,11 @@ class Steps:
 
     def gradients(self) -> Mapping[str, torch.Tensor]:
         return {name: p.grad for name, p in self.student.named_parameters() if p.grad is not None}
+
+    def _responses_loss(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
+        position = self.batch["position"]
+        logits_NV = self.student.get_output_embeddings()(hidden_BTH.flatten(0, 1)[position])
+        return torch.nn.functional.cross_entropy(logits_NV.float(), self.batch["input_ids"].flatten()[position + 1])
 
     def _liger_loss(self, hidden_BTH: torch.Tensor) -> torch.Tensor:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
