@@ -149,7 +149,7 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
 
 def growth_table(points: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     lines = [
-        "| | | sparse, s | dense, s | online, s | build, s | sparse / dense | sparse / online | loss, sparse | loss, dense |",
+        "| | | sparse, s | dense, s | online, s | build, s | sparse / dense | sparse / online | loss, sparse | dense |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for axis, found in points.items():
