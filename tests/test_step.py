@@ -62,16 +62,31 @@ def test_a_loss_alone_leaves_the_output_layers_gradient_of_its_step(steps, name)
 
 
 def test_peak_memory_counts_what_is_there_at_once():
+    left = []
+
     def work():
         first = torch.ones(1000)
         second = first + 1
         del first
-        return torch.cat([second, second])
+        left.append(torch.cat([second, second]))
 
-    for _ in range(2):  # the profiler's own total goes on from one to the next
+    for _ in range(2):  # the profiler's own total goes on from one to the next, with what was left behind
         assert peak_bytes(work, torch.device("cpu")) == pytest.approx(12_000, abs=64)
-    steps = loader_wait(iter([1, 2, 3]), lambda batch: None, torch.device("cpu"))
-    assert steps["wait_seconds"] >= 0 and steps["step_seconds"] >= 0
+
+
+def test_the_first_batch_of_a_loader_is_not_waited_for(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.step.measure.time.perf_counter", lambda: now[0])
+
+    def batches():
+        for seconds in (100, 2, 4):
+            now[0] += seconds
+            yield seconds
+
+    def step(batch):
+        now[0] += 1 if batch < 100 else 50
+
+    assert loader_wait(batches(), step, torch.device("cpu")) == {"wait_seconds": 3, "step_seconds": 1}
 
 
 def test_every_number_of_the_page_is_there(tmp_path):
