@@ -82,7 +82,7 @@ def settings(bench: Bench, options: StepOptions) -> dict[str, Any]:
     threads = torch.get_num_threads()
     cpu = f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
     return {
-        **{name: getattr(options, name) for name in (*names, "chunk_positions", "repeats", "tie_embeddings")},
+        **{name: getattr(options, name) for name in (*names, "chunk_positions", "repeats")},
         "parameters": bench.trainer.model.num_parameters(),
         "support_mean": scores.num_entries / scores.num_positions,
         "positions": scores.num_positions,

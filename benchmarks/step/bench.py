@@ -107,7 +107,7 @@ def write_models(folder: Path, tokenizer: Any, options: StepOptions) -> dict[Rol
             num_attention_heads=options.heads,
             num_key_value_heads=options.heads,
             max_position_embeddings=options.sequence_length,
-            tie_word_embeddings=options.tie_embeddings,
+            tie_word_embeddings=False,  # random ones would have every token predict itself
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,
@@ -123,7 +123,6 @@ def write_models(folder: Path, tokenizer: Any, options: StepOptions) -> dict[Rol
             reference.load_state_dict(
                 {name: noise[name] if weight.ndim > 1 else weight for name, weight in start.items()}
             )
-            reference.tie_weights()
         else:
             reference.load_state_dict(start)
         reference.to(getattr(torch, options.dtype)).save_pretrained(path)

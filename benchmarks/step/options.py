@@ -15,7 +15,6 @@ class StepOptions:
     layers: int = flag(8, "of it")
     heads: int = flag(8, "of it; a divisor of --hidden_size")
     vocabulary: int = flag(32_000, "tokens")
-    tie_embeddings: bool = flag(False, "one matrix for input and output embeddings")
     rows: int = flag(4, "sequences of a step")
     sequence_length: int = flag(256, "tokens of a sequence, prompt and response; all are equally long")
     prompt_tokens: int = flag(
