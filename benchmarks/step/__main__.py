@@ -6,7 +6,6 @@ come to lie in --out.
 
 import json
 import shlex
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from transformers import HfArgumentParser
 from benchmarks.machine import processor, versions
 from benchmarks.step.bench import Bench, make_bench
 from benchmarks.step.growth import growth, require_sizes
-from benchmarks.step.measure import interleaved, loader_wait, measured_bytes
+from benchmarks.step.measure import interleaved, loader_wait, measured_bytes, medians, one_core
 from benchmarks.step.options import StepOptions
 from benchmarks.step.report import section
 from benchmarks.step.steps import BUILD, Steps, why_no_liger
@@ -43,9 +42,9 @@ def run(options: StepOptions, command: str) -> dict[str, Any]:
     loss_seconds = interleaved(losses, steps.clear, repeats=options.repeats, device=device)
     results: dict[str, Any] = {
         "settings": {"command": command, **settings(bench, options)},
-        "seconds": {name: statistics.median(found) for name, found in seconds.items()},
-        "spread": {name: [min(found), max(found)] for name, found in seconds.items()},
-        "loss_seconds": {name: statistics.median(found) for name, found in loss_seconds.items()},
+        "seconds": medians(seconds, device),
+        "clock": {name: [min(found), max(found)] for name, found in seconds["clock"].items()},
+        "loss_seconds": medians(loss_seconds, device),
         "step_bytes": {name: measured_bytes(steps, work)["peak"] for name, work in whole.items() if name != BUILD},
         "loss_bytes": {name: measured_bytes(steps, work) for name, work in losses.items()},
         "loader": {str(workers): loader(bench, workers) for workers in WORKERS},
@@ -88,6 +87,7 @@ def settings(bench: Bench, options: StepOptions) -> dict[str, Any]:
         "positions": scores.num_positions,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "versions": versions(VERSIONS),
+        "seconds_of": "the processor" if one_core(device) else "the clock",
         "why_no_liger": why_no_liger(device),
     }
 

@@ -1,13 +1,12 @@
 """How each cost grows: one size after the other is multiplied, the rest stays as it was."""
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.step.bench import make_bench
-from benchmarks.step.measure import interleaved, measured_bytes
+from benchmarks.step.measure import interleaved, measured_bytes, medians
 from benchmarks.step.options import StepOptions
 from benchmarks.step.steps import BUILD, DENSE, ONLINE, SPARSE, Steps
 
@@ -49,7 +48,7 @@ def _point(axis: str, base: StepOptions, factor: float) -> dict[str, Any]:
     return {
         "value": getattr(options, axis),
         "parameters": bench.trainer.model.num_parameters(),
-        "seconds": {name: statistics.median(found) for name, found in seconds.items()},
+        "seconds": medians(seconds, device),
         "loss_bytes": {name: measured_bytes(steps, work) for name, work in losses.items()},
     }
 

@@ -4,7 +4,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,44 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.step.steps import Steps, Work
 
 
+def one_core(device: torch.device) -> bool:
+    """Whether a work is one thread's, so that the processor's time is its cost, whatever else the machine does."""
+    return device.type == "cpu" and torch.get_num_threads() == 1
+
+
 def interleaved(
     works: Mapping[str, Work], clear: Work, *, repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each work, `repeats` times, one after the other in turn, after one turn that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each work, `repeats` times, one after the other in turn, after one turn that is not counted.
+
+    Returns "clock" and "processor" -> name -> seconds; the latter are the process's, in which others do not count.
+    """
+    clock: dict[str, list[float]] = {name: [] for name in works}
+    processor: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
         for name, work in works.items():
             clear()
-            elapsed = timed(work, device)
+            used, elapsed = time.process_time(), timed(work, device)
             if turn:
-                seconds[name].append(elapsed)
+                clock[name].append(elapsed)
+                processor[name].append(time.process_time() - used)
     clear()
-    return seconds
+    return {"clock": clock, "processor": processor}
 
 
 def timed(work: Work, device: torch.device) -> float:
+    """Seconds by the clock."""
     _wait(device)
     started = time.perf_counter()
     work()
     _wait(device)
     return time.perf_counter() - started
+
+
+def medians(seconds: Mapping[str, Mapping[str, Sequence[float]]], device: torch.device) -> dict[str, float]:
+    """Of what `interleaved` found: the processor's time where that is the cost, else the clock's."""
+    by = "processor" if one_core(device) else "clock"
+    return {name: statistics.median(found) for name, found in seconds[by].items()}
 
 
 def peak_bytes(work: Work, device: torch.device) -> int:

@@ -80,24 +80,26 @@ def introduction(settings: Mapping[str, Any]) -> str:
         f"A Llama of {settings['parameters']:,} parameters, random weights, V = {settings['vocabulary']:,}, {shape};\n"
         f"{settings['rows']} sequences of {settings['sequence_length']} tokens without padding, "
         f"{settings['prompt_tokens']} of them the prompt's; {settings['support_mean']:.0f} tokens kept a position.\n"
-        f"A step is a forward pass, the loss and a backward pass; medians of {settings['repeats']}, measured in turn."
+        f"A step is a forward pass, the loss and a backward pass; medians of {settings['repeats']}, measured in turn, "
+        f"in seconds of {settings['seconds_of']}."
     )
 
 
 def steps_table(results: Mapping[str, Any]) -> str:
     lines = [
-        "| step | seconds (fastest to slowest) | to dense | to online | peak memory |",
-        "|---|--:|--:|--:|--:|",
+        "| step | seconds | by the clock, fastest to slowest | to dense | to online | peak memory |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     seconds = results["seconds"]
     for name, label in NAMES.items():
         if name not in seconds:
-            lines.append(f"| {label} | | | | |")
+            lines.append(f"| {label} | | | | | |")
             continue
-        spread = results["spread"][name]
+        fastest, slowest = results["clock"][name]
         cells = [
             label,
-            f"{seconds[name]:.3f} ({spread[0]:.3f} to {spread[1]:.3f})",
+            f"{seconds[name]:.3f}",
+            f"{fastest:.3f} to {slowest:.3f}",
             f"{seconds[name] / seconds[DENSE]:.2f}",
             f"{seconds[name] / seconds[ONLINE]:.2f}",
             _megabytes(results["step_bytes"][name]),
