@@ -67,7 +67,7 @@ def make_bench(options: StepOptions) -> Bench:
         max_top_k=min(max(512, options.top_k), options.vocabulary),
         dtype=options.dtype,
         device=options.device,
-        sample_rows=2 * options.rows,
+        sample_rows=options.rows,
     )
     started = time.perf_counter()
     threshold = build(asked).plan.log_threshold
