@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 from benchmarks.machine import processor, versions
 from benchmarks.step.bench import Bench, make_bench
 from benchmarks.step.growth import growth, require_sizes
-from benchmarks.step.measure import interleaved, loader_wait, measured_bytes, medians, one_core
+from benchmarks.step.measure import counted, interleaved, loader_wait, measured_bytes, medians
 from benchmarks.step.options import StepOptions
 from benchmarks.step.report import section
 from benchmarks.step.steps import BUILD, Steps, why_no_liger
@@ -48,7 +48,7 @@ def run(options: StepOptions, command: str) -> dict[str, Any]:
         "step_bytes": {name: measured_bytes(steps, work)["peak"] for name, work in whole.items() if name != BUILD},
         "loss_bytes": {name: measured_bytes(steps, work) for name, work in losses.items()},
         "loader": {str(workers): loader(bench, workers) for workers in WORKERS},
-        "build": {"seconds": bench.build_seconds, "rows": options.rows * options.loader_batches},
+        "build": {"seconds": bench.build_seconds[counted(device)], "rows": options.rows * options.loader_batches},
     }
     if options.growth:
         from benchmarks.step.plot import draw  # matplotlib is an extra
@@ -87,7 +87,7 @@ def settings(bench: Bench, options: StepOptions) -> dict[str, Any]:
         "positions": scores.num_positions,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "versions": versions(VERSIONS),
-        "seconds_of": "the processor" if one_core(device) else "the clock",
+        "seconds_of": f"the {counted(device)}",
         "why_no_liger": why_no_liger(device),
     }
 

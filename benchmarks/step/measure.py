@@ -14,9 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.step.steps import Steps, Work
 
 
-def one_core(device: torch.device) -> bool:
-    """Whether a work is one thread's, so that the processor's time is its cost, whatever else the machine does."""
-    return device.type == "cpu" and torch.get_num_threads() == 1
+def counted(device: torch.device) -> str:
+    """Which seconds are a work's cost: the processor's where one thread does it all, whatever else the machine does."""
+    return "processor" if device.type == "cpu" and torch.get_num_threads() == 1 else "clock"
 
 
 def interleaved(
@@ -50,8 +50,7 @@ def timed(work: Work, device: torch.device) -> float:
 
 def medians(seconds: Mapping[str, Mapping[str, Sequence[float]]], device: torch.device) -> dict[str, float]:
     """Of what `interleaved` found: the processor's time where that is the cost, else the clock's."""
-    by = "processor" if one_core(device) else "clock"
-    return {name: statistics.median(found) for name, found in seconds[by].items()}
+    return {name: statistics.median(found) for name, found in seconds[counted(device)].items()}
 
 
 def peak_bytes(work: Work, device: torch.device) -> int:
