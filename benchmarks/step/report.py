@@ -19,7 +19,7 @@ GOALS = {
     "to_dense": ("a sparse step over a dense one", 0.85),
     "to_online": ("a sparse step over an online one", 0.25),
     "loss_memory": ("peak memory of loss and output layer over the dense loss's", 0.1),
-    "loss_memory_beyond": ("the same without the gradients that both leave behind", 0.1),
+    "loss_memory_less_gradients": ("the same, both less the gradients that they leave behind", 0.1),
     "loader_share": ("share of a step that waits for the loader (one worker)", 0.01),
 }
 """Figure -> what it is, and the most that it should be."""
@@ -41,7 +41,7 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
         "to_dense": seconds[SPARSE] / seconds[DENSE],
         "to_online": seconds[SPARSE] / seconds[ONLINE],
         "loss_memory": memory[SPARSE]["peak"] / memory[DENSE]["peak"],
-        "loss_memory_beyond": _beyond_gradients(memory[SPARSE]) / _beyond_gradients(memory[DENSE]),
+        "loss_memory_less_gradients": _less_gradients(memory[SPARSE]) / _less_gradients(memory[DENSE]),
         "loader_share": _share(loader),
     }
 
@@ -76,7 +76,7 @@ def introduction(settings: Mapping[str, Any]) -> str:
     """Machine, versions, shapes."""
     shape = f"hidden size {settings['hidden_size']}, {settings['layers']} layers, {settings['dtype']}"
     return (
-        f"`{settings['command']}` on {settings['device']}; {settings['versions']}.\n"
+        f"`{settings['command']}`\n\n{settings['device']}; {settings['versions']}.\n"
         f"A Llama of {settings['parameters']:,} parameters, random weights, V = {settings['vocabulary']:,}, {shape};\n"
         f"{settings['rows']} sequences of {settings['sequence_length']} tokens without padding, "
         f"{settings['prompt_tokens']} of them the prompt's; {settings['support_mean']:.0f} tokens kept a position.\n"
@@ -113,11 +113,11 @@ def steps_table(results: Mapping[str, Any]) -> str:
 def loss_table(results: Mapping[str, Any]) -> str:
     """Loss and output layer alone, from the hidden states on and back to them."""
     lines = [
-        "| loss and output layer alone | seconds | peak memory | gradients left behind | peak beyond them |",
+        "| loss and output layer alone | seconds | peak memory | gradients left behind | peak less them |",
         "|---|--:|--:|--:|--:|",
     ]
     for name, memory in results["loss_bytes"].items():
-        sizes = (memory["peak"], memory["gradients"], _beyond_gradients(memory))
+        sizes = (memory["peak"], memory["gradients"], _less_gradients(memory))
         cells = [NAMES[name], f"{results['loss_seconds'][name]:.3f}", *map(_megabytes, sizes)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -173,7 +173,7 @@ def _paid(results: Mapping[str, Any], build_seconds: float) -> str:
     return "never" if math.isinf(runs) else f"after {runs:.2g} runs over the data, so with run {math.ceil(runs)}"
 
 
-def _beyond_gradients(memory: Mapping[str, int]) -> int:
+def _less_gradients(memory: Mapping[str, int]) -> int:
     return memory["peak"] - memory["gradients"]
 
 
