@@ -5,12 +5,10 @@ and loading.md there.
 """
 
 import json
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +19,10 @@ from benchmarks.loading.measure import everything
 from benchmarks.loading.options import LoadingOptions
 from benchmarks.loading.report import page
 from benchmarks.loading.synthetic import make_responses, write_cache
+from benchmarks.machine import processor, versions
 from shards.command import OneLineErrors, run_command
+
+VERSIONS = ("numpy", "pyarrow", "zstandard", "torch")
 
 
 def run(options: LoadingOptions, command: str) -> dict[str, Any]:
@@ -33,28 +34,11 @@ def run(options: LoadingOptions, command: str) -> dict[str, Any]:
     for rows, folder in folders.items():
         write_cache(folder, options, responses, rows)
     del responses
-    settings = {**asdict(options), "command": command, "machine": machine(), "versions": versions()}
+    settings = {**asdict(options), "command": command, "machine": processor(), "versions": versions(VERSIONS)}
     results = {"settings": settings, **everything(folders, options)}
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "loading.md").write_text(page(results) + "\n")
     return results
-
-
-def machine() -> str:
-    """The processor's name, and whether it is a virtual one."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    named = {name.strip(): value.strip() for name, value in facts.items()}
-    virtual = " (virtual)" if "hypervisor" in named.get("flags", "").split() else ""
-    return named.get("model name", platform.machine()) + virtual
-
-
-def versions() -> str:
-    names = ("numpy", "pyarrow", "zstandard", "torch")
-    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])
 
 
 class _Parser(OneLineErrors, HfArgumentParser):

@@ -1,0 +1,111 @@
+"""python -m benchmarks.step: what a student's step costs, against plain fine-tuning and against live models.
+
+Random weights and a cache of random sequences, made on the spot. results.json, results.md and, with --growth, a picture
+come to lie in --out.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import torch
+import transformers
+from transformers import HfArgumentParser
+
+from benchmarks.machine import processor, versions
+from benchmarks.step.bench import Bench, make_bench
+from benchmarks.step.growth import growth, require_sizes
+from benchmarks.step.measure import counted, interleaved, loader_wait, measured_bytes, medians
+from benchmarks.step.options import StepOptions
+from benchmarks.step.report import section
+from benchmarks.step.steps import BUILD, Steps, why_no_liger
+from shards.command import OneLineErrors, run_command
+
+RESULTS_FILE, REPORT_FILE, PLOT_FILE = "results.json", "results.md", "growth.svg"
+WORKERS = (0, 1)
+VERSIONS = ("torch", "transformers", "numpy")
+
+
+def run(options: StepOptions, command: str) -> dict[str, Any]:
+    """All measurements; results.json and results.md are written, and the first one's content returned."""
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    require_sizes(options)
+    bench = make_bench(options)
+    steps, device = Steps(bench), bench.trainer.model.device
+    whole, losses = steps.whole(), steps.losses()
+    seconds = interleaved(whole, steps.clear, repeats=options.repeats, device=device)
+    loss_seconds = interleaved(losses, steps.clear, repeats=options.repeats, device=device)
+    results: dict[str, Any] = {
+        "settings": {"command": command, **settings(bench, options)},
+        "seconds": medians(seconds, device),
+        "clock": {name: [min(found), max(found)] for name, found in seconds["clock"].items()},
+        "loss_seconds": medians(loss_seconds, device),
+        "step_bytes": {name: measured_bytes(steps, work)["peak"] for name, work in whole.items() if name != BUILD},
+        "loss_bytes": {name: measured_bytes(steps, work) for name, work in losses.items()},
+        "loader": {str(workers): loader(bench, workers) for workers in WORKERS},
+        "build": {"seconds": bench.build_seconds[counted(device)], "rows": options.rows * options.loader_batches},
+    }
+    if options.growth:
+        from benchmarks.step.plot import draw  # matplotlib is an extra
+
+        results["growth"] = growth(options)
+        draw(results, out / PLOT_FILE)
+    (out / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n")
+    (out / REPORT_FILE).write_text(section(results, PLOT_FILE))
+    return results
+
+
+def loader(bench: Bench, workers: int) -> dict[str, float]:
+    """The trainer's own loader over the cache, with a step of the trainer for every batch."""
+    trainer = bench.trainer
+    trainer.args.dataloader_num_workers = workers
+
+    def step(batch: dict[str, Any]) -> None:
+        inputs = trainer._prepare_inputs(batch)
+        trainer.model.zero_grad(set_to_none=True)
+        trainer.compute_loss(trainer.model, inputs, num_items_in_batch=inputs["num_items"]).backward()
+
+    return loader_wait(iter(trainer.get_train_dataloader()), step, trainer.model.device)
+
+
+def settings(bench: Bench, options: StepOptions) -> dict[str, Any]:
+    """What was measured, and on what."""
+    data, device = bench.trainer.train_dataset, bench.trainer.model.device
+    scores = data.scores(range(options.rows))
+    names = ("rows", "sequence_length", "prompt_tokens", "hidden_size", "layers", "heads", "vocabulary", "dtype")
+    threads = torch.get_num_threads()
+    cpu = f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
+    return {
+        **{name: getattr(options, name) for name in (*names, "chunk_positions", "repeats")},
+        "parameters": bench.trainer.model.num_parameters(),
+        "support_mean": scores.num_entries / scores.num_positions,
+        "positions": scores.num_positions,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "versions": versions(VERSIONS),
+        "seconds_of": f"the {counted(device)}",
+        "why_no_liger": why_no_liger(device),
+    }
+
+
+class _Parser(OneLineErrors, HfArgumentParser):
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = _Parser(cast(Any, StepOptions), prog="python -m benchmarks.step", description=__doc__)
+    (options,) = parser.parse_args_into_dataclasses(arguments)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    results = run(options, shlex.join(["python", "-m", "benchmarks.step", *given]))
+    print(f"\n{section(results, PLOT_FILE)}\n{Path(options.out) / RESULTS_FILE}, {REPORT_FILE}: written")
+
+
+if __name__ == "__main__":
+    run_command(main)
