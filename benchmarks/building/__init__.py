@@ -1,0 +1,1 @@
+"""What a build costs beyond three bare forward passes."""

@@ -1,0 +1,103 @@
+"""python -m benchmarks.building: what a build costs beyond three bare forward passes over the same batches.
+
+Random weights and random data, made on the spot. results.json, building.md and building.svg come to lie in --out.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from transformers import HfArgumentParser
+
+from benchmarks.building.bench import Works, make_bench
+from benchmarks.building.options import BuildingOptions
+from benchmarks.building.report import AXES, section
+from benchmarks.machine import processor, versions
+from benchmarks.plots import require_matplotlib
+from benchmarks.step.measure import counted, interleaved, medians
+from shards.command import OneLineErrors, run_command
+
+RESULTS_FILE, REPORT_FILE, PLOT_FILE = "results.json", "building.md", "building.svg"
+VERSIONS = ("torch", "transformers", "numpy", "pyarrow")
+
+
+def run(options: BuildingOptions, command: str) -> dict[str, Any]:
+    """All measurements; results.json is written, and its content returned."""
+    if options.growth:
+        require_matplotlib()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    main_point = measure(options)
+    results = {
+        "settings": {"command": command, **main_point.pop("settings")},
+        **main_point,
+        "growth": {axis: [_grown(axis, options, factor) for factor in sorted(options.growth)] for axis in AXES}
+        if options.growth
+        else {},
+    }
+    (out / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n")
+    picture = PLOT_FILE if options.growth else None
+    (out / REPORT_FILE).write_text(section(results, picture))
+    if options.growth:
+        from benchmarks.building.plot import draw
+
+        draw(results, out / PLOT_FILE)
+    return results
+
+
+def measure(options: BuildingOptions) -> dict[str, Any]:
+    """Seconds of every work, bytes a position, and what it was measured on."""
+    bench = make_bench(options)
+    works, device = Works(bench), bench.scorer.device
+    works.write()
+    found = interleaved(works.all(), lambda: None, repeats=options.repeats, device=device)
+    positions = bench.plan.positions
+    threads = torch.get_num_threads()
+    names = ("rows", "sequence_length", "prompt_tokens", "hidden_size", "layers", "vocabulary", "dtype", "repeats")
+    return {
+        "seconds": medians(found, device),
+        "bytes": (bench.folder / bench.plan.shards[0].file).stat().st_size / positions,
+        "settings": {
+            **{name: getattr(options, name) for name in names},
+            "parameters": works.models[0].model.num_parameters(),
+            "support_mean": sum(response.scores.num_entries for response in works.responses) / positions,
+            "machine": torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"{processor()}, {threads} thread{'s' if threads > 1 else ''}",
+            "device_type": device.type,
+            "versions": versions(VERSIONS),
+            "seconds_of": f"the {counted(device)}",
+        },
+    }
+
+
+def _grown(axis: str, base: BuildingOptions, factor: float) -> dict[str, Any]:
+    value = max(1, round(getattr(base, axis) * factor))
+    prompt = base.prompt_tokens * value // base.sequence_length if axis == "sequence_length" else base.prompt_tokens
+    options = replace(base, **{axis: value}, prompt_tokens=max(1, prompt), out=str(Path(base.out) / "growth"))
+    found = measure(options)
+    return {"value": value, "seconds": found["seconds"], "bytes": found["bytes"]}
+
+
+class _Parser(OneLineErrors, HfArgumentParser):
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = _Parser(cast(Any, BuildingOptions), prog="python -m benchmarks.building", description=__doc__)
+    (options,) = parser.parse_args_into_dataclasses(arguments)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    results = run(options, shlex.join(["python", "-m", "benchmarks.building", *given]))
+    print(f"\n{section(results)}\n{options.out}: {RESULTS_FILE} and {REPORT_FILE} are written")
+
+
+if __name__ == "__main__":
+    run_command(main)

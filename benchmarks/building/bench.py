@@ -1,0 +1,203 @@
+"""Three models with random weights, a batch of random responses, and the works that are measured on them.
+
+Dimensions: N response positions, C of a chunk, H hidden size, V vocabulary, P prompt tokens.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.building.options import BuildingOptions
+from benchmarks.step.bench import make_tokenizer, write_models
+from precompute.bits import Block, block_size, blocks
+from precompute.models import RoleModel, load_models, resolve
+from precompute.options import BuildOptions
+from precompute.plan import resolve_device
+from precompute.score import Scorer, hidden_states, pad
+from precompute.support import SupportRule, find_threshold, token_scores, values_on
+from precompute.tokenize import TokenizedResponse
+from shards.batches import BatchReader
+from shards.manifest import Plan, ShardPlan
+from shards.schema import Pair
+from shards.scores import Response
+from shards.statistics import add_shard, new_histograms
+from shards.writer import write_shard
+
+Work = Callable[[], None]
+CHUNK = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    scorer: Scorer
+    rule: SupportRule
+    rows: list[TokenizedResponse]
+    plan: Plan
+    folder: Path
+    prompt_tokens: int
+
+
+def make_bench(options: BuildingOptions) -> Bench:
+    """Write and load the models, set the threshold, plan one shard. Earlier files in --out are replaced."""
+    out = Path(options.out)
+    shutil.rmtree(out / "models", ignore_errors=True)
+    shutil.rmtree(out / "cache", ignore_errors=True)
+    folders = write_models(out / "models", make_tokenizer(options.vocabulary), options.models)
+    (out / "cache").mkdir(parents=True)
+    device = resolve_device(options.device, 0)
+    found = {role: resolve(str(folder)) for role, folder in folders.items()}
+    models = load_models(found, options.vocabulary, dtype=options.dtype, device=str(device))
+    asked = BuildOptions(models=[f"{role}={folder}" for role, folder in folders.items()], data="random")
+    nodes, pairs = asked.nodes, asked.served_pairs
+    scorer = Scorer(models=models, pairs=pairs, nodes=nodes, chunk_positions=CHUNK, device=device)
+    rows = make_rows(options)
+    highest = min(asked.max_top_k, options.vocabulary)
+    ranked_NK = np.concatenate(list(scorer.ranked_scores([rows[:2]], highest)))
+    threshold = find_threshold(ranked_NK, top_k=options.top_k, lowest=1)
+    positions = sum(int(row.loss_mask.sum()) for row in rows)
+    plan = Plan(
+        identity={},
+        roles=tuple(models),
+        pairs=pairs,
+        nodes=nodes,
+        vocabulary_size=options.vocabulary,
+        values=asked.values,
+        rows_per_batch=asked.rows_per_batch,
+        log_threshold=threshold,
+        skipped={},
+        truncated=0,
+        prompt_not_prefix=0,
+        shards=(ShardPlan(file="part-00000.arrow", first_row=0, rows=len(rows), positions=positions),),
+    )
+    rule = SupportRule(lowest=1, highest=highest, log_threshold=threshold)
+    return Bench(
+        scorer=scorer, rule=rule, rows=rows, plan=plan, folder=out / "cache", prompt_tokens=options.prompt_tokens
+    )
+
+
+def make_rows(options: BuildingOptions) -> list[TokenizedResponse]:
+    """Chosen and rejected response of each pair, random tokens after a common prompt."""
+    generator = np.random.default_rng(0)
+    shape = (options.rows, options.sequence_length)
+    ids_BT = generator.integers(3, options.vocabulary, shape).astype(np.int32)
+    ids_BT[1::2, : options.prompt_tokens] = ids_BT[::2, : options.prompt_tokens]
+    return [
+        TokenizedResponse(
+            sample_id=f"{i // 2}/{'rejected' if i % 2 else 'chosen'}",
+            pair_id=i // 2,
+            chosen=i % 2 == 0,
+            response_start=options.prompt_tokens,
+            input_ids=ids,
+            loss_mask=np.arange(len(ids)) >= options.prompt_tokens,
+            truncated=False,
+            prompt_is_prefix=True,
+        )
+        for i, ids in enumerate(ids_BT)
+    ]
+
+
+class Works:
+    """What is measured. The parts work on what the part before them gave, which is in memory already."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.models = list(bench.scorer.models.values())
+        with torch.no_grad():
+            self.hidden = [hidden_states(model, bench.rows) for model in self.models]
+        self.logprobs = list(next(bench.scorer.chunks([bench.rows])))
+        self.kept = [
+            bench.rule.select(token_scores(block, self._strengths(block)))
+            for logprobs, _ in self.logprobs
+            for block in blocks(logprobs)
+        ]
+        (found,) = bench.scorer.score([bench.rows], bench.rule)
+        self.responses = [
+            Response(
+                sample_id=row.sample_id,
+                pair_id=row.pair_id,
+                chosen=row.chosen,
+                response_start=row.response_start,
+                input_ids=row.input_ids,
+                loss_mask=row.loss_mask,
+                scores=scores,
+            )
+            for row, scores in zip(bench.rows, found, strict=True)
+        ]
+
+    def all(self) -> Mapping[str, Work]:
+        """Name -> work; `benchmarks.building.report` says what each is."""
+        names = ("floor", "bodies", "heads", "shared", "chunks", "score", "distances", "token_scores", "values")
+        return {name: getattr(self, name) for name in (*names, "write", "check")}
+
+    @torch.no_grad()
+    def floor(self) -> None:
+        for model in self.models:
+            self._heads(model, hidden_states(model, self.bench.rows))
+
+    @torch.no_grad()
+    def bodies(self) -> None:
+        for model in self.models:
+            hidden_states(model, self.bench.rows)
+
+    @torch.no_grad()
+    def shared(self) -> None:
+        ids_BT, _ = pad(self.bench.rows)
+        prompt = self.bench.prompt_tokens
+        for role_model in self.models:
+            body = role_model.model.base_model
+            ids = ids_BT.to(role_model.model.device)
+            cache = body(input_ids=ids[::2, :prompt], use_cache=True).past_key_values
+            cache.batch_repeat_interleave(2)
+            body(input_ids=ids[:, prompt:], past_key_values=cache, use_cache=True)
+
+    def chunks(self) -> None:
+        """Output layers, and the log-probs that their logits become in place."""
+        scorer = self.bench.scorer
+        hidden = dict(zip(scorer.models, self.hidden, strict=True))
+        for _ in scorer._chunks(self.bench.rows, hidden):
+            pass
+
+    @torch.no_grad()
+    def heads(self) -> None:
+        for model, hidden_NH in zip(self.models, self.hidden, strict=True):
+            self._heads(model, hidden_NH)
+
+    def token_scores(self) -> None:
+        for logprobs, _ in self.logprobs:
+            for block in blocks(logprobs):
+                token_scores(block, self._strengths(block))
+
+    def values(self) -> None:
+        """With the blocks' D_t, which `token_scores` has too: `distances` alone tells how much that is."""
+        pairs, nodes, kept = self.bench.scorer.pairs, self.bench.scorer.nodes, iter(self.kept)
+        for logprobs, next_ids_C in self.logprobs:
+            ids = next_ids_C.split(block_size(logprobs["dpo"]))
+            for block, block_ids_C in zip(blocks(logprobs), ids, strict=True):
+                values_on(block, block_ids_C, next(kept), pairs=pairs, nodes=nodes)
+
+    def distances(self) -> None:
+        for logprobs, _ in self.logprobs:
+            for _ in blocks(logprobs):
+                pass
+
+    def score(self) -> None:
+        """All of the build's work on the batch but for the disk."""
+        for _ in self.bench.scorer.score([self.bench.rows], self.bench.rule):
+            pass
+
+    def write(self) -> None:
+        write_shard(self.bench.folder, self.bench.plan.shards[0], self.bench.plan, self.responses)
+
+    def check(self) -> None:
+        add_shard(new_histograms(self.bench.plan), BatchReader(self.bench.folder, self.bench.plan), 0)
+
+    def _heads(self, model: RoleModel, hidden_NH: torch.Tensor) -> None:
+        for hidden_CH in hidden_NH.split(CHUNK):
+            model.logits(hidden_CH)
+
+    def _strengths(self, block: Block) -> dict[Pair, torch.Tensor]:
+        return block.score_strengths(self.bench.scorer.pairs, self.bench.scorer.nodes)
