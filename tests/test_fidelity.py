@@ -119,8 +119,10 @@ def test_the_goal_is_reached_by_the_fewest_bytes_or_said_to_be_missed():
 
     plain = size(64, 1.0, 0.02, "float32")
     rows = [plain, size(96, 0.3, 0.005), size(128, 0.2, 0.005), size(192, 0.1, 0.004)]
-    assert "a mean of 128 tokens" in goal_lines("0.1", rows)[0] and "2.00 of them" in goal_lines("0.1", rows)[0]
-    assert "No size" in goal_lines("0.1", rows[:2])[0]
+    assert "buy a mean of 64 tokens, float32: 1.00 degrees and 2.00%" in goal_lines("0.1", rows)[0]
+    assert "First reached with a mean of 128 tokens" in goal_lines("0.1", rows)[1]
+    assert "2.00 of them" in goal_lines("0.1", rows)[1]
+    assert "No size" in goal_lines("0.1", rows[:2])[1]
     assert goal_lines("another", rows) == []
 
 
