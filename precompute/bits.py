@@ -20,6 +20,8 @@ Logprobs = Mapping[Role, torch.Tensor]
 
 LOG2_E = math.log2(math.e)
 LN_2 = math.log(2)
+SMALLEST_SUM = 2.0**-60
+"""Of exponentials under a shift that is not their largest value; a smaller sum is made anew, under its own."""
 BLOCK_VALUES = 1 << 17
 """Vocabulary entries, over positions, that a CPU works on at a time: an array of them is half a MiB of float32."""
 
@@ -120,3 +122,31 @@ def logsumexp(bits_CV: torch.Tensor, work_CV: torch.Tensor) -> torch.Tensor:
     """Log of the sum of the exponentials, (C, 1), nats; -inf where there is nothing. Overwrites work_CV."""
     peak_C1, sum_C1 = exp2_sum(bits_CV, out=work_CV)
     return sum_C1.log2().add_(peak_C1).mul_(LN_2)
+
+
+def logsumexps_along(start_CV: torch.Tensor, step_CV: torch.Tensor, strengths_CS: torch.Tensor) -> torch.Tensor:
+    """Logs of the sums of exponentials of start + w step, nats, (C, S), at strengths w that rise and are above 0.
+
+    The largest entry is convex in w, so it lies under the chord from 0 to the last strength. That chord is linear in w:
+    taken off start and step once, it is a shift for every strength, where each would need a search for its largest
+    entry and a subtraction. Where it lies so far above that a sum is tiny, that one is made anew. -inf where start is
+    -inf throughout. Overwrites step_CV.
+    """
+    last_C1 = strengths_CS[:, -1:]
+    first_peak_C1 = start_CV.amax(-1, keepdim=True)
+    empty_C1 = first_peak_C1.isneginf()
+    work_CV = torch.addcmul(start_CV, last_C1, step_CV)
+    rise_C1 = ((work_CV.amax(-1, keepdim=True) - first_peak_C1) / last_C1).masked_fill_(empty_C1, 0.0)
+    first_peak_C1.masked_fill_(empty_C1, 0.0)
+    below_CV, step_CV = start_CV - first_peak_C1, step_CV.sub_(rise_C1)
+    sums = [
+        torch.addcmul(below_CV, strength_C1, step_CV, out=work_CV).exp2_().sum(-1, keepdim=True)
+        for strength_C1 in strengths_CS.split(1, dim=1)
+    ]
+    sum_CS = torch.cat(sums, dim=-1)
+    log_CS = sum_CS.log2()
+    row, column = ((sum_CS < SMALLEST_SUM) & ~empty_C1).nonzero(as_tuple=True)
+    if len(row):
+        again = torch.addcmul(below_CV[row], strengths_CS[row, column][:, None], step_CV[row])
+        log_CS[row, column] = logsumexp(again, again)[:, 0] / LN_2
+    return log_CS.add_(first_peak_C1).addcmul_(strengths_CS, rise_C1).mul_(LN_2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from precompute.bits import LN_2, Block, Logprobs, block_size, blocks, exp2_sum, logsumexp, teachers
+from precompute.bits import LN_2, Block, Logprobs, block_size, blocks, exp2_sum, logsumexp, logsumexps_along, teachers
 from shards.nodes import StrengthNodes
 from shards.schema import Pair
 from shards.scores import Scores, concatenate
@@ -115,12 +115,11 @@ def next_logprob(logprobs_CV: torch.Tensor, next_ids_C: torch.Tensor) -> np.ndar
 
 
 def tail_logpartition(outside_CV: torch.Tensor, bits: Logprobs, pair: Pair, strengths_CS: torch.Tensor) -> torch.Tensor:
-    """log sum over v outside the support of exp(teacher logits), nats, at each strength, (C, S).
+    """log sum over v outside the support of exp(teacher logits), nats, at each of rising strengths, (C, S).
 
     outside_CV: the anchor's log-probs in bits, -inf inside the support. A log-sum-exp, never log(1 - sum).
     """
-    found = [logsumexp(teacher_CV, teacher_CV) for _, teacher_CV in teachers(outside_CV, bits, pair, strengths_CS)]
-    return torch.cat(found, dim=-1)
+    return logsumexps_along(outside_CV, bits["dpo"] - bits[pair.negative], strengths_CS)
 
 
 def find_threshold(ranked_NK: np.ndarray, *, top_k: int, lowest: int) -> float:

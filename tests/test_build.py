@@ -196,6 +196,31 @@ def test_the_mean_support_is_top_k_inside_minimum_and_cap(sparse_cache):
     assert len(set(counts.tolist())) > 3, "ragged"
 
 
+@pytest.mark.parametrize("spread", [1e-6, 1.0, 40.0, 300.0, 4_000.0])
+@pytest.mark.parametrize("outside", [0.0, 0.5, 1.0])
+def test_sums_along_a_chord_are_the_sums_of_each_strength(spread, outside):
+    generator = torch.Generator().manual_seed(int(spread))
+    start = -20 * torch.rand(40, 50, generator=generator)
+    step = spread * torch.randn(40, 50, generator=generator)
+    start[torch.rand(40, 50, generator=generator) < outside] = -torch.inf
+    strengths = torch.rand(40, 6, generator=generator).add_(0.01).cumsum(-1)
+    logits = start.double()[:, None] + strengths.double()[..., None] * step.double()[:, None]
+    expected = torch.logsumexp(logits * bits.LN_2, -1)
+    found = bits.logsumexps_along(start, step.clone(), strengths)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=2e-6 * (1 + spread))
+    assert outside < 1 or found.isneginf().all()
+
+
+def test_a_chord_far_above_its_curve_costs_nothing_but_time():
+    # the largest entry falls by 1,000 bits and rises again: in between, the chord is 500 bits too high
+    start = torch.tensor([[0.0, -1_000.0, -3.0]])
+    step = torch.tensor([[-1_000.0, 1_000.0, -900.0]])
+    strengths = torch.tensor([[0.25, 0.5, 0.75, 1.0]])
+    expected = torch.logsumexp((start.double() + strengths.double().T * step.double()) * bits.LN_2, -1)
+    found = bits.logsumexps_along(start, step, strengths)[0]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-4)
+
+
 def test_a_rule_without_threshold_keeps_the_same_number_everywhere():
     kept = SupportRule(lowest=4, highest=4, log_threshold=None).select(torch.rand(7, 9))
     assert kept.sum(-1).tolist() == [4] * 7
