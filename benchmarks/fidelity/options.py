@@ -42,10 +42,15 @@ class FidelityOptions:
     @property
     def folders(self) -> dict[str, dict[Role, Path]]:
         """Name of a trio -> role -> folder."""
-        found = {}
-        for item in self.trios:
-            name, separator, folder = item.partition("=")
-            if not separator or not name or not folder:
-                raise OptionError(f"trios: expected name=folder, got {item!r}")
-            found[name] = {role: Path(folder) / role for role in ROLES}
-        return found
+        return read_trios(self.trios)
+
+
+def read_trios(items: list[str]) -> dict[str, dict[Role, Path]]:
+    """Name of a trio -> role -> folder, from name=folder. Raises OptionError on any other text."""
+    found = {}
+    for item in items:
+        name, separator, folder = item.partition("=")
+        if not separator or not name or not folder:
+            raise OptionError(f"trios: expected name=folder, got {item!r}")
+        found[name] = {role: Path(folder) / role for role in ROLES}
+    return found

@@ -109,6 +109,17 @@ def _scores_on(dense: Dense, kept: list[np.ndarray]) -> Scores:
 
 def stored(scores: Scores, values: Values, vocabulary_size: int) -> tuple[Scores, float]:
     """What a reader gets back, and the compressed bytes of a position, input ids and all."""
+    batch, plan = as_batch(scores, values, vocabulary_size)
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL))
+    with pa.ipc.new_file(sink, batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+    found = concatenate([response.scores for response in codec.decode(batch, plan)])
+    return found, sink.getvalue().size / scores.num_positions
+
+
+def as_batch(scores: Scores, values: Values, vocabulary_size: int) -> tuple[pa.RecordBatch, Plan]:
+    """The record batch that a cache would hold of these positions, in rows of ROW_POSITIONS, and the cache's plan."""
     plan = Plan(
         identity={},
         roles=("dpo", "reverse", "reference"),
@@ -140,10 +151,4 @@ def stored(scores: Scores, values: Values, vocabulary_size: int) -> tuple[Scores
         for i, part in enumerate(parts)
     ]
     schema = arrow_schema(plan.columns(), build_sha256="")
-    batch = codec.encode(rows, plan, schema)
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL))
-    with pa.ipc.new_file(sink, schema, options=options) as writer:
-        writer.write_batch(batch)
-    found = concatenate([response.scores for response in codec.decode(batch, plan)])
-    return found, sink.getvalue().size / scores.num_positions
+    return codec.encode(rows, plan, schema), plan

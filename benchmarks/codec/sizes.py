@@ -1,0 +1,76 @@
+"""Where a cache's bytes go, and what the ids of the kept tokens take at least.
+
+Dimensions: N positions, M kept tokens of them.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import zstandard
+
+from benchmarks.fidelity.supports import as_batch
+from benchmarks.loading.options import LoadingOptions
+from benchmarks.loading.synthetic import make_scores, power_laws
+from shards import codec as stored_rows
+from shards import compact
+from shards.schema import Level, Values
+from shards.scores import Scores, concatenate
+from shards.writer import COMPRESSION_LEVEL
+
+LEVELS: tuple[Level, ...] = ("position", "node", "entry")
+"""Of the columns with values for each position; the row's names and tokens are left out."""
+
+
+def column_bytes(
+    scores: Scores, values: Values, vocabulary_size: int, levels: Sequence[Level] = LEVELS
+) -> dict[str, float]:
+    """Stored bytes a position of every column of these levels."""
+    batch, plan = as_batch(scores, values, vocabulary_size)
+    packer, flat = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL), stored_rows.flatten(batch)
+    names = [column.name for column in plan.columns() if column.level in levels]
+    sizes = {name: len(packer.compress(memoryview(flat[name].values).cast("B"))) for name in names}
+    return {name: size / scores.num_positions for name, size in sizes.items()}
+
+
+GROUPS = {
+    "ids": ("support_gaps",),
+    "reference": ("reference_codes",),
+    "dpo": ("dpo_codes",),
+    "reverse": ("reverse_codes",),
+    "counts": ("support_count",),
+    "D_t": ("l1_distance",),
+    "next tokens": ("dpo_next", "reverse_next", "reference_next"),
+    "tails": ("dpo_tail_code", "reverse_tail_code", "reference_tail_code"),
+    "tail partitions": ("dpo_reverse_tail_partition", "reference_reference_tail_partition"),
+}
+"""What the columns of compact values hold -> how their names begin."""
+
+
+def groups(scores: Scores, vocabulary_size: int) -> dict[str, float]:
+    """Bytes a position of compact values by what they hold."""
+    sizes = column_bytes(scores, "compact", vocabulary_size)
+    found = {g: sum(size for n, size in sizes.items() if n.startswith(begin)) for g, begin in GROUPS.items()}
+    assert math.isclose(sum(found.values()), sum(sizes.values())), "every column belongs to one group"
+    return found
+
+
+def id_bounds(scores: Scores, vocabulary_size: int) -> dict[str, float]:
+    """Bytes a position of the kept ids: sets that are all equally likely, and the entropy of this sample's gaps."""
+    count_N = torch.from_numpy(scores.support_count.astype(np.float64))
+    log_sets_N = torch.lgamma(torch.tensor(vocabulary_size + 1.0).double()) - torch.lgamma(count_N + 1)
+    log_sets_N -= torch.lgamma(vocabulary_size - count_N + 1)
+    _, times = np.unique(compact.to_gaps(scores.support_ids), return_counts=True)
+    share = times / scores.num_entries
+    entropy_bits = -(share * np.log2(share)).sum() * scores.num_entries / scores.num_positions
+    return {"any set": float(log_sets_N.mean()) / math.log(2) / 8, "entropy of gaps": float(entropy_bits) / 8}
+
+
+def synthetic(vocabulary: int, rows: int, top_k: int) -> Scores:
+    """Scores of benchmarks.loading, made without models."""
+    options = LoadingOptions(
+        vocabulary=vocabulary, rows=rows, top_k=top_k, max_top_k=min(LoadingOptions.max_top_k, vocabulary)
+    )
+    generator, laws = np.random.default_rng(options.seed), power_laws(options)
+    return concatenate([make_scores(options.length, options, laws, generator)[0] for _ in range(rows)])
