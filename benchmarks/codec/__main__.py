@@ -22,7 +22,7 @@ from benchmarks.codec.distillkit import distillkit_codecs
 from benchmarks.codec.measure import measure, supported
 from benchmarks.codec.options import CodecOptions
 from benchmarks.codec.report import page
-from benchmarks.codec.sizes import groups, id_bounds, synthetic
+from benchmarks.codec.sizes import any_set, groups, synthetic
 from benchmarks.fidelity.dense import load_roles, read_rows, score
 from benchmarks.machine import processor, versions
 from benchmarks.online.trio import make_trio
@@ -77,7 +77,7 @@ def sizes(scores: Scores, vocabulary_size: int) -> dict[str, Any]:
         "positions": scores.num_positions,
         "mean": scores.num_entries / scores.num_positions,
         "groups": groups(scores, vocabulary_size),
-        "ids": id_bounds(scores, vocabulary_size),
+        "any_set": any_set(scores, vocabulary_size),
     }
 
 

@@ -30,6 +30,7 @@ Kept = dict[Role, tuple[np.ndarray, np.ndarray]]
 class Codec:
     """pack: scores -> the arrays that are stored; unpack: those, and scores of which only counts and D_t are read.
 
+    numbers     what it stores, as numbers of which the usual ones are small; None: they are not
     top_k       tokens of every position, where it can only keep equally many; None: any number
     law         compact's, (unit bits, steps a nat), where they are not the format's own
     largest     most tokens of a vocabulary that it can hold; None: any number that we have
@@ -39,6 +40,7 @@ class Codec:
     name: str
     pack: Callable[[Scores], Arrays]
     unpack: Callable[[Arrays, Scores], Kept]
+    numbers: Callable[[Arrays], Mapping[str, np.ndarray]] | None = None
     top_k: int | None = None
     law: tuple[int, int] | None = None
     largest: int | None = None
@@ -88,7 +90,7 @@ def by_id(kept: Kept, scores: Scores) -> Scores:
 
 
 def compact_codec(name: str, setting: tuple[int, int] | None = None) -> Codec:
-    return Codec(name=name, pack=_pack_compact, unpack=_unpack_compact, law=setting)
+    return Codec(name=name, pack=_pack_compact, unpack=_unpack_compact, numbers=compact_numbers, law=setting)
 
 
 def _units(scores: Scores) -> np.ndarray:
@@ -101,6 +103,13 @@ def _pack_compact(scores: Scores) -> Arrays:
     numbers = {"ids": compact.to_gaps(scores.support_ids), **compact.to_differences(codes)}
     parts = {name: compact.split(values_M) for name, values_M in numbers.items()}
     return {f"{name} {half}": part[half] for name, part in parts.items() for half in range(2)}
+
+
+def compact_numbers(arrays: Arrays) -> dict[str, np.ndarray]:
+    """The numbers that compact values store of ids and log-probs, small where they are usual; (M,) each."""
+    numbers = {name: compact.join(arrays[f"{name} 0"], arrays[f"{name} 1"]) for name in ("ids", *ROLES)}
+    code_M = numbers["reference"].astype(np.int64) - compact.BIAS
+    return numbers | {"reference": np.where(code_M >= 0, 2 * code_M, -2 * code_M - 1)}
 
 
 def _unpack_compact(arrays: Arrays, scores: Scores) -> Kept:

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from benchmarks.codec.codecs import Arrays, Codec, by_id, compressed, decompressed, law
-from benchmarks.codec.sizes import column_bytes
+from benchmarks.codec.sizes import by_magnitude, column_bytes
 from benchmarks.fidelity.dense import Dense
 from benchmarks.fidelity.measure import GOAL_CASES, cases
 from benchmarks.fidelity.supports import SUPPORTS, keep, rank, scores_on, stored
@@ -64,6 +64,7 @@ def measured(dense: Dense, codec: Codec, exact: Scores, exact_angles: np.ndarray
         "name": codec.name,
         "mean": exact.num_entries / exact.num_positions,
         "kept_bytes": kept,
+        "magnitude_bytes": None if codec.numbers is None else by_magnitude(codec.numbers(arrays)) / exact.num_positions,
         "bytes": kept + rest,
         "angle": angles.max(axis=0).tolist(),
         "exact_angle": exact_angles.max(axis=0).tolist(),

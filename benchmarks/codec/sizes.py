@@ -4,7 +4,7 @@ Dimensions: N positions, M kept tokens of them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from benchmarks.fidelity.supports import as_batch
 from benchmarks.loading.options import LoadingOptions
 from benchmarks.loading.synthetic import make_scores, power_laws
 from shards import codec as stored_rows
-from shards import compact
 from shards.schema import Level, Values
 from shards.scores import Scores, concatenate
 from shards.writer import COMPRESSION_LEVEL
@@ -56,15 +55,25 @@ def groups(scores: Scores, vocabulary_size: int) -> dict[str, float]:
     return found
 
 
-def id_bounds(scores: Scores, vocabulary_size: int) -> dict[str, float]:
-    """Bytes a position of the kept ids: sets that are all equally likely, and the entropy of this sample's gaps."""
+def any_set(scores: Scores, vocabulary_size: int) -> float:
+    """Bytes a position that the kept ids would take were any set of so many tokens as likely as any other."""
     count_N = torch.from_numpy(scores.support_count.astype(np.float64))
     log_sets_N = torch.lgamma(torch.tensor(vocabulary_size + 1.0).double()) - torch.lgamma(count_N + 1)
     log_sets_N -= torch.lgamma(vocabulary_size - count_N + 1)
-    _, times = np.unique(compact.to_gaps(scores.support_ids), return_counts=True)
-    share = times / scores.num_entries
-    entropy_bits = -(share * np.log2(share)).sum() * scores.num_entries / scores.num_positions
-    return {"any set": float(log_sets_N.mean()) / math.log(2) / 8, "entropy of gaps": float(entropy_bits) / 8}
+    return float(log_sets_N.mean()) / math.log(2) / 8
+
+
+def by_magnitude(numbers: Mapping[str, np.ndarray]) -> float:
+    """Bytes that an ideal coder of each number's length in bits takes, with the bits below its first as they are.
+
+    numbers: arrays of non-negative ones, each with code lengths of its own, which cost nothing here.
+    """
+    bits = 0.0
+    for number_M in numbers.values():
+        length_M = np.frexp(number_M.astype(np.float64))[1]
+        _, times = np.unique(length_M, return_counts=True)
+        bits += float((times * np.log2(len(number_M) / times)).sum() + np.maximum(length_M - 1, 0).sum())
+    return bits / 8
 
 
 def synthetic(vocabulary: int, rows: int, top_k: int) -> Scores:
