@@ -34,15 +34,21 @@ def distillkit_codecs(folder: Path, vocabulary_size: int) -> list[Codec]:
     """A codec for each setting. Raises OptionError where the folder is no checkout that can be imported."""
     sys.path.insert(0, str(folder))
     try:
-        config = importlib.import_module("distillkit.compression.config").DistributionQuantizationConfig
-        compressor = importlib.import_module("distillkit.compression.compressor").LogprobCompressor
+        config = importlib.import_module("distillkit.compression.config")
+        compressor = importlib.import_module("distillkit.compression.compressor")
     except ImportError as exc:
         raise OptionError(f"distillkit: expected a checkout of arcee-ai/DistillKit in {folder}: {exc}") from exc
     finally:
         sys.path.remove(str(folder))
+    if not Path(str(config.__file__)).resolve().is_relative_to(folder.resolve()):
+        raise OptionError(f"distillkit: expected a checkout of arcee-ai/DistillKit in {folder}, got {config.__file__}")
     common = {"d": vocabulary_size, "term_dtype": "float32", "residual_bins": [], "delta_encoding": False}
     return [
-        _codec(f"DistillKit, {name}, k = {setting['k']}", compressor(config(**common, **setting)), setting["k"])
+        _codec(
+            f"DistillKit, {name}, k = {setting['k']}",
+            compressor.LogprobCompressor(config.DistributionQuantizationConfig(**common, **setting)),
+            setting["k"],
+        )
         for name, setting in SETTINGS.items()
     ]
 
