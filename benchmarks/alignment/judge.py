@@ -16,7 +16,7 @@ Reward = Callable[[int, str], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """Means over sampled responses. Two samples of the same size, so that what is chosen by one is reported by the other.
+    """Means over sampled responses. Two samples of one size: what is chosen by one is reported by the other.
 
     reward, choice_reward   true reward
     kl_nats, choice_kl      sum over a response's tokens of KL(model || reference) over the whole vocabulary

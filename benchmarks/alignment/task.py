@@ -46,8 +46,8 @@ def prompts(*, held_out: bool) -> list[tuple[str, Dish]]:
 def true_reward(dish: Dish, response: str) -> float:
     """The sum over clauses, less what the tokens and a missing end cost.
 
-    Advice: +1 if right, 0 if right once more, -1 if wrong; chatter 0; rudeness and what is no clause -1; no full stop, or
-    text behind it, -1; TOKEN_COST for each word and mark. The best response has three right clauses: 2.35 or so.
+    Advice: +1 if right, 0 if right once more, -1 if wrong; chatter 0; rudeness and what is no clause -1; no full stop,
+    or text behind it, -1; TOKEN_COST for each word and mark. The best response has three right clauses: 2.6 or so.
     """
     body, end, rest = response.strip().partition(" .")
     total = 0.0 if end and not rest else -1.0

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import PrinterCallback, PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from benchmarks.alignment.judge import Quality
+from benchmarks.alignment.options import BATCH_SIZE
 from precompute.build import build
 from precompute.options import BuildOptions
 from precompute.rollout import rollout
@@ -27,7 +28,7 @@ from student.load import load_model, load_tokenizer
 
 Point = dict[str, float]
 COMMON: dict[str, Any] = {
-    "per_device_train_batch_size": 32,
+    "per_device_train_batch_size": BATCH_SIZE,
     "lr_scheduler_type": "cosine_with_min_lr",
     "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
     "warmup_steps": 0.1,
@@ -86,14 +87,14 @@ class Watch(TrainerCallback):
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """What commands say on stdout is not shown; on an error it is lost, the error is not."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    """What commands say is not shown; on an error it is lost, the error is not."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 def train_dpo(
     role: Role, reference: Path, data: Path, out: Path, watch: Watch, *, beta: float, learning_rate: float,
-    epochs: float, seed: int,
+    seed: int,
 ) -> None:  # fmt: skip
     """`python -m precompute.teachers` for one role, watched: OUT/ROLE."""
     from precompute.dpo import train_role
@@ -101,12 +102,12 @@ def train_dpo(
 
     options = TeacherOptions(reference=str(reference), data=str(data), out=str(out))
     args = DPOArguments(
-        beta=beta, learning_rate=learning_rate, num_train_epochs=epochs, seed=seed, gradient_checkpointing=False,
-        **COMMON,
+        beta=beta, learning_rate=learning_rate, num_train_epochs=1, seed=seed, gradient_checkpointing=False, **COMMON
+
     )  # fmt: skip
     inputs = read_inputs(options, args)
     out.mkdir(parents=True, exist_ok=True)
-    train_role(role, inputs.pairs, inputs.reference, inputs.records[role], options, args, callbacks=[watch, _Mute()])
+    train_role(role, inputs.pairs, inputs.reference, inputs.records[role], options, args, callbacks=[watch])
 
 
 def build_cache(models: dict[Role, Path], data: Path, out: Path, *, responses: str = "chosen") -> Path:
@@ -129,12 +130,14 @@ def build_cache(models: dict[Role, Path], data: Path, out: Path, *, responses: s
 
 def train_student(
     shards: Path, start: Path, out: Path, watch: Watch, *, teacher: dict[str, Any], learning_rate: float,
-    epochs: float, seed: int,
-) -> DistillTrainer:  # fmt: skip
-    """`python -m student.train` from Python, watched; the model is saved to `out`."""
+    seed: int,
+) -> DistillArguments:  # fmt: skip
+    """`python -m student.train` from Python, watched; the model is saved to `out`.
+
+    Returns the flags, a learned strength with its numbers."""
     args = DistillArguments(
-        output_dir=str(out), shards=[str(shards)], learning_rate=learning_rate, num_train_epochs=epochs, seed=seed,
-        global_batch_size=32, **COMMON, **teacher,
+        output_dir=str(out), shards=[str(shards)], learning_rate=learning_rate, num_train_epochs=1, seed=seed,
+        global_batch_size=BATCH_SIZE, **COMMON, **teacher,
     )  # fmt: skip
     tokenizer = load_tokenizer(str(start), trust_remote_code=False)
     trainer = DistillTrainer(
@@ -149,7 +152,7 @@ def train_student(
     trainer.distill_forward.restore()
     trainer.model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    return trainer
+    return args
 
 
 def sample(model: Path, data: Path, out: Path, *, max_new_tokens: int, seed: int) -> Path:
@@ -157,9 +160,14 @@ def sample(model: Path, data: Path, out: Path, *, max_new_tokens: int, seed: int
     out.unlink(missing_ok=True)
     return rollout(
         RolloutOptions(
-            model=str(model), data=str(data), out=str(out), max_new_tokens=max_new_tokens, seed=seed, batch_size=256,
+            model=str(model),
+            data=str(data),
+            out=str(out),
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            batch_size=256,
             device="cpu",
-        )  # fmt: skip
+        )
     )
 
 
@@ -173,7 +181,7 @@ def train_policy_gradient(
     def rewards(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
         return [reward(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
-    common = COMMON | {"per_device_train_batch_size": 64}
+    common = COMMON | {"per_device_train_batch_size": 2 * BATCH_SIZE}
     args = RLOOConfig(
         output_dir=str(out), beta=kl_coef, learning_rate=learning_rate, max_steps=steps, seed=seed,
         num_generations=generations, max_completion_length=max_new_tokens, gradient_checkpointing=False, bf16=False,
@@ -189,10 +197,3 @@ def train_policy_gradient(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-
-
-class _Mute(TrainerCallback):
-    """Takes the printer of a trainer that was made elsewhere away."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        state.log_history.clear()

@@ -1,0 +1,212 @@
+"""One seed: every method at every value of its knob, judged along its training; and the choice of learning rates."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from benchmarks.alignment.frontier import reward_at
+from benchmarks.alignment.methods import (
+    BETA,
+    DPO_BETAS,
+    IN_ROUNDS,
+    LEARNING_RATE_OF,
+    ON_ROLLOUTS,
+    POLICY_GRADIENT_KL_COEFS,
+    STUDENTS,
+)
+from benchmarks.alignment.options import AlignmentOptions
+from benchmarks.alignment.task import prompts, true_reward
+from benchmarks.alignment.train import (
+    Watch,
+    build_cache,
+    sample,
+    silent,
+    train_dpo,
+    train_policy_gradient,
+    train_student,
+)
+from benchmarks.alignment.world import World, make_world
+from shards import ShardCache, TeacherSpec
+from shards.preferences import accuracy, find_pairs, preference_margins
+
+KLS = (0.25, 0.5, 1.0, 2.0)
+"""Where frontiers are compared, nats."""
+MAX_NEW_TOKENS = 40
+GENERATIONS = 8
+Run = dict[str, Any]
+
+
+def choose_rates(options: AlignmentOptions, seed: int) -> dict[str, Any]:
+    """Every method's learning rate, by the same rule, on a seed that is no other's: the one at which the frontier of a
+    single run, at the middle of its knob, is highest on average over KLS."""
+    world = make_world(Path(options.out) / f"seed-{seed}", seed, options)
+    bench = Bench(world, options, {})
+    scores: dict[str, dict[str, float]] = {}
+
+    def choose(name: str, runs: Iterator[tuple[float, Run]]) -> None:
+        scores[name] = {f"{rate:g}": bench.score(run) for rate, run in runs}
+        bench.rates[name] = float(max(scores[name], key=lambda rate: scores[name][rate]))
+
+    rates = options.learning_rates
+    choose("dpo", ((rate, bench.dpo(BETA, rate)) for rate in rates))
+    bench.make_teachers()
+    cache = bench.cache("pairs", world.pairs, responses="both")
+    for name, student in STUDENTS.items():
+        if name not in LEARNING_RATE_OF:
+            choose(name, ((rate, bench.student(name, student.middle, cache, rate)) for rate in rates))
+    middle = POLICY_GRADIENT_KL_COEFS[0]
+    choose("policy gradient", ((rate, bench.policy_gradient(middle, rate)) for rate in rates))
+    return {"seed": seed, "scores": scores, "rates": bench.rates}
+
+
+def run_seed(seed: int, options: AlignmentOptions, rates: Mapping[str, float]) -> dict[str, Any]:
+    """All runs of a seed, what its teachers make of held-out pairs, and what it took."""
+    started = time.perf_counter(), time.process_time()
+    bench = Bench(make_world(Path(options.out) / f"seed-{seed}", seed, options), options, dict(rates))
+    runs = list(tqdm(bench.all_runs(), desc=f"seed {seed}", unit="run"))
+    return {
+        "reference": bench.start,
+        "runs": runs,
+        "teacher_seconds": bench.seconds,
+        "accuracy": bench.accuracies(),
+        "ceiling": bench.world.ceiling,
+        "wall_seconds": time.perf_counter() - started[0],
+        "cpu_seconds": time.process_time() - started[1],
+    }
+
+
+class Bench:
+    """The methods on one world, each as a function to a run: its name, its knob's value, its points.
+
+    seconds   CPU time of what students need first: dpo, reverse, cache
+    """
+
+    def __init__(self, world: World, options: AlignmentOptions, rates: dict[str, float]) -> None:
+        self.world, self.options, self.rates = world, options, rates
+        self.seconds: dict[str, float] = {}
+        self.learned: dict[str, TeacherSpec] = {}
+        self.start = {"step": 0, "seconds": 0.0, **dataclasses.asdict(world.judge(world.judge.reference))}
+        self.start |= {"kl_nats": 0.0, "choice_kl": 0.0}
+        self._teachers = world.folder / "teachers"
+
+    def all_runs(self) -> Iterator[Run]:
+        for beta in DPO_BETAS:
+            yield self.dpo(beta, self.rates["dpo"])
+        self.make_teachers()
+        cache = self.cache("pairs", self.world.pairs, responses="both")
+        for name, student in STUDENTS.items():
+            for value in student.values:
+                yield self.student(name, value, cache, self.rates[LEARNING_RATE_OF.get(name, name)])
+        rollouts = self.sampled("rollouts", self.world.reference, self.world.pairs, self.world.seed)
+        cache = self.cache("rollouts", rollouts)
+        for name in ON_ROLLOUTS:
+            for value in STUDENTS[name].values:
+                yield self.student(name, value, cache, self.rates[name]) | {"method": f"{name}, rollouts"}
+        for name in IN_ROUNDS:
+            for value in STUDENTS[name].values:
+                yield self.rounds(name, value, self.rates[name])
+        for kl_coef in POLICY_GRADIENT_KL_COEFS:
+            yield self.policy_gradient(kl_coef, self.rates["policy gradient"])
+
+    def dpo(self, beta: float, rate: float) -> Run:
+        watch, out = self._watch(), self.world.folder / f"dpo-{beta:g}-{rate:g}"
+        self._train_dpo("dpo", out, watch, beta, rate)
+        return self._run("dpo", "beta", beta, rate, watch)
+
+    def make_teachers(self) -> None:
+        """dpo and reverse at BETA and DPO's learning rate."""
+        for role in ("dpo", "reverse"):
+            watch = Watch(judge=self.world.judge, steps=())
+            self._train_dpo(role, self._teachers, watch, BETA, self.rates["dpo"])
+            self.seconds[role] = watch.seconds
+
+    def cache(self, name: str, data: Path, *, responses: str = "chosen") -> Path:
+        began = time.process_time()
+        with silent():
+            out = build_cache(
+                self.world.models(self._teachers), data, self.world.folder / f"cache-{name}", responses=responses
+            )
+        self.seconds[f"cache of {name}"] = time.process_time() - began
+        return out
+
+    def sampled(self, name: str, model: Path, data: Path, seed: int) -> Path:
+        with silent():
+            return sample(model, data, self.world.folder / f"{name}.jsonl", max_new_tokens=MAX_NEW_TOKENS, seed=seed)
+
+    def student(self, name: str, value: float, cache: Path, rate: float) -> Run:
+        watch = self._watch()
+        self._distil(name, value, cache, self.world.reference, watch, rate)
+        return self._run(name, STUDENTS[name].knob, value, rate, watch)
+
+    def rounds(self, name: str, value: float, rate: float) -> Run:
+        """Sample from the student, score, train, again; the seconds are those of all three."""
+        watch, start = self._watch(), self.world.reference
+        for number, data in enumerate(self.world.thirds, start=1):
+            with watch.counting():
+                cache = self.cache("round", self.sampled("round", start, data, 1000 * number + self.world.seed))
+            start = self._distil(name, value, cache, start, watch, rate, number)
+        return self._run(f"{name}, {len(self.world.thirds)} rounds", STUDENTS[name].knob, value, rate, watch)
+
+    def policy_gradient(self, kl_coef: float, rate: float) -> Run:
+        watch, dish_of = self._watch(last=2 * self.options.steps), dict(prompts(held_out=False))
+        with silent():
+            train_policy_gradient(
+                self.world.reference, list(dish_of), lambda prompt, text: true_reward(dish_of[prompt], text), watch,
+                self.world.folder / "policy-gradient", kl_coef=kl_coef, learning_rate=rate,
+                steps=2 * self.options.steps, generations=GENERATIONS, max_new_tokens=MAX_NEW_TOKENS,
+                seed=self.world.seed,
+            )  # fmt: skip
+        return self._run("policy gradient", "kl_coef", kl_coef, rate, watch)
+
+    def accuracies(self) -> dict[str, float]:
+        """Share of held-out pairs that each teacher tells right; a student is named with its knob's value."""
+        cache = ShardCache(self.cache("held-out", self.world.held_out, responses="both"))
+        specs = {}
+        for name, student in STUDENTS.items():
+            for value in student.values:
+                label = name if student.knob is None else f"{name}, {student.knob} {value:g}"
+                specs[label] = self.learned.get(name) or _spec(student.flags_at(value))
+        margins = preference_margins(cache, find_pairs(cache), specs)
+        return {name: accuracy(margins_P) for name, margins_P in margins.items()}
+
+    def score(self, run: Run) -> float:
+        """The mean height of a run's frontier, by the half of the samples that chooses."""
+        return fmean(reward_at([self.start, *run["points"]], kl, reward="choice_reward") for kl in KLS)
+
+    def _watch(self, last: int | None = None) -> Watch:
+        steps = self.options.judged_steps
+        return Watch(judge=self.world.judge, steps=steps if last is None else (*steps[1:], last))
+
+    def _run(self, method: str, knob: str | None, value: float, rate: float, watch: Watch) -> Run:
+        return {"method": method, "knob": knob, "value": value, "learning_rate": rate, "points": watch.points}
+
+    def _train_dpo(self, role: Any, out: Path, watch: Watch, beta: float, rate: float) -> None:
+        with silent():
+            train_dpo(
+                role, self.world.reference, self.world.pairs, out, watch, beta=beta, learning_rate=rate,
+                seed=self.world.seed,
+            )  # fmt: skip
+
+    def _distil(
+        self, name: str, value: float, cache: Path, start: Path, watch: Watch, rate: float, number: int = 0
+    ) -> Path:
+        """Where the student lies then; `number`: of the round."""
+        out = self.world.folder / f"student-{number}"
+        with silent():
+            args = train_student(
+                cache, start, out, watch, teacher=STUDENTS[name].flags_at(value), learning_rate=rate,
+                seed=self.world.seed,
+            )  # fmt: skip
+        if args.spec.strength == "learned":
+            self.learned[name] = args.spec
+        return out
+
+
+def _spec(flags: Mapping[str, Any]) -> TeacherSpec:
+    given = dict(flags)
+    return TeacherSpec.preset(given.pop("teacher"), beta=BETA, **given)
