@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ import torch
 import transformers
 from transformers import HfArgumentParser
 
-from benchmarks.alignment.experiment import choose_rates, run_seed
+from benchmarks.alignment.experiment import run_mild, run_seed, tune, tune_mild
 from benchmarks.alignment.options import TUNING_SEED, AlignmentOptions
 from benchmarks.plots import require_matplotlib
 from shards.command import OneLineErrors, run_command
@@ -32,16 +32,24 @@ def run(options: AlignmentOptions, command: str) -> dict[str, Any]:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     file = out / "results.json"
-    results = _earlier(file, options) or {"settings": options.identity(), "seeds": {}}
-    results["command"] = command
-    if "tuning" not in results:
-        results["tuning"] = choose_rates(options, TUNING_SEED)
-        _write(file, results)
-    for seed in options.seeds:
-        if str(seed) not in results["seeds"]:
-            results["seeds"][str(seed)] = run_seed(seed, options, results["tuning"]["rates"])
+    results = _earlier(file, options) or {"settings": options.identity()}
+    results |= {"command": command, "seeds": results.get("seeds", {}), "mild": results.get("mild", {})}
+
+    def keep(part: dict[str, Any], name: str, work: Callable[[], Any], seed: int) -> None:
+        """Do what is not done yet, and write it down; the models and caches of the seed are removed."""
+        if name not in part:
+            part[name] = work()
             _write(file, results)
-            shutil.rmtree(out / f"seed-{seed}")
+            shutil.rmtree(out / f"seed-{seed}", ignore_errors=True)
+
+    keep(results, "tuning", lambda: tune(options, TUNING_SEED), TUNING_SEED)
+    rates = results["tuning"]["rates"]
+    for seed in options.seeds:
+        keep(results["seeds"], str(seed), lambda: run_seed(seed, options, rates), seed)  # noqa: B023 - called at once
+    keep(results, "mild_tuning", lambda: tune_mild(options, TUNING_SEED, rates), TUNING_SEED)
+    mild_rates = results["mild_tuning"]["rates"]
+    for seed in options.seeds:
+        keep(results["mild"], str(seed), lambda: run_mild(seed, options, rates, mild_rates), seed)  # noqa: B023
     return results
 
 

@@ -2,22 +2,29 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
+from benchmarks.alignment.credit import credit
 from benchmarks.alignment.frontier import reward_at
 from benchmarks.alignment.methods import (
     BETA,
     DPO_BETAS,
     IN_ROUNDS,
+    ITSELF,
     LEARNING_RATE_OF,
+    MILD,
     ON_ROLLOUTS,
     POLICY_GRADIENT_KL_COEFS,
     STUDENTS,
+    TEACHER_GAINS,
+    TEACHER_KL_COEFS,
+    WITH_MILD_TEACHERS,
 )
 from benchmarks.alignment.options import AlignmentOptions
 from benchmarks.alignment.task import prompts, true_reward
@@ -31,8 +38,10 @@ from benchmarks.alignment.train import (
     train_student,
 )
 from benchmarks.alignment.world import World, make_world
+from examples.demo.models import load_model
 from shards import ShardCache, TeacherSpec
 from shards.preferences import accuracy, find_pairs, preference_margins
+from shards.schema import Role
 
 KLS = (0.25, 0.5, 1.0, 2.0)
 """Where frontiers are compared, nats."""
@@ -41,27 +50,47 @@ GENERATIONS = 8
 Run = dict[str, Any]
 
 
-def choose_rates(options: AlignmentOptions, seed: int) -> dict[str, Any]:
-    """Every method's learning rate, by the same rule, on a seed that is no other's: the one at which the frontier of a
-    single run, at the middle of its knob, is highest on average over KLS."""
+def tune(options: AlignmentOptions, seed: int) -> dict[str, Any]:
+    """Every method's learning rate, on a seed that is no other's."""
     world = make_world(Path(options.out) / f"seed-{seed}", seed, options)
-    bench = Bench(world, options, {})
+    return {"seed": seed, **choose_rates(Bench(world, options, {}), STUDENTS)}
+
+
+def tune_mild(options: AlignmentOptions, seed: int, rates: Mapping[str, float]) -> dict[str, Any]:
+    """The same with mild teachers; and where both kinds of teachers put their distance."""
+    world = make_world(Path(options.out) / f"seed-{seed}", seed, options)
+    strong = Bench(world, options, dict(rates))
+    strong.make_teachers()
+    mild = Bench(world, options, {"dpo": min(options.learning_rates)}, folder=MILD)
+    chosen = choose_rates(mild, WITH_MILD_TEACHERS)
+    return {**chosen, "credit": {"chosen": credit(world, strong.models()), MILD: credit(world, mild.models())}}
+
+
+def choose_rates(bench: "Bench", students: Iterable[str]) -> dict[str, Any]:
+    """The learning rate at which the frontier of a single run, at the middle of the method's knob, is highest over KLS.
+
+    One rule for all methods, by the mean over KLS and the half of the samples that chooses. What the bench has a rate
+    for keeps it.
+    """
+    world, options = bench.world, bench.options
     scores: dict[str, dict[str, float]] = {}
 
     def choose(name: str, runs: Iterator[tuple[float, Run]]) -> None:
         scores[name] = {f"{rate:g}": bench.score(run) for rate, run in runs}
         bench.rates[name] = float(max(scores[name], key=lambda rate: scores[name][rate]))
 
-    rates = options.learning_rates
-    choose("dpo", ((rate, bench.dpo(BETA, rate)) for rate in rates))
+    rates, known = options.learning_rates, set(bench.rates)
+    if "dpo" not in known:
+        choose("dpo", ((rate, bench.dpo(BETA, rate)) for rate in rates))
     bench.make_teachers()
     cache = bench.cache("pairs", world.pairs, responses="both")
-    for name, student in STUDENTS.items():
+    for name in students:
         if name not in LEARNING_RATE_OF:
-            choose(name, ((rate, bench.student(name, student.middle, cache, rate)) for rate in rates))
-    middle = POLICY_GRADIENT_KL_COEFS[0]
-    choose("policy gradient", ((rate, bench.policy_gradient(middle, rate)) for rate in rates))
-    return {"seed": seed, "scores": scores, "rates": bench.rates}
+            choose(name, ((rate, bench.student(name, STUDENTS[name].middle, cache, rate)) for rate in rates))
+    if "dpo" not in known:
+        first = POLICY_GRADIENT_KL_COEFS[0]
+        choose("policy gradient", ((rate, bench.policy_gradient(first, rate)) for rate in rates))
+    return {"scores": scores, "rates": bench.rates}
 
 
 def run_seed(seed: int, options: AlignmentOptions, rates: Mapping[str, float]) -> dict[str, Any]:
@@ -80,19 +109,42 @@ def run_seed(seed: int, options: AlignmentOptions, rates: Mapping[str, float]) -
     }
 
 
+def run_mild(
+    seed: int, options: AlignmentOptions, rates: Mapping[str, float], mild_rates: Mapping[str, float]
+) -> dict[str, Any]:
+    """The same seed once more, with teachers that went less far: DPO at the lowest learning rate, and some students;
+    and what the teachers are worth themselves, of both kinds."""
+    started = time.perf_counter(), time.process_time()
+    world = make_world(Path(options.out) / f"seed-{seed}", seed, options)
+    strong = Bench(world, options, dict(rates))
+    strong.make_teachers()
+    runs = list(strong.teachers_themselves())
+    mild = Bench(world, options, dict(mild_rates), folder=MILD)
+    found = tqdm(mild.mild_runs(), desc=f"seed {seed}, {MILD}", unit="run")
+    runs += [run | {"method": f"{run['method']}, {MILD}"} for run in found]
+    return {
+        "runs": runs,
+        "wall_seconds": time.perf_counter() - started[0],
+        "cpu_seconds": time.process_time() - started[1],
+    }
+
+
 class Bench:
     """The methods on one world, each as a function to a run: its name, its knob's value, its points.
 
+    folder    of the world's folder, where the teachers are
     seconds   CPU time of what students need first: dpo, reverse, cache
     """
 
-    def __init__(self, world: World, options: AlignmentOptions, rates: dict[str, float]) -> None:
+    def __init__(
+        self, world: World, options: AlignmentOptions, rates: dict[str, float], *, folder: str = "teachers"
+    ) -> None:
         self.world, self.options, self.rates = world, options, rates
         self.seconds: dict[str, float] = {}
         self.learned: dict[str, TeacherSpec] = {}
         self.start = {"step": 0, "seconds": 0.0, **dataclasses.asdict(world.judge(world.judge.reference))}
         self.start |= {"kl_nats": 0.0, "choice_kl": 0.0}
-        self._teachers = world.folder / "teachers"
+        self._teachers = world.folder / folder
 
     def all_runs(self) -> Iterator[Run]:
         for beta in DPO_BETAS:
@@ -112,6 +164,30 @@ class Bench:
                 yield self.rounds(name, value, self.rates[name])
         for kl_coef in POLICY_GRADIENT_KL_COEFS:
             yield self.policy_gradient(kl_coef, self.rates["policy gradient"])
+
+    def mild_runs(self) -> Iterator[Run]:
+        for beta in DPO_BETAS:
+            yield self.dpo(beta, self.rates["dpo"])
+        self.make_teachers()
+        cache = self.cache("pairs", self.world.pairs, responses="both")
+        for name in WITH_MILD_TEACHERS:
+            for value in STUDENTS[name].values:
+                yield self.student(name, value, cache, self.rates[name])
+        yield from self.teachers_themselves()
+
+    def models(self) -> dict[Role, PreTrainedModel]:
+        return {role: load_model(folder) for role, folder in self.world.models(self._teachers).items()}
+
+    def teachers_themselves(self) -> Iterator[Run]:
+        """Without a student: sampled from p* itself."""
+        models = self.models()
+        for name in WITH_MILD_TEACHERS:
+            knob = str(STUDENTS[name].knob)
+            for value in TEACHER_GAINS if knob == "gain" else TEACHER_KL_COEFS:
+                quality = self.world.judge.of_teacher(models, _spec({"teacher": name, knob: value}))
+                point = {"step": 0, "seconds": 0.0, **dataclasses.asdict(quality)}
+                yield {"method": f"{name}, {ITSELF}", "knob": knob, "value": value, "learning_rate": 0.0,
+                       "points": [point]}  # fmt: skip
 
     def dpo(self, beta: float, rate: float) -> Run:
         watch, out = self._watch(), self.world.folder / f"dpo-{beta:g}-{rate:g}"

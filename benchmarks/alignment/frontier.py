@@ -3,8 +3,8 @@
 A method's frontier at a KL of k: the largest true reward of a mixture of two of its models (the reference among them)
 whose KL to the reference is k at most. A mixture answers with the one or the other model at random; its reward is the
 mean of theirs, and its KL no more than the mean of theirs, since KL is convex. So every point between two points can be
-had, whatever way a training took. Which models, and with which weights, is decided by one half of the sampled responses;
-the other half gives the figure, so that more or noisier points are no advantage.
+had, whatever way a training took. Which models, and with which weights, is decided by one half of the sampled
+responses; the other half gives the figure, so that more or noisier points are no advantage.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,11 +4,15 @@ Dimensions: B responses, P prompt tokens, T prompt and response tokens, R respon
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from shards import TeacherSpec
+from shards.schema import Role
+from shards.teacher import strength, teacher_logits
 
 MAX_NEW_TOKENS = 40
 Reward = Callable[[int, str], float]
@@ -60,12 +64,21 @@ class Judge:
     def __call__(self, model: PreTrainedModel) -> Quality:
         """Of the model as it is now; neither it nor the random state of its training is touched."""
         self._copy.load_state_dict(model.state_dict())
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            ids_BT, mask_BR = self._sample()
+        ids_BT, mask_BR = self.sample()
+        return self.quality(ids_BT, mask_BR, self._logprobs(self._copy, ids_BT))
+
+    def of_teacher(self, models: Mapping[Role, PreTrainedModel], spec: TeacherSpec) -> Quality:
+        """Of the teacher itself: its responses are sampled from p*, composed of live models token by token."""
+        ids_BT, mask_BR = self.sample_teacher(models, spec)
+        logprobs = {role: self._logprobs(model, ids_BT) for role, model in models.items()}
+        return self.quality(ids_BT, mask_BR, compose_dense(logprobs, spec))
+
+    def quality(self, ids_BT: torch.Tensor, mask_BR: torch.Tensor, p_BRV: torch.Tensor) -> Quality:
+        """Of sampled responses, and the log-probs that they were sampled with."""
         texts = self.tokenizer.batch_decode(ids_BT[:, self.ids_BP.shape[1] :], skip_special_tokens=True)
-        reward_B = torch.tensor([self.reward(i % self.num_prompts, text) for i, text in enumerate(texts)])
-        kl_B = self._kl(ids_BT, mask_BR)
+        reward_B = torch.tensor([float(self.reward(i % self.num_prompts, text)) for i, text in enumerate(texts)])
+        q_BRV = self._logprobs(self.reference, ids_BT)
+        kl_B = ((p_BRV.exp() * (p_BRV - q_BRV)).sum(-1) * mask_BR).sum(-1)
         half = len(texts) // 2
         return Quality(
             reward=reward_B[:half].mean().item(),
@@ -76,24 +89,56 @@ class Judge:
             choice_kl=kl_B[half:].mean().item(),
         )
 
-    def _sample(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompts with their responses at temperature 1 (B, T), and which response tokens there are (B, R)."""
-        ids_BT = self._copy.generate(
-            input_ids=self.ids_BP,
-            attention_mask=torch.ones_like(self.ids_BP),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=MAX_NEW_TOKENS,
-            use_cache=True,
-        )
-        ends_BR = ids_BT[:, self.ids_BP.shape[1] :] == self.tokenizer.eos_token_id
-        return ids_BT, ends_BR.cumsum(-1) - ends_BR.long() == 0
+    @torch.no_grad()
+    def sample(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompts with responses of the model last judged (B, T), and which response tokens there are (B, R)."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            ids_BT = self._copy.generate(
+                input_ids=self.ids_BP,
+                attention_mask=torch.ones_like(self.ids_BP),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=MAX_NEW_TOKENS,
+                use_cache=True,
+            )
+        return ids_BT, self._mask(ids_BT)
 
-    def _kl(self, ids_BT: torch.Tensor, mask_BR: torch.Tensor) -> torch.Tensor:
-        """Sum over each response of the exact KL at its tokens, (B,), nats."""
-        first = self.ids_BP.shape[1] - 1
+    @torch.no_grad()
+    def sample_teacher(
+        self, models: Mapping[Role, PreTrainedModel], spec: TeacherSpec
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same from a teacher."""
+        ids_BT, new_BT, caches = self.ids_BP, self.ids_BP, dict.fromkeys(models)
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(MAX_NEW_TOKENS):
+            logprobs = {}
+            for role, model in models.items():
+                output = model(new_BT, past_key_values=caches[role], use_cache=True)
+                caches[role] = output.past_key_values
+                logprobs[role] = output.logits[:, -1].float().log_softmax(-1)
+            new_BT = torch.multinomial(compose_dense(logprobs, spec).exp(), 1, generator=generator)
+            ids_BT = torch.cat([ids_BT, new_BT], dim=1)
+            if (ids_BT[:, self.ids_BP.shape[1] :] == self.tokenizer.eos_token_id).any(-1).all():
+                break
+        return ids_BT, self._mask(ids_BT)
+
+    def _mask(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Response tokens up to and with the first end, (B, R) bool."""
+        ends_BR = ids_BT[:, self.ids_BP.shape[1] :] == self.tokenizer.eos_token_id
+        return ends_BR.cumsum(-1) - ends_BR.long() == 0
+
+    @torch.no_grad()
+    def _logprobs(self, model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor:
+        """At the response tokens, (B, R, V)."""
         # causal attention: what stands behind a response's end does not reach it
-        p_BRV, q_BRV = (m(ids_BT).logits[:, first:-1].float().log_softmax(-1) for m in (self._copy, self.reference))
-        return ((p_BRV.exp() * (p_BRV - q_BRV)).sum(-1) * mask_BR).sum(-1)
+        return model(ids_BT).logits[:, self.ids_BP.shape[1] - 1 : -1].float().log_softmax(-1)
+
+
+def compose_dense(logprobs: Mapping[Role, torch.Tensor], spec: TeacherSpec) -> torch.Tensor:
+    """log p* over the whole vocabulary, the shape of each model's log-probs."""
+    distance = (logprobs["dpo"].exp() - logprobs[spec.negative].exp()).abs().sum(-1)
+    moved = logprobs["dpo"] - logprobs[spec.negative]
+    return teacher_logits(logprobs[spec.anchor], moved, strength(spec, distance)[..., None]).log_softmax(-1)

@@ -46,5 +46,11 @@ ON_ROLLOUTS = ("linear", "aligndistil")
 """Students that are also trained on the reference's own responses."""
 IN_ROUNDS = ("aligndistil",)
 """Students that are also trained in rounds, each on responses of the student that the last one left."""
+WITH_MILD_TEACHERS = ("linear", "contrastive", "adaptive", "aligndistil")
+"""Students that also learn from teachers made of DPO models that were trained at the lowest learning rate."""
+MILD = "mild teachers"
+TEACHER_KL_COEFS = (0.8, 0.4, 0.2, 0.1, 0.05)
+TEACHER_GAINS = (0.25, 0.5, 1.0, 2.0, 5.0)
+ITSELF = "the teacher itself"
 LEARNING_RATE_OF = {"learned, dpo/reverse": "aligndistil", "learned, reference/reference": "adaptive"}
 """Students that are trained at the learning rate of another."""
