@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -67,29 +68,28 @@ def tune_mild(options: AlignmentOptions, seed: int, rates: Mapping[str, float]) 
 
 
 def choose_rates(bench: "Bench", students: Iterable[str]) -> dict[str, Any]:
-    """The learning rate at which the frontier of a single run, at the middle of the method's knob, is highest over KLS.
+    """The learning rate at which a method's frontier, over all values of its knob, is highest on average over KLS.
 
-    One rule for all methods, by the mean over KLS and the half of the samples that chooses. What the bench has a rate
-    for keeps it.
+    One rule for all methods, by the half of the samples that chooses. What the bench has a rate for keeps it.
     """
-    world, options = bench.world, bench.options
     scores: dict[str, dict[str, float]] = {}
 
-    def choose(name: str, runs: Iterator[tuple[float, Run]]) -> None:
-        scores[name] = {f"{rate:g}": bench.score(run) for rate, run in runs}
+    def choose(name: str, values: Sequence[float], run: Callable[[float, float], Run]) -> None:
+        scores[name] = {
+            f"{rate:g}": bench.score([run(value, rate) for value in values]) for rate in bench.options.learning_rates
+        }
         bench.rates[name] = float(max(scores[name], key=lambda rate: scores[name][rate]))
 
-    rates, known = options.learning_rates, set(bench.rates)
-    if "dpo" not in known:
-        choose("dpo", ((rate, bench.dpo(BETA, rate)) for rate in rates))
+    whole = "dpo" not in bench.rates
+    if whole:
+        choose("dpo", DPO_BETAS, bench.dpo)
     bench.make_teachers()
-    cache = bench.cache("pairs", world.pairs, responses="both")
+    cache = bench.cache("pairs", bench.world.pairs, responses="both")
     for name in students:
         if name not in LEARNING_RATE_OF:
-            choose(name, ((rate, bench.student(name, STUDENTS[name].middle, cache, rate)) for rate in rates))
-    if "dpo" not in known:
-        first = POLICY_GRADIENT_KL_COEFS[0]
-        choose("policy gradient", ((rate, bench.policy_gradient(first, rate)) for rate in rates))
+            choose(name, STUDENTS[name].values, partial(bench.student, name, cache))
+    if whole:
+        choose("policy gradient", POLICY_GRADIENT_KL_COEFS, bench.policy_gradient)
     return {"scores": scores, "rates": bench.rates}
 
 
@@ -153,12 +153,12 @@ class Bench:
         cache = self.cache("pairs", self.world.pairs, responses="both")
         for name, student in STUDENTS.items():
             for value in student.values:
-                yield self.student(name, value, cache, self.rates[LEARNING_RATE_OF.get(name, name)])
+                yield self.student(name, cache, value, self.rates[LEARNING_RATE_OF.get(name, name)])
         rollouts = self.sampled("rollouts", self.world.reference, self.world.pairs, self.world.seed)
         cache = self.cache("rollouts", rollouts)
         for name in ON_ROLLOUTS:
             for value in STUDENTS[name].values:
-                yield self.student(name, value, cache, self.rates[name]) | {"method": f"{name}, rollouts"}
+                yield self.student(name, cache, value, self.rates[name]) | {"method": f"{name}, rollouts"}
         for name in IN_ROUNDS:
             for value in STUDENTS[name].values:
                 yield self.rounds(name, value, self.rates[name])
@@ -172,7 +172,7 @@ class Bench:
         cache = self.cache("pairs", self.world.pairs, responses="both")
         for name in WITH_MILD_TEACHERS:
             for value in STUDENTS[name].values:
-                yield self.student(name, value, cache, self.rates[name])
+                yield self.student(name, cache, value, self.rates[name])
         yield from self.teachers_themselves()
 
     def models(self) -> dict[Role, PreTrainedModel]:
@@ -214,7 +214,7 @@ class Bench:
         with silent():
             return sample(model, data, self.world.folder / f"{name}.jsonl", max_new_tokens=MAX_NEW_TOKENS, seed=seed)
 
-    def student(self, name: str, value: float, cache: Path, rate: float) -> Run:
+    def student(self, name: str, cache: Path, value: float, rate: float) -> Run:
         watch = self._watch()
         self._distil(name, value, cache, self.world.reference, watch, rate)
         return self._run(name, STUDENTS[name].knob, value, rate, watch)
@@ -250,9 +250,10 @@ class Bench:
         margins = preference_margins(cache, find_pairs(cache), specs)
         return {name: accuracy(margins_P) for name, margins_P in margins.items()}
 
-    def score(self, run: Run) -> float:
-        """The mean height of a run's frontier, by the half of the samples that chooses."""
-        return fmean(reward_at([self.start, *run["points"]], kl, reward="choice_reward") for kl in KLS)
+    def score(self, runs: Sequence[Run]) -> float:
+        """The mean height of a frontier, by the half of the samples that chooses."""
+        points = [self.start, *(point for run in runs for point in run["points"])]
+        return fmean(reward_at(points, kl, reward="choice_reward") for kl in KLS)
 
     def _watch(self, last: int | None = None) -> Watch:
         steps = self.options.judged_steps

@@ -15,16 +15,12 @@ class Student:
 
     flags        of `python -m student.train`
     knob         the flag that says how far it goes; None: there is none
-    values       of the knob, from near to far; learning rates are chosen at `middle`
+    values       of the knob, from near to far
     """
 
     flags: dict[str, Any]
     knob: str | None = None
     values: tuple[float, ...] = (0.0,)
-
-    @property
-    def middle(self) -> float:
-        return self.values[len(self.values) // 2]
 
     def flags_at(self, value: float) -> dict[str, Any]:
         return self.flags | ({} if self.knob is None else {self.knob: value})
@@ -42,7 +38,7 @@ STUDENTS = {
     "learned, dpo/reverse": Student(flags={"teacher": "aligndistil", "strength": "learned"}),
     "learned, reference/reference": Student(flags={"teacher": "adaptive", "strength": "learned"}),
 }
-ON_ROLLOUTS = ("linear", "aligndistil")
+ON_ROLLOUTS = ("aligndistil",)
 """Students that are also trained on the reference's own responses."""
 IN_ROUNDS = ("aligndistil",)
 """Students that are also trained in rounds, each on responses of the student that the last one left."""

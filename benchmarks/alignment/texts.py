@@ -15,13 +15,14 @@ cannot go far wrong and is better than the average one, and yet worth 0.9 at mos
 sigmoid(difference of true rewards): {pairs:,} pairs, each seen once in {steps} steps of 32.
 
 **The models.** Llamas of two layers, {hidden_size} wide, 64 tokens; a reference trained on {texts:,} texts, of true
-reward {start} and {start_tokens:.0f} tokens. `dpo` and `reverse` are made by `precompute.teachers` (TRL's DPOTrainer) with beta {beta:g},
-caches by `precompute.build`, rollouts by `precompute.rollout`, students by `DistillTrainer`. All start at the reference,
-with the same batch size, AdamW, schedule and number of steps. The policy gradient (TRL's RLOO, eight samples a prompt)
-sees the true reward, and has twice as many steps of 64 responses. Everything is drawn anew for each seed, the reference too.
+reward {start} and {start_tokens:.0f} tokens. `dpo` and `reverse` are made by `precompute.teachers` (TRL's DPOTrainer)
+with beta {beta:g}, caches by `precompute.build`, rollouts by `precompute.rollout`, students by `DistillTrainer`. All
+start at the reference, with the same batch size, AdamW, schedule and number of steps. The policy gradient (TRL's RLOO,
+eight samples a prompt) sees the true reward, and has twice as many steps of 64 responses. Everything is drawn anew for
+each seed, the reference too.
 
-**The judge.** {samples} + {samples} sampled responses at temperature 1 to prompts about held-out dishes, after 1/8, 1/4, 1/2 and
-all of the steps. KL to the reference is exact: at every token of the sampled responses, summed over the vocabulary; nats
+**The judge.** {samples} + {samples} sampled responses at temperature 1 to prompts about held-out dishes, after 1/8,
+1/4, 1/2 and all of the steps. KL to the reference is exact: at every token of the sampled responses, summed over the vocabulary; nats
 a response.
 """
 FRONTIER = """\
