@@ -22,26 +22,26 @@ eight samples a prompt) sees the true reward, and has twice as many steps of 64 
 each seed, the reference too.
 
 **The judge.** {samples} + {samples} sampled responses at temperature 1 to prompts about held-out dishes, after 1/8,
-1/4, 1/2 and all of the steps. KL to the reference is exact: at every token of the sampled responses, summed over the vocabulary; nats
-a response.
+1/4, 1/2 and all of the steps. KL to the reference is exact: at every token of the sampled responses, summed over the
+vocabulary; nats a response.
 """
 FRONTIER = """\
-A method's frontier at a KL: the largest reward of a mixture of two of its judged models (all knobs, all checkpoints, the
-reference) whose KL is no more than that. Mixtures can be had, by answering with one of the two models at random. Which
-models is decided by one half of the samples, the figure is that of the other. Bold: the interval of the difference,
+A method's frontier at a KL: the largest reward of a mixture of two of its judged models (all knobs, all checkpoints,
+the reference) whose KL is no more than that. Mixtures can be had, by answering with one of the two models at random.
+Which models is decided by one half of the samples, the figure is that of the other. Bold: the interval of the difference,
 paired over seeds, is on one side of 0.
 """
 MILD_TEXT = """\
-The same with teachers that went less far: `dpo` and `reverse` trained at the lowest learning rate, {rate:g}; {seeds}. "dpo,
-mild teachers" are those DPO models, of every beta. Differences are to the frontier of "dpo" above.
+The same with teachers that went less far: `dpo` and `reverse` trained at the lowest learning rate, {rate:g};
+{seeds}. "dpo, mild teachers" are those DPO models, of every beta. Differences are to the frontier of "dpo" above.
 """
 THEMSELVES = """\
 Without any student: responses sampled from p\\* itself, composed of live models token by token, at five strengths. What is
 missing here no training of a student can bring back; what a student has more, it has from stopping on the way.
 """
 CREDIT = """\
-At the positions of the reference's own responses to held-out prompts, on the seed by which learning rates were chosen. *Words*:
-the next token is a seasoning or a time, of which one is right; *stops*: a clause has ended, and the response goes on or
+At the positions of the reference's own responses to held-out prompts, on the seed by which learning rates were chosen.
+*Words*: the next token is a seasoning or a time, of which one is right; *stops*: a clause has ended, and the response goes on or
 ends. KL(p ‖ reference) is summed over a response's positions, D_t is of the teacher's own dpo and negative. Where D_t is
 large, an adaptive strength goes furthest.
 """
