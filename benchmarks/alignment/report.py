@@ -175,7 +175,7 @@ def rates_table(results: Results) -> str:
     rates = [f"{rate:g}" for rate in results["settings"]["learning_rates"]]
     lines = [
         f"One rule for all, on seed {tuning['seed']}, which is none of those above: the mean of a method's frontier",
-        "over the same KLs, with all values of its knob, by the half of the samples that chooses. The learned strengths",
+        "over the same KLs, with all values of its knob, by the half of the samples that chooses. Learned strengths",
         "have the rates of aligndistil and adaptive, students on rollouts those of the same on pairs.",
         "",
         f"| | {' | '.join(rates)} | chosen |",
