@@ -111,6 +111,9 @@ def test_a_teacher_of_strength_one_is_judged_as_the_dpo_model_is(judge):
     models = {"dpo": make_llama(1), "reverse": make_llama(2), "reference": judge.reference}
     at_one = TeacherSpec.preset("linear", beta=0.1, kl_coef=0.1)
     ids_BT, mask_BR = judge.sample_teacher(models, at_one)
+    assert (ids_BT[:, judge.ids_BP.shape[1] :][~mask_BR] == judge.tokenizer.pad_token_id).all(), (
+        "nothing behind the end"
+    )
     wanted = judge.quality(ids_BT, mask_BR, judge._logprobs(models["dpo"], ids_BT))
     found = judge.of_teacher(models, at_one)
     assert found.kl_nats == pytest.approx(wanted.kl_nats, rel=1e-4) and found.reward == wanted.reward

@@ -113,6 +113,7 @@ class Judge:
         """The same from a teacher."""
         ids_BT, new_BT, caches = self.ids_BP, self.ids_BP, dict.fromkeys(models)
         generator = torch.Generator().manual_seed(self.seed)
+        ended_B1 = torch.zeros(len(ids_BT), 1, dtype=torch.bool)
         for _ in range(MAX_NEW_TOKENS):
             logprobs = {}
             for role, model in models.items():
@@ -120,8 +121,10 @@ class Judge:
                 caches[role] = output.past_key_values
                 logprobs[role] = output.logits[:, -1].float().log_softmax(-1)
             new_BT = torch.multinomial(compose_dense(logprobs, spec).exp(), 1, generator=generator)
+            new_BT = new_BT.masked_fill(ended_B1, self.tokenizer.pad_token_id)
+            ended_B1 |= new_BT == self.tokenizer.eos_token_id
             ids_BT = torch.cat([ids_BT, new_BT], dim=1)
-            if (ids_BT[:, self.ids_BP.shape[1] :] == self.tokenizer.eos_token_id).any(-1).all():
+            if ended_B1.all():
                 break
         return ids_BT, self._mask(ids_BT)
 
