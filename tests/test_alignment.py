@@ -198,6 +198,7 @@ def test_a_tiny_run_has_every_method_and_goes_on_where_it_stopped(tmp_path, monk
         "WITH_MILD_TEACHERS": students[:2],
         "DPO_BETAS": (0.1,),
         "POLICY_GRADIENT_KL_COEFS": (0.05,),
+        "PLENTY": 1,
         "TEACHER_GAINS": (1.0,),
         "TEACHER_KL_COEFS": (0.1,),
     }.items():
@@ -216,12 +217,19 @@ def test_a_tiny_run_has_every_method_and_goes_on_where_it_stopped(tmp_path, monk
     themselves = {f"{name}, {ITSELF}" for name in students[:2]}
     assert mild == {*themselves, *(f"{name}, {MILD}" for name in ("dpo", *students[:2], *themselves))}
     text = page(results, "pictures")
-    for part in ("`the command`", "linear less dpo", "Learning rates", "| policy gradient |", "pictures/"):
+    for part in (
+        "`the command`",
+        "linear less dpo",
+        "many more pairs",
+        "Learning rates",
+        "| policy gradient |",
+        "pictures/",
+    ):
         assert part in text
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"], "models and caches are removed"
 
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    for name in ("tune", "run_seed", "tune_mild", "run_mild"):
+    for name in ("tune", "run_seed", "tune_mild", "run_mild", "run_plenty"):
         monkeypatch.setattr(command, name, lambda *args: pytest.fail("done twice"))
     assert command.run(options, "the command") == results, "what is done is not done again"
     with pytest.raises(OptionError, match="held_out_pairs"):

@@ -20,7 +20,7 @@ import torch
 import transformers
 from transformers import HfArgumentParser
 
-from benchmarks.alignment.experiment import run_mild, run_seed, tune, tune_mild
+from benchmarks.alignment.experiment import run_mild, run_plenty, run_seed, tune, tune_mild
 from benchmarks.alignment.options import TUNING_SEED, AlignmentOptions
 from benchmarks.plots import require_matplotlib
 from shards.command import OneLineErrors, run_command
@@ -50,6 +50,7 @@ def run(options: AlignmentOptions, command: str) -> dict[str, Any]:
     mild_rates = results["mild_tuning"]["rates"]
     for seed in options.seeds:
         keep(results["mild"], str(seed), lambda: run_mild(seed, options, rates, mild_rates), seed)  # noqa: B023
+    keep(results, "plenty", lambda: run_plenty(TUNING_SEED, options), TUNING_SEED)
     return results
 
 

@@ -21,6 +21,7 @@ from benchmarks.alignment.methods import (
     LEARNING_RATE_OF,
     MILD,
     ON_ROLLOUTS,
+    PLENTY,
     POLICY_GRADIENT_KL_COEFS,
     STUDENTS,
     TEACHER_GAINS,
@@ -127,6 +128,17 @@ def run_mild(
         "wall_seconds": time.perf_counter() - started[0],
         "cpu_seconds": time.process_time() - started[1],
     }
+
+
+def run_plenty(seed: int, options: AlignmentOptions) -> dict[str, Any]:
+    """One seed with PLENTY times the pairs and steps: DPO at the lowest learning rate, and its teachers themselves."""
+    more = dataclasses.replace(options, pairs=PLENTY * options.pairs)
+    world = make_world(Path(options.out) / f"seed-{seed}", seed, more)
+    bench = Bench(world, more, {"dpo": min(options.learning_rates)}, folder="plenty")
+    runs = [bench.dpo(beta, bench.rates["dpo"]) for beta in (BETA, DPO_BETAS[-1])]
+    bench.make_teachers()
+    runs += bench.teachers_themselves()
+    return {"reference": bench.start, "runs": runs, "credit": credit(world, bench.models())}
 
 
 class Bench:

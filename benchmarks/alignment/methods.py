@@ -47,6 +47,7 @@ WITH_MILD_TEACHERS = ("linear", "contrastive", "adaptive", "aligndistil")
 MILD = "mild teachers"
 TEACHER_KL_COEFS = (0.8, 0.4, 0.2, 0.1, 0.05)
 TEACHER_GAINS = (0.25, 0.5, 1.0, 2.0, 5.0)
+PLENTY = 8
 ITSELF = "the teacher itself"
 LEARNING_RATE_OF = {"learned, dpo/reverse": "aligndistil", "learned, reference/reference": "adaptive"}
 """Students that are trained at the learning rate of another."""

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.alignment.experiment import KLS
-from benchmarks.alignment.frontier import Interval, interval
-from benchmarks.alignment.methods import BETA, ITSELF, MILD
+from benchmarks.alignment.frontier import Interval, interval, reward_at
+from benchmarks.alignment.methods import BETA, ITSELF, MILD, PLENTY
 from benchmarks.alignment.options import BATCH_SIZE
 from benchmarks.alignment.summary import (
     ABLATIONS,
@@ -15,12 +15,13 @@ from benchmarks.alignment.summary import (
     difference,
     frontier,
     methods_of,
+    points_of,
     run_figures,
     seeds_of,
     seeds_with,
     target_of,
 )
-from benchmarks.alignment.texts import CREDIT, FRONTIER, INTRODUCTION, MILD_TEXT, RUNS, THEMSELVES
+from benchmarks.alignment.texts import CREDIT, FRONTIER, INTRODUCTION, MILD_TEXT, PLENTY_TEXT, RUNS, THEMSELVES
 
 Results = Mapping[str, Any]
 
@@ -43,6 +44,7 @@ def page(results: Results, pictures: str) -> str:
         "\n### The teachers themselves\n",
         THEMSELVES,
         frontier_table(results, [name for name in methods_of(results) if ITSELF in name]),
+        *plenty_table(results),
         "\n## The ablations\n",
         "Differences of two frontiers, paired over seeds. The paper's order asks for each to be above 0.\n",
         order_table(results),
@@ -121,9 +123,30 @@ def order_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def plenty_table(results: Results) -> Iterator[str]:
+    """The seed with many pairs; nothing where it has not been run."""
+    if "plenty" not in results:
+        return
+    seed = results["plenty"]
+    yield "\n### With many more pairs\n"
+    yield PLENTY_TEXT.format(
+        pairs=PLENTY * results["settings"]["pairs"],
+        rate=min(results["settings"]["learning_rates"]),
+        seed=results["tuning"]["seed"],
+    )
+    yield f"| | {' | '.join(f'KL {kl:g}' for kl in KLS)} |"
+    yield "|---|" + "--:|" * len(KLS)
+    for method in dict.fromkeys(run["method"] for run in seed["runs"]):
+        cells = [f"{reward_at(points_of(seed, method), kl):.2f}" for kl in KLS]
+        yield f"| {method} | {' | '.join(cells)} |"
+
+
 def credit_tables(results: Results) -> Iterator[str]:
     """One for each kind of teachers, on the seed of the learning rates."""
-    for kind, found in results.get("mild_tuning", {}).get("credit", {}).items():
+    kinds = dict(results.get("mild_tuning", {}).get("credit", {}))
+    if "plenty" in results:
+        kinds["with many more pairs"] = results["plenty"]["credit"]
+    for kind, found in kinds.items():
         yield f"Teachers: {kind}.\n"
         yield (
             "| | P(the right word) | P(stop) | KL at words | KL at stops | KL, all | D_t at words | D_t at stops |\n"

@@ -40,6 +40,10 @@ Without any student: responses sampled from p\\* itself, composed of live models
 What is missing here no training of a student can bring back; what a student has more, it has from stopping on the
 way.
 """
+PLENTY_TEXT = """\
+Seed {seed} once more with {pairs:,} pairs, as many more steps, and learning rate {rate:g}: whether it is the noise of few
+preferences that the teachers amplify. One seed, so no intervals.
+"""
 CREDIT = """\
 At the positions of the reference's own responses to held-out prompts, on the seed by which learning rates were
 chosen. *Words*: the next token is a seasoning or a time, of which one is right; *stops*: a clause has ended, and the
