@@ -206,6 +206,8 @@ def test_a_tiny_run_has_every_method_and_goes_on_where_it_stopped(tmp_path, monk
     monkeypatch.setattr(judge_module, "MAX_NEW_TOKENS", 6)
     monkeypatch.setattr(experiment, "MAX_NEW_TOKENS", 6)
     options = AlignmentOptions(**TINY, out=str(tmp_path))
+    (tmp_path / "seed-0" / "teachers" / "dpo").mkdir(parents=True)
+    (tmp_path / "seed-0" / "teachers" / "dpo" / "of a killed run").touch()
     results = command.run(options, "the command")
     methods = {run["method"] for run in results["seeds"]["0"]["runs"]}
     assert methods == {"dpo", "policy gradient", *few, *(f"{name}, rollouts" for name in ON_ROLLOUTS),

@@ -36,8 +36,10 @@ def run(options: AlignmentOptions, command: str) -> dict[str, Any]:
     results |= {"command": command, "seeds": results.get("seeds", {}), "mild": results.get("mild", {})}
 
     def keep(part: dict[str, Any], name: str, work: Callable[[], Any], seed: int) -> None:
-        """Do what is not done yet, and write it down; the models and caches of the seed are removed."""
+        """Do what is not done yet, and write it down; the models and caches of the seed are removed, as are those that
+        a run that was killed has left."""
         if name not in part:
+            shutil.rmtree(out / f"seed-{seed}", ignore_errors=True)
             part[name] = work()
             _write(file, results)
             shutil.rmtree(out / f"seed-{seed}", ignore_errors=True)

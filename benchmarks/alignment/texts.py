@@ -41,8 +41,8 @@ What is missing here no training of a student can bring back; what a student has
 way.
 """
 PLENTY_TEXT = """\
-Seed {seed} once more with {pairs:,} pairs, as many more steps, and learning rate {rate:g}: whether it is the noise of few
-preferences that the teachers amplify. One seed, so no intervals.
+Seed {seed} once more with {pairs:,} pairs, as many more steps, and learning rate {rate:g}: whether it is the noise of
+few preferences that the teachers amplify. One seed, so no intervals.
 """
 CREDIT = """\
 At the positions of the reference's own responses to held-out prompts, on the seed by which learning rates were
