@@ -21,7 +21,7 @@ from benchmarks.alignment.summary import (
     seeds_with,
     target_of,
 )
-from benchmarks.alignment.texts import CREDIT, FRONTIER, INTRODUCTION, MILD_TEXT, PLENTY_TEXT, RUNS, THEMSELVES
+from benchmarks.alignment.texts import CREDIT, FRONTIER, INTRODUCTION, MILD_TEXT, OUTLOOK, PLENTY_TEXT, RUNS, THEMSELVES
 
 Results = Mapping[str, Any]
 
@@ -34,6 +34,8 @@ def page(results: Results, pictures: str) -> str:
         _introduction(results),
         "## What came out\n",
         *goal_lines(results, figures),
+        "",
+        OUTLOOK.rstrip(),
         "\n## True reward at a matched KL\n",
         FRONTIER,
         f"![true reward against KL to the reference]({pictures}/frontier.svg)\n",

@@ -25,6 +25,10 @@ anew for each seed, the reference too.
 1/4, 1/2 and all of the steps. KL to the reference is exact: at every token of the sampled responses, summed over the
 vocabulary; nats a response.
 """
+OUTLOOK = """\
+How to tell before a run how far a teacher can be trusted to go: [recipes.md](recipes.md). What is not here: models of
+some size and real preferences, by the same protocol.
+"""
 FRONTIER = """\
 A method's frontier at a KL: the largest reward of a mixture of two of its judged models (all knobs, all checkpoints,
 the reference) whose KL is no more than that. Mixtures can be had, by answering with one of the two models at random.
