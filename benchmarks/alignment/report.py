@@ -80,17 +80,20 @@ def goal_lines(results: Results, figures: Sequence[RunFigures]) -> Iterator[str]
             f"* **The frontier of {name} against DPO's**: above it, with the interval, at {_at(above)}; below it at "
             f"{_at(below)}; not told apart at {_at(rest)}."
         )
-    dpo = next(row for row in figures if row.method == "dpo" and row.knob == f"beta {BETA:g}")
-    assert dpo.steps is not None, "it reaches its own last reward"
-    reached = [
-        f"{row.method}, {row.knob} ({row.steps:.0f})"
-        for row in figures
-        if "aligndistil" in row.method and row.steps and row.steps <= dpo.steps / 2 and row.reached == row.seeds
-    ]
-    yield (
-        f"* **Steps to DPO's last reward** (DPO itself: {dpo.steps:.0f}): half of them or fewer, on every seed: "
-        f"{'; '.join(reached) or 'no run of aligndistil'}."
-    )
+    for kind in ("", f", {MILD}"):
+        rows = [row for row in figures if row.method.endswith(MILD) == bool(kind)]
+        dpo = next((row for row in rows if row.method == f"dpo{kind}" and row.knob == f"beta {BETA:g}"), None)
+        if dpo is None or dpo.steps is None:
+            continue
+        reached = [
+            f"{row.method}, {row.knob} ({row.steps:.0f})"
+            for row in rows
+            if "aligndistil" in row.method and row.steps and row.steps <= dpo.steps / 2 and row.reached == row.seeds
+        ]
+        yield (
+            f"* **Steps to the last reward of dpo{kind}** (DPO itself: {dpo.steps:.0f}): half of them or fewer, on "
+            f"every seed: {'; '.join(reached) or 'no run of aligndistil'}."
+        )
     gaps = {pair: difference(results, *pair, KLS) for pair in _ablations(results)}
     for word, pairs in (
         ("as in the paper", [pair for pair, gap in gaps.items() if gap.is_above_zero]),

@@ -17,8 +17,9 @@ ABLATIONS = (
     ("adaptive", "linear"),
     ("linear", "dpo"),
 )
-MILD_ABLATIONS = tuple(
-    (f"{mine}, {MILD}", other if other == "dpo" else f"{other}, {MILD}") for mine, other in ABLATIONS
+MILD_ABLATIONS = (
+    *((f"{mine}, {MILD}", f"{other}, {MILD}") for mine, other in ABLATIONS),
+    (f"aligndistil, {MILD}", f"dpo, {MILD}"),
 )
 """The paper's order: what is named first should lie above the other."""
 
@@ -27,7 +28,7 @@ MILD_ABLATIONS = tuple(
 class RunFigures:
     """One method at one value of its knob, over seeds.
 
-    steps, seconds   to the last reward of the DPO model that the teachers are made of, mean over seeds that reach it
+    steps, seconds   to the last reward of the DPO model that its teachers are made of, mean over seeds that reach it
     reached, seeds   number of these seeds, and of all
     best             of the judged models on the way, chosen by the other half of the samples
     """
@@ -81,9 +82,10 @@ def difference(results: Results, method: str, other: str, kls: Sequence[float]) 
     return interval([fmean(gap) for gap in gaps])
 
 
-def target_of(seed: Seed) -> float:
-    """The last reward of the DPO model that the teachers are made of."""
-    return _dpo_of_teachers(seed)["points"][-1]["reward"]
+def target_of(seed: Seed, method: str = "dpo") -> float:
+    """The last reward of the DPO model that a method's teachers are made of."""
+    name = f"dpo, {MILD}" if method.endswith(MILD) else "dpo"
+    return next(run for run in seed["runs"] if run["method"] == name and run["value"] == BETA)["points"][-1]["reward"]
 
 
 def run_figures(results: Results) -> list[RunFigures]:
@@ -100,15 +102,11 @@ def accuracies(results: Results) -> dict[str, Interval]:
     return {name: interval([seed["accuracy"][name] for seed in seeds]) for name in seeds[0]["accuracy"]}
 
 
-def _dpo_of_teachers(seed: Seed) -> Mapping[str, Any]:
-    return next(run for run in seed["runs"] if run["method"] == "dpo" and run["value"] == BETA)
-
-
 def _figures(runs: Sequence[Mapping[str, Any]], seeds: Sequence[Seed]) -> RunFigures:
     first, last = runs[0], [run["points"][-1] for run in runs]
     paths = [[seed["reference"], *run["points"]] for run, seed in zip(runs, seeds, strict=True)]
     best = [max(path, key=lambda point: point["choice_reward"]) for path in paths]
-    targets = [target_of(seed) for seed in seeds]
+    targets = [target_of(seed, first["method"]) for seed in seeds]
     return RunFigures(
         method=first["method"],
         knob="" if first["knob"] is None else f"{first['knob']} {first['value']:g}",

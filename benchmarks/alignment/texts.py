@@ -56,6 +56,6 @@ negative. Where D_t is large, an adaptive strength goes furthest.
 """
 RUNS = """\
 DPO's last reward, which is to be reached: {target}, that of beta {beta:g}, of which all teachers but the mild ones
-are made. Steps and seconds to it: by a straight line between two judgements, the mean over the seeds that reach it.
-Rounds count sampling and scoring.
+are made; for these it is that of the mild DPO model of the same beta. Steps and seconds to it: by a straight line
+between two judgements, the mean over the seeds that reach it. Rounds count sampling and scoring.
 """
