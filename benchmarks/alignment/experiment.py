@@ -135,7 +135,7 @@ def run_plenty(seed: int, options: AlignmentOptions) -> dict[str, Any]:
     more = dataclasses.replace(options, pairs=PLENTY * options.pairs)
     world = make_world(Path(options.out) / f"seed-{seed}", seed, more)
     bench = Bench(world, more, {"dpo": min(options.learning_rates)}, folder="plenty")
-    runs = [bench.dpo(beta, bench.rates["dpo"]) for beta in (BETA, DPO_BETAS[-1])]
+    runs = [bench.dpo(beta, bench.rates["dpo"]) for beta in dict.fromkeys((BETA, DPO_BETAS[-1]))]
     bench.make_teachers()
     runs += bench.teachers_themselves()
     return {"reference": bench.start, "runs": runs, "credit": credit(world, bench.models())}
