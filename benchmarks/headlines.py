@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.alignment.frontier import Interval
+from benchmarks.alignment.summary import difference, methods_of
 from benchmarks.building import report as building
 from benchmarks.online import report as online
 from benchmarks.step import report as step
@@ -56,12 +58,25 @@ def of_online(results: Results) -> list[Headline]:
     ]
 
 
+def of_alignment(results: Results) -> list[Headline]:
+    def text(gap: Interval) -> str:
+        return f"{gap.mean:+.2f}" + ("" if gap.half_width is None else f" ± {gap.half_width:.2f}")
+
+    asked = "above 0 with its interval"
+    return [
+        Headline(f"true reward at 1 nat, {name} less dpo", text(difference(results, name, "dpo", [1])), asked)
+        for name in methods_of(results)
+        if name.startswith("aligndistil") and "itself" not in name
+    ]
+
+
 HEADLINES: dict[str, Callable[[Results], Sequence[Headline]]] = {
     "loading": of_loading,
     "building": of_building,
     "step": of_step,
     "fidelity": of_fidelity,
     "online": of_online,
+    "alignment": of_alignment,
 }
 """Name of the benchmark -> its headlines, in the order in which they are run."""
 
