@@ -8,7 +8,7 @@ WORKERS ?= 2
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test lint benchmarks clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+benchmarks: $(INSTALLED) ## all benchmarks, headlines in one table: an hour or two on two cores
+	$(PIP_INSTALL) -e ".[dev,teachers,benchmarks]"
+	$(BIN)/python -m benchmarks
 
 clean: ## remove the environment, the demo's files and the tools' caches
 	rm -rf $(VENV) runs/demo dist .pytest_cache .mypy_cache .ruff_cache

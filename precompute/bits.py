@@ -22,8 +22,9 @@ LOG2_E = math.log2(math.e)
 LN_2 = math.log(2)
 SMALLEST_SUM = 2.0**-60
 """Of exponentials under a shift that is not their largest value; a smaller sum is made anew, under its own."""
-BLOCK_VALUES = 1 << 17
-"""Vocabulary entries, over positions, that a CPU works on at a time: an array of them is half a MiB of float32."""
+BLOCK_VALUES = 1 << 19
+"""Vocabulary entries, over positions, that a CPU works on at a time: an array of them is 2 MiB of float32. Smaller ones
+are too small to be shared by threads, larger ones leave the cache (docs/performance.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,12 +28,16 @@ def train_role(
     record: Mapping[str, Any],
     options: TeacherOptions,
     args: DPOArguments,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train OUT/ROLE and publish it. Raises AlignDistilError."""
+    """Train OUT/ROLE and publish it; `callbacks` watch the training. Raises AlignDistilError."""
     out = Path(options.out)
     work = training_folder(out, role)
     checkpoint = last_checkpoint(work, record)
     trainer = _trainer(role, pairs, reference, record, options, _of_role(args, role, work))
+    for callback in callbacks:
+        trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _save(trainer, work / "model", options)
     if trainer.is_world_process_zero():

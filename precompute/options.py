@@ -53,7 +53,7 @@ class BuildOptions:
     batch_tokens: int = flag(8192, "tokens, padding included, of one forward pass")
     chunk_positions: int = flag(128, "response positions whose full-vocabulary log-probs exist at a time")
     tokens_per_shard: int = flag(65_536, "response tokens after which a shard ends; the work lost by a kill at most")
-    rows_per_batch: int = flag(4, "rows of a record batch, the unit of random access")
+    rows_per_batch: int = flag(1, "rows of a record batch, the unit of random access")
     sample_rows: int = flag(64, "rows on which the support's threshold is set")
 
     def __post_init__(self) -> None:

@@ -167,6 +167,7 @@ def likely_first(scores: Scores, role: Role, top_k: int) -> tuple[torch.Tensor, 
     return ids_NK.gather(-1, order_NK), logprobs_NK
 
 
+OURS = "compact values"
 LAWS = ((18, 256), (16, 256), (14, 256), (20, 64), (20, 16), (16, 16), (14, 16), (12, 4), (10, 2))
 """Other compact values: units of 2^-bits, steps a nat."""
 
@@ -175,7 +176,7 @@ def all_codecs(top_k: int) -> list[Codec]:
     """Ours and the plain ones, on a mean of top_k tokens; Megatron-LM's layout with top_k everywhere."""
     return [
         plain_codec("float32 values", np.float32, "float32"),
-        compact_codec("compact values"),
+        compact_codec(OURS),
         *(compact_codec(f"compact, unit 2^-{bits}, {steps} steps a nat", (bits, steps)) for bits, steps in LAWS),
         plain_codec("int32 ids, three float16 columns", np.float16, "compact"),
         megatron_codec(top_k),

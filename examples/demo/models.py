@@ -35,12 +35,12 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=EOS)
 
 
-def new_model(vocabulary_size: int, seed: int) -> LlamaForCausalLM:
+def new_model(vocabulary_size: int, seed: int, hidden_size: int = 128) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary_size,
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -58,11 +58,12 @@ def train_reference(
     texts: Sequence[str],
     *,
     seed: int,
+    hidden_size: int = 128,
     batch_size: int = 32,
     learning_rate: float = 3e-3,
 ) -> LlamaForCausalLM:
     """Next-token prediction over the texts, once; the learning rate falls linearly to zero."""
-    model = new_model(len(tokenizer), seed).train()
+    model = new_model(len(tokenizer), seed, hidden_size).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     num_steps = len(texts) // batch_size
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 20, 1 - step / num_steps))

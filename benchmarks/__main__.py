@@ -1,0 +1,90 @@
+"""python -m benchmarks: runs the benchmarks one after the other and prints their headlines as one table.
+
+Each is a process of its own, `python -m benchmarks.NAME`, whose pages and results.json come to lie in --out/NAME with
+its log. README.md beside this file says what each measures, and against what.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import HfArgumentParser
+
+from benchmarks.headlines import HEADLINES, table
+from benchmarks.machine import processor, versions
+from shards.command import OneLineErrors, flag, run_command
+from shards.errors import AlignDistilError, OptionError
+
+VERSIONS = ("torch", "transformers", "numpy", "pyarrow", "zstandard")
+QUICK = {
+    "loading": "--rows 64 --repeats 1 --rows_per_batch 1 4 --levels 3 --micro_batch_size 4 --global_batch_size 16",
+    "codec": "--rows 6 --positions 40 --synthetic_rows 2 --repeats 1",
+    "building": "--hidden_size 128 --layers 2 --heads 4 --vocabulary 4000 --pairs 2 --repeats 2",
+    "step": "--hidden_size 128 --layers 2 --heads 4 --vocabulary 4000 --rows 2 --sequence_length 128 --repeats 2 "
+    "--loader_batches 3",
+    "fidelity": "--rows 6 --positions 60 --frontier_positions 30 --parameter_rows 1 --pairs 40 --online_steps 0",
+    "online": "--steps 4 --measure_every 2 --rows 32 --held_out_rows 4",
+    "alignment": "--seeds 0 --texts 256 --pairs 288 --held_out_pairs 20 --samples_per_prompt 1 --learning_rates 3e-4 "
+    "--hidden_size 16",
+}
+"""Flags with which a benchmark runs through in a minute or two: to see that it runs, not what it finds."""
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Flags of the runner. Raises OptionError."""
+
+    only: list[str] = flag(list(HEADLINES), "benchmarks to run")
+    quick: bool = flag(False, "small sizes: to see that they run, not what they find")
+    threads: int = flag(1, "OMP_NUM_THREADS of each")
+    out: str = flag("runs/benchmarks", "folder for pages, results and logs")
+
+    def __post_init__(self) -> None:
+        if wrong := [name for name in self.only if name not in HEADLINES]:
+            raise OptionError(f"only: expected names of {', '.join(HEADLINES)}, got {wrong[0]}")
+        if self.threads < 1:
+            raise OptionError(f"threads: expected 1 or more, got {self.threads}")
+
+
+def run_one(name: str, options: Options) -> dict[str, Any]:
+    """Run a benchmark and read its results. Raises AlignDistilError where it fails, naming its log."""
+    out = Path(options.out) / name
+    out.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out)]
+    command += QUICK[name].split() if options.quick else []
+    log = out / "log.txt"
+    with log.open("w") as sink:
+        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+        code = subprocess.run(command, stdout=sink, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+    if code:
+        last = log.read_text().strip().splitlines()[-1:] or ["no output"]
+        raise AlignDistilError(f"benchmarks.{name}: expected exit code 0, got {code}; {log} ends with: {last[0]}")
+    return json.loads((out / "results.json").read_text())
+
+
+class _Parser(OneLineErrors, HfArgumentParser):
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = _Parser(cast(Any, Options), prog="python -m benchmarks", description=__doc__)
+    (options,) = parser.parse_args_into_dataclasses(arguments)
+    found = {}
+    for i, name in enumerate(options.only):
+        print(f"{i + 1} of {len(options.only)}: benchmarks.{name}, log in {options.out}/{name}/log.txt", flush=True)
+        started = time.perf_counter()
+        found[name] = HEADLINES[name](run_one(name, options))
+        print(f"   {time.perf_counter() - started:.0f} s", flush=True)
+    text = f"{processor()}, {options.threads} thread(s) of {os.cpu_count()}; {versions(VERSIONS)}\n\n{table(found)}\n"
+    (Path(options.out) / "summary.md").write_text(text)
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,55 @@
+"""AlignmentOptions: every flag of `python -m benchmarks.alignment`."""
+
+from dataclasses import dataclass
+
+from benchmarks.alignment.frontier import T_975
+from shards.command import flag
+from shards.errors import OptionError
+
+BATCH_SIZE = 32
+TUNING_SEED = 100
+
+
+@dataclass(kw_only=True)
+class AlignmentOptions:
+    """Flags of the benchmark. Raises OptionError for values that are out of range."""
+
+    seeds: list[int] = flag([0, 1, 2, 3, 4], "each draws its own data and trains its own reference")
+    texts: int = flag(8000, "written responses that a reference is trained on")
+    pairs: int = flag(1440, "preference pairs; a step takes 32, and each pair is seen once")
+    held_out_pairs: int = flag(500, "about dishes that no training sees, to judge the teachers by")
+    samples_per_prompt: int = flag(16, "responses to each of 20 held-out prompts, in each of two halves")
+    learning_rates: list[float] = flag([1e-4, 3e-4, 1e-3], "of which every method gets its best")
+    hidden_size: int = flag(64, "of all models")
+    out: str = flag("runs/alignment", "folder for models, caches, results and pictures; finished seeds stay")
+    page: str | None = flag(None, "write the page and its pictures here too: docs/results.md")
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.seeds) <= max(T_975) + 1 or len(set(self.seeds)) < len(self.seeds):
+            raise OptionError(f"seeds: expected 1 to {max(T_975) + 1} different ones, got {self.seeds}")
+        if TUNING_SEED in self.seeds:
+            raise OptionError(f"seeds: expected none of {TUNING_SEED}, by which learning rates are chosen")
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise OptionError(f"learning_rates: expected one or more over 0, got {self.learning_rates}")
+        for name, least in (("texts", BATCH_SIZE), ("pairs", 8 * BATCH_SIZE), ("held_out_pairs", 1)):
+            if getattr(self, name) < least:
+                raise OptionError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        for name in ("samples_per_prompt", "hidden_size"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if self.pairs % (3 * BATCH_SIZE):
+            raise OptionError(f"pairs: expected a multiple of {3 * BATCH_SIZE}, for whole steps, got {self.pairs}")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of every training but the policy gradient's, which takes twice as many."""
+        return self.pairs // BATCH_SIZE
+
+    @property
+    def judged_steps(self) -> tuple[int, ...]:
+        return tuple(self.steps // part for part in (8, 4, 2, 1))
+
+    def identity(self) -> dict[str, object]:
+        """What a seed's figures depend on."""
+        names = ("texts", "pairs", "held_out_pairs", "samples_per_prompt", "learning_rates", "hidden_size")
+        return {name: getattr(self, name) for name in names}

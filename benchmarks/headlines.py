@@ -1,0 +1,102 @@
+"""The few figures of each benchmark that its goal is about. Pure functions of its results.json."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.alignment.frontier import Interval
+from benchmarks.alignment.summary import difference, methods_of
+from benchmarks.building import report as building
+from benchmarks.codec.codecs import OURS
+from benchmarks.online import report as online
+from benchmarks.step import report as step
+
+Results = Mapping[str, Any]
+
+
+class Headline(NamedTuple):
+    """what: what was measured; asked: the goal, empty where there is none."""
+
+    what: str
+    figure: str
+    asked: str = ""
+
+
+def of_loading(results: Results) -> list[Headline]:
+    found = []
+    for order in ("shuffled", "sequential"):
+        rows = next(iter(results["caches"]))
+        rate = results["whole"][f"{order}, {rows}"]["positions_per_cpu_second"]
+        found.append(Headline(f"positions a second and core, {order}", f"{rate:,.0f}", "1,000,000 or more"))
+    size = results["caches"][rows]["bytes_per_position"]
+    return [*found, Headline("bytes a position, synthetic cache", f"{size:.0f}")]
+
+
+def of_codec(results: Results) -> list[Headline]:
+    found = []
+    for name, trio in results["trios"].items():
+        row = next(row for row in trio["codecs"] if row["name"] == OURS)
+        worse = f"trio {name}, compact values: angle worse than exact values by"
+        found.append(Headline(worse, f"{row['excess']:.2f}°", "0.1° or less"))
+    large = results["synthetic"]
+    what = f"bytes a position, a mean of {large['mean']:.0f} tokens, V = {large['vocabulary_size']:,}"
+    return [*found, Headline(what, f"{sum(large['groups'].values()):.0f}", "160 or less")]
+
+
+def of_building(results: Results) -> list[Headline]:
+    ratio = building.whole(results["seconds"]) / results["seconds"]["floor"]
+    goal = building.GOAL[results["settings"]["device_type"]]
+    return [Headline("a build over three bare forward passes", f"{ratio:.2f}", f"{goal:g} or less")]
+
+
+def of_step(results: Results) -> list[Headline]:
+    found = step.figures(results)
+    return [Headline(what, f"{found[name]:.3g}", f"{goal:g} or less") for name, (what, goal) in step.GOALS.items()]
+
+
+def of_fidelity(results: Results) -> list[Headline]:
+    found = []
+    for name, trio in results["trios"].items():
+        for row in trio["teachers"]:
+            found.append(Headline(f"trio {name}, {row['name']}: worst angle", f"{max(row['angle']):.2f}°"))
+    return found
+
+
+def of_online(results: Results) -> list[Headline]:
+    differences = [metric["difference"] for p in results["presets"].values() for metric in p["metrics"].values()]
+    return [
+        Headline(
+            "largest difference of a final metric, cache against live", f"{max(differences):.2%}", f"{online.GOAL:.0%}"
+        )
+    ]
+
+
+def of_alignment(results: Results) -> list[Headline]:
+    def text(gap: Interval) -> str:
+        return f"{gap.mean:+.2f}" + ("" if gap.half_width is None else f" ± {gap.half_width:.2f}")
+
+    asked = "above 0 with its interval"
+    return [
+        Headline(f"true reward at 1 nat, {name} less dpo", text(difference(results, name, "dpo", [1])), asked)
+        for name in methods_of(results)
+        if name.startswith("aligndistil") and "itself" not in name
+    ]
+
+
+HEADLINES: dict[str, Callable[[Results], Sequence[Headline]]] = {
+    "loading": of_loading,
+    "codec": of_codec,
+    "building": of_building,
+    "step": of_step,
+    "fidelity": of_fidelity,
+    "online": of_online,
+    "alignment": of_alignment,
+}
+"""Name of the benchmark -> its headlines, in the order in which they are run."""
+
+
+def table(headlines: Mapping[str, Sequence[Headline]]) -> str:
+    """All of them, as Markdown."""
+    lines = ["| benchmark | | measured | asked for |", "|---|---|--:|--:|"]
+    for name, found in headlines.items():
+        lines += [f"| {name} | {line.what} | {line.figure} | {line.asked} |" for line in found]
+    return "\n".join(lines)

@@ -1,0 +1,255 @@
+"""The alignment benchmark runs, its task and its judge measure what they say, and its frontier obeys its laws."""
+
+import dataclasses
+import json
+import random
+from math import exp, sqrt
+
+import pytest
+import torch
+from tiny import load, make_llama, make_tokenizer
+
+from benchmarks.alignment import __main__ as command
+from benchmarks.alignment import experiment, task
+from benchmarks.alignment import judge as judge_module
+from benchmarks.alignment.frontier import hull, interval, reward_at, steps_to
+from benchmarks.alignment.judge import Judge
+from benchmarks.alignment.methods import IN_ROUNDS, ITSELF, MILD, ON_ROLLOUTS, STUDENTS
+from benchmarks.alignment.options import AlignmentOptions
+from benchmarks.alignment.report import page
+from benchmarks.alignment.train import Watch, train_dpo
+from examples.demo.evaluate import response_logprobs
+from examples.demo.grammar import Dish
+from shards import TeacherSpec
+from shards.errors import OptionError
+
+SMALL_POTATO = Dish("small", "potato")
+TINY = {
+    "seeds": [0], "texts": 64, "pairs": 288, "held_out_pairs": 8, "samples_per_prompt": 1, "learning_rates": [1e-3],
+    "hidden_size": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("response", "parts"),
+    [
+        (" boil it , add butter , wait five minutes .", 3),
+        (" boil it , boil it .", 1),
+        (" boil it , fry it .", 0),
+        (" fry it , boil it .", -1),
+        (" it is quite easy .", 0),
+        (" it is quite easy , who cares .", -1),
+        (" boil it", 0),
+        (" boil it . add butter .", 0),
+        (" butter .", -1),
+        (" .", -2),
+        ("", -2),
+    ],
+)
+def test_the_true_reward_is_a_sum_of_parts_less_the_cost_of_tokens(response, parts):
+    cost = task.TOKEN_COST * len(response.split())
+    assert task.true_reward(SMALL_POTATO, response) == pytest.approx(parts - cost)
+
+
+def test_every_prompt_has_one_length_and_every_text_is_read_back():
+    tokenizer, rng = task.make_tokenizer(), random.Random(0)
+    asked = task.prompts(held_out=False) + task.prompts(held_out=True)
+    assert len({len(tokenizer(prompt)["input_ids"]) for prompt, _ in asked}) == 1
+    for prompt, dish in asked:
+        text = prompt + task.write_response(dish, rng)
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.pad_token_id not in ids and tokenizer.decode(ids) == text
+
+
+def test_preferences_are_draws_of_bradley_and_terry():
+    pairs = task.draw_pairs(4000, held_out=False, rng=random.Random(0))
+    dish_of = dict(task.prompts(held_out=False))
+    margins = [
+        task.true_reward(dish_of[p["prompt"]], p["chosen"]) - task.true_reward(dish_of[p["prompt"]], p["rejected"])
+        for p in pairs
+    ]
+    for low, high in ((0.2, 1.0), (1.0, 2.0), (2.0, 3.0)):
+        near = [margin for margin in margins if low <= abs(margin) < high]
+        wins = sum(margin > 0 for margin in near) / len(near)
+        expected = sum(1 / (1 + exp(-abs(margin))) for margin in near) / len(near)
+        assert wins == pytest.approx(expected, abs=4 * sqrt(0.25 / len(near)))
+
+
+@pytest.fixture
+def judge():
+    asked = ["the cat sat", "a big dog"]
+    return Judge(
+        make_llama(0),
+        make_tokenizer(),
+        asked,
+        lambda number, text: number + len(text),
+        samples_per_prompt=8,
+        seed=0,
+    )
+
+
+def test_the_reference_has_no_distance_to_itself(judge):
+    assert judge(judge.reference).kl_nats == 0
+
+
+def test_the_kl_is_that_of_each_response_alone(judge):
+    model = make_llama(1)
+    found = judge(model)
+    ids_BT, mask_BR = judge.sample()
+    assert not mask_BR.all() and mask_BR.any(-1).all()
+    start, kls_nats = judge.ids_BP.shape[1], []
+    for ids_T, mask_R in zip(ids_BT, mask_BR, strict=True):
+        prompt, response = ids_T[:start].tolist(), ids_T[start:][mask_R].tolist()
+        ((p_NV,), (q_NV,)) = (list(response_logprobs(m, [prompt], [response])) for m in (model, judge.reference))
+        kls_nats.append((p_NV.exp() * (p_NV - q_NV)).sum().item())
+    half = len(kls_nats) // 2
+    assert found.kl_nats == pytest.approx(sum(kls_nats[:half]) / half, rel=1e-4)
+    assert found.choice_kl == pytest.approx(sum(kls_nats[half:]) / half, rel=1e-4)
+
+
+def test_a_teacher_of_strength_one_is_judged_as_the_dpo_model_is(judge):
+    models = {"dpo": make_llama(1), "reverse": make_llama(2), "reference": judge.reference}
+    at_one = TeacherSpec.preset("linear", beta=0.1, kl_coef=0.1)
+    ids_BT, mask_BR = judge.sample_teacher(models, at_one)
+    assert (ids_BT[:, judge.ids_BP.shape[1] :][~mask_BR] == judge.tokenizer.pad_token_id).all(), (
+        "nothing behind the end"
+    )
+    wanted = judge.quality(ids_BT, mask_BR, judge._logprobs(models["dpo"], ids_BT))
+    found = judge.of_teacher(models, at_one)
+    assert found.kl_nats == pytest.approx(wanted.kl_nats, rel=1e-4) and found.reward == wanted.reward
+    further = judge.of_teacher(models, TeacherSpec.preset("linear", beta=0.1, kl_coef=0.05))
+    assert further.kl_nats > found.kl_nats
+    assert judge.of_teacher(dict.fromkeys(models, judge.reference), TeacherSpec()).kl_nats == pytest.approx(0, abs=1e-6)
+
+
+def test_a_judgement_depends_on_the_model_alone(judge):
+    model = make_llama(1).train()
+    state = torch.get_rng_state()
+    first = judge(model)
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+    judge(make_llama(2))
+    assert judge(model) == first and judge(make_llama(2)) != first
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_a_training_that_is_watched_is_the_training(trio_folders, pairs_file, judge, tmp_path):
+    weights = []
+    for name, steps in (("watched", (1,)), ("alone", ())):
+        watch = Watch(judge=judge, steps=steps)
+        given = {"beta": 0.1, "learning_rate": 1e-3, "seed": 0}
+        train_dpo("dpo", trio_folders["reference"], pairs_file, tmp_path / name, watch, **given)
+        assert [point["step"] for point in watch.points] == list(steps)
+        weights.append(load(tmp_path / name / "dpo").state_dict())
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
+
+
+def point(kl, reward, other=None):
+    return {"kl_nats": kl, "choice_kl": kl, "choice_reward": reward, "reward": reward if other is None else other}
+
+
+def test_the_frontier_begins_at_the_reference_and_ends_at_the_best():
+    points = [point(0, 1), point(1, 2), point(2, 1.5), point(3, 2.5)]
+    assert [reward_at(points, kl) for kl in (0, 0.5, 1, 2, 3, 9)] == [1, 1.5, 2, 2.25, 2.5, 2.5]
+    assert [vertex["choice_kl"] for vertex in hull(points)] == [0, 1, 3]
+
+
+def test_more_points_never_lower_the_frontier_and_it_is_concave():
+    rng = random.Random(0)
+    for _ in range(50):
+        points = [point(0, 0), *(point(rng.random() * 3, rng.random()) for _ in range(9))]
+        grid = [i / 10 for i in range(31)]
+        whole = [reward_at(points, kl) for kl in grid]
+        part = [reward_at(points[:5], kl) for kl in grid]
+        assert all(more >= less - 1e-12 for more, less in zip(whole, part, strict=True))
+        assert all(2 * b >= a + c - 1e-12 for a, b, c in zip(whole, whole[1:], whole[2:], strict=False))
+
+
+def test_what_is_chosen_by_one_half_is_reported_by_the_other():
+    lucky = point(1, 5, other=0)
+    assert reward_at([point(0, 1), lucky], 1) == 0
+    assert reward_at([point(0, 1), lucky], 0.5) == 0.5
+
+
+def test_steps_to_a_reward_lie_between_two_judgements():
+    points = [{"step": step, "reward": reward} for step, reward in ((0, 0), (10, 1), (20, 0.5), (40, 2))]
+    assert steps_to(points, 0.5) == 5
+    assert steps_to(points, 1.25) == 30
+    assert steps_to(points, 3) is None
+    assert steps_to(points, -1) == 0
+
+
+def test_an_interval_is_students():
+    found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.mean == 3 and found.half_width == pytest.approx(2.776 * sqrt(2.5 / 5))
+    assert found.is_above_zero and not found.is_below_zero
+    assert interval([1.0]).half_width is None and not interval([1.0]).is_above_zero
+    with pytest.raises(OptionError, match="seeds"):
+        interval([0.0] * 11)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_tiny_run_has_every_method_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    students = ("linear", "aligndistil", "learned, dpo/reverse")
+    few = {name: dataclasses.replace(STUDENTS[name], values=STUDENTS[name].values[-1:]) for name in students}
+    for name, value in {
+        "STUDENTS": few,
+        "WITH_MILD_TEACHERS": students[:2],
+        "DPO_BETAS": (0.1,),
+        "POLICY_GRADIENT_KL_COEFS": (0.05,),
+        "PLENTY": 1,
+        "TEACHER_GAINS": (1.0,),
+        "TEACHER_KL_COEFS": (0.1,),
+    }.items():
+        monkeypatch.setattr(experiment, name, value)
+    monkeypatch.setattr(judge_module, "MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr(experiment, "MAX_NEW_TOKENS", 6)
+    options = AlignmentOptions(**TINY, out=str(tmp_path))
+    (tmp_path / "seed-0" / "teachers" / "dpo").mkdir(parents=True)
+    (tmp_path / "seed-0" / "teachers" / "dpo" / "of a killed run").touch()
+    results = command.run(options, "the command")
+    methods = {run["method"] for run in results["seeds"]["0"]["runs"]}
+    assert methods == {"dpo", "policy gradient", *few, *(f"{name}, rollouts" for name in ON_ROLLOUTS),
+                       *(f"{name}, 3 rounds" for name in IN_ROUNDS)}  # fmt: skip
+    for run in results["seeds"]["0"]["runs"]:
+        steps = [2, 4, 9, 18] if run["method"] == "policy gradient" else [1, 2, 4, 9]
+        assert [judged["step"] for judged in run["points"]] == steps
+    mild = {run["method"] for run in results["mild"]["0"]["runs"]}
+    themselves = {f"{name}, {ITSELF}" for name in students[:2]}
+    assert mild == {*themselves, *(f"{name}, {MILD}" for name in ("dpo", *students[:2], *themselves))}
+    text = page(results, "pictures")
+    for part in (
+        "`the command`",
+        "linear less dpo",
+        "many more pairs",
+        "Learning rates",
+        "| policy gradient |",
+        "pictures/",
+    ):
+        assert part in text
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"], "models and caches are removed"
+
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    for name in ("tune", "run_seed", "tune_mild", "run_mild", "run_plenty"):
+        monkeypatch.setattr(command, name, lambda *args: pytest.fail("done twice"))
+    assert command.run(options, "the command") == results, "what is done is not done again"
+    with pytest.raises(OptionError, match="held_out_pairs"):
+        command.run(dataclasses.replace(options, held_out_pairs=9), "another command")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "seeds"),
+        ({"seeds": [100]}, "seeds"),
+        ({"pairs": 100}, "pairs"),
+        ({"pairs": 320}, "pairs"),
+        ({"learning_rates": [0.0]}, "learning_rates"),
+        ({"samples_per_prompt": 0}, "samples_per_prompt"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(flags, named):
+    with pytest.raises(OptionError, match=named):
+        AlignmentOptions(**flags)
