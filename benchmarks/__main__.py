@@ -12,13 +12,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from transformers import HfArgumentParser
-
+from benchmarks.command import parse
 from benchmarks.headlines import HEADLINES, table
 from benchmarks.machine import processor, versions
-from shards.command import OneLineErrors, flag, run_command
+from shards.command import flag, run_command
 from shards.errors import AlignDistilError, OptionError
 
 VERSIONS = ("torch", "transformers", "numpy", "pyarrow", "zstandard")
@@ -68,13 +67,8 @@ def run_one(name: str, options: Options) -> dict[str, Any]:
     return json.loads((out / "results.json").read_text())
 
 
-class _Parser(OneLineErrors, HfArgumentParser):
-    pass
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = _Parser(cast(Any, Options), prog="python -m benchmarks", description=__doc__)
-    (options,) = parser.parse_args_into_dataclasses(arguments)
+    options, _ = parse(Options, "benchmarks", __doc__, arguments)
     found = {}
     for i, name in enumerate(options.only):
         print(f"{i + 1} of {len(options.only)}: benchmarks.{name}, log in {options.out}/{name}/log.txt", flush=True)

@@ -1,11 +1,24 @@
-"""What all pictures of the benchmarks need."""
+"""What all pictures of the benchmarks need. Importing this takes no matplotlib."""
 
 import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shards.errors import OptionError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def require_matplotlib() -> None:
     """Raise OptionError where it is not installed: before the work, not after it."""
     if importlib.util.find_spec("matplotlib") is None:
         raise OptionError("expected matplotlib to be installed; install aligndistil-offline[benchmarks]")
+
+
+def save_svg(figure: "Figure", path: Path, *, salt: str) -> None:
+    """Write a picture, the same bytes for the same results; salt: what the ids in it are made of."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(path, format="svg", metadata={"Date": None})

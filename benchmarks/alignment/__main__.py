@@ -7,23 +7,19 @@ its pictures are written there too.
 
 import json
 import os
-import shlex
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import datasets
 import torch
-import transformers
-from transformers import HfArgumentParser
 
 from benchmarks.alignment.experiment import run_mild, run_plenty, run_seed, tune, tune_mild
 from benchmarks.alignment.options import TUNING_SEED, AlignmentOptions
+from benchmarks.command import parse, quiet
 from benchmarks.plots import require_matplotlib
-from shards.command import OneLineErrors, run_command
+from shards.command import run_command
 from shards.errors import OptionError
 
 
@@ -88,28 +84,20 @@ def _write(file: Path, results: dict[str, Any]) -> None:
     temporary.replace(file)
 
 
-def quiet() -> None:
-    """One thread, which is as fast for models this small; no bars and hints of the libraries below."""
+def prepare() -> None:
+    """One thread, which is as fast for models this small; nothing on the terminal but what this command says."""
+    quiet()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
     # what TRL and transformers call by its old name, a user cannot mend
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
 
 
-class _Parser(OneLineErrors, HfArgumentParser):
-    pass
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = _Parser(cast(Any, AlignmentOptions), prog="python -m benchmarks.alignment", description=__doc__)
-    (options,) = parser.parse_args_into_dataclasses(arguments)
+    options, command = parse(AlignmentOptions, "benchmarks.alignment", __doc__, arguments)
     require_matplotlib()
-    quiet()
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    results = run(options, shlex.join(["python", "-m", "benchmarks.alignment", *given]))
+    prepare()
+    results = run(options, command)
     write(results, Path(options.out) / "results.md")
     if options.page is not None:
         write(results, Path(options.page))

@@ -5,12 +5,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.alignment.experiment import KLS
 from benchmarks.alignment.methods import MILD
 from benchmarks.alignment.summary import frontier, methods_of, seeds_of
+from benchmarks.plots import save_svg
 
 COLOURS = {
     "dpo": "black",
@@ -95,5 +95,4 @@ def draw_paths(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "alignment"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    save_svg(figure, path, salt="alignment")

@@ -4,24 +4,21 @@ Random weights and random data, made on the spot. results.json, building.md and 
 """
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import transformers
-from transformers import HfArgumentParser
 
 from benchmarks.building.bench import Works, make_bench
 from benchmarks.building.options import BuildingOptions
 from benchmarks.building.report import AXES, section
+from benchmarks.command import parse, quiet
 from benchmarks.machine import processor, versions
 from benchmarks.plots import require_matplotlib
 from benchmarks.step.measure import counted, interleaved, medians
-from shards.command import OneLineErrors, run_command
+from shards.command import run_command
 
 RESULTS_FILE, REPORT_FILE, PLOT_FILE = "results.json", "building.md", "building.svg"
 VERSIONS = ("torch", "transformers", "numpy", "pyarrow")
@@ -85,17 +82,10 @@ def _grown(axis: str, base: BuildingOptions, factor: float) -> dict[str, Any]:
     return {"value": value, "seconds": found["seconds"], "bytes": found["bytes"]}
 
 
-class _Parser(OneLineErrors, HfArgumentParser):
-    pass
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = _Parser(cast(Any, BuildingOptions), prog="python -m benchmarks.building", description=__doc__)
-    (options,) = parser.parse_args_into_dataclasses(arguments)
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    results = run(options, shlex.join(["python", "-m", "benchmarks.building", *given]))
+    options, command = parse(BuildingOptions, "benchmarks.building", __doc__, arguments)
+    quiet()
+    results = run(options, command)
     print(f"\n{section(results)}\n{options.out}: {RESULTS_FILE} and {REPORT_FILE} are written")
 
 

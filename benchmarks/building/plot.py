@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.building.report import AXES, whole
+from benchmarks.plots import save_svg
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -26,5 +26,4 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         axis.tick_params(labelsize=8)
     figure.axes[0].set_ylabel("seconds", fontsize=9)
     figure.axes[0].legend(fontsize=8, frameon=False)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "building"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    save_svg(figure, path, salt="building")

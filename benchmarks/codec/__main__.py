@@ -5,17 +5,12 @@ small one that it makes itself), and bytes at a large vocabulary. results.json a
 """
 
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import datasets
 import torch
-import transformers
-from transformers import HfArgumentParser
 
 from benchmarks.codec.codecs import all_codecs
 from benchmarks.codec.distillkit import distillkit_codecs
@@ -23,10 +18,11 @@ from benchmarks.codec.measure import measure, supported
 from benchmarks.codec.options import CodecOptions
 from benchmarks.codec.report import page
 from benchmarks.codec.sizes import any_set, groups, synthetic
+from benchmarks.command import parse, quiet
 from benchmarks.fidelity.dense import load_roles, read_rows, score
 from benchmarks.machine import processor, versions
 from benchmarks.online.trio import make_trio
-from shards.command import OneLineErrors, run_command
+from shards.command import run_command
 from shards.schema import Role
 from shards.scores import Scores
 
@@ -81,18 +77,10 @@ def sizes(scores: Scores, vocabulary_size: int) -> dict[str, Any]:
     }
 
 
-class _Parser(OneLineErrors, HfArgumentParser):
-    pass
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = _Parser(cast(Any, CodecOptions), prog="python -m benchmarks.codec", description=__doc__)
-    (options,) = parser.parse_args_into_dataclasses(arguments)
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    run(options, shlex.join(["python", "-m", "benchmarks.codec", *given]))
+    options, command = parse(CodecOptions, "benchmarks.codec", __doc__, arguments)
+    quiet()
+    run(options, command)
     print(f"{options.out}: results.json and codec.md are written")
 
 

@@ -5,19 +5,15 @@ docs/fidelity.md the page and its pictures are written there too.
 """
 
 import json
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import datasets
 import torch
-import transformers
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
+from benchmarks.command import parse, quiet
 from benchmarks.fidelity import measure
 from benchmarks.fidelity.dense import Dense, load_roles, read_rows, score
 from benchmarks.fidelity.learned import judged
@@ -29,7 +25,7 @@ from benchmarks.online.options import OnlineOptions
 from benchmarks.online.trio import make_trio
 from benchmarks.plots import require_matplotlib
 from shards import TeacherSpec
-from shards.command import OneLineErrors, run_command
+from shards.command import run_command
 from shards.schema import Role
 
 
@@ -138,19 +134,11 @@ def write(results: dict[str, Any], report: Path) -> None:
     report.write_text(page(results, pictures))
 
 
-class _Parser(OneLineErrors, HfArgumentParser):
-    pass
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = _Parser(cast(Any, FidelityOptions), prog="python -m benchmarks.fidelity", description=__doc__)
-    (options,) = parser.parse_args_into_dataclasses(arguments)
+    options, command = parse(FidelityOptions, "benchmarks.fidelity", __doc__, arguments)
     require_matplotlib()
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    results = run(options, shlex.join(["python", "-m", "benchmarks.fidelity", *given]))
+    quiet()
+    results = run(options, command)
     write(results, Path(options.out) / "fidelity.md")
     if options.page is not None:
         write(results, Path(options.page))

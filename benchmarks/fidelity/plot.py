@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
+
+from benchmarks.plots import save_svg
 
 MARKS = {
     "ours": "o-",
@@ -31,5 +32,4 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
         axis.set_ylabel(f"worst {name}, {unit}")
         axis.grid(alpha=0.3, which="both")
     figure.axes[0].legend(fontsize=7, frameon=False)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fidelity"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    save_svg(figure, path, salt="fidelity")

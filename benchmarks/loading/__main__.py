@@ -5,22 +5,20 @@ and loading.md there.
 """
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import HfArgumentParser
 
+from benchmarks.command import parse
 from benchmarks.loading.measure import everything
 from benchmarks.loading.options import LoadingOptions
 from benchmarks.loading.report import page
 from benchmarks.loading.synthetic import make_responses, write_cache
 from benchmarks.machine import processor, versions
-from shards.command import OneLineErrors, run_command
+from shards.command import run_command
 
 VERSIONS = ("numpy", "pyarrow", "zstandard", "torch")
 
@@ -41,15 +39,9 @@ def run(options: LoadingOptions, command: str) -> dict[str, Any]:
     return results
 
 
-class _Parser(OneLineErrors, HfArgumentParser):
-    pass
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = _Parser(cast(Any, LoadingOptions), prog="python -m benchmarks.loading", description=__doc__)
-    (options,) = parser.parse_args_into_dataclasses(arguments)
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    run(options, shlex.join(["python", "-m", "benchmarks.loading", *given]))
+    options, command = parse(LoadingOptions, "benchmarks.loading", __doc__, arguments)
+    run(options, command)
     print(f"{options.out}: results.json and loading.md are written")
 
 

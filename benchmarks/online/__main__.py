@@ -8,13 +8,12 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import datasets
 import torch
-import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.command import parse, quiet
 from benchmarks.online.experiment import Bench, Recipe, compare, summary
 from benchmarks.online.options import OnlineOptions
 from benchmarks.online.report import section
@@ -25,7 +24,7 @@ from precompute.corpus import load_corpus
 from precompute.options import BuildOptions
 from precompute.tokenize import TokenizedResponse
 from shards import ShardCache, TeacherSpec
-from shards.command import OneLineErrors, run_command
+from shards.command import run_command
 from shards.errors import DataError
 
 RESULTS_FILE, REPORT_FILE, PLOT_FILE = "results.json", "results.md", "online.svg"
@@ -132,17 +131,10 @@ def _fresh_trio(out: Path) -> Trio:
     return make_trio(out / "trio")
 
 
-class _Parser(OneLineErrors, HfArgumentParser):
-    pass
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = _Parser(cast(Any, OnlineOptions), prog="python -m benchmarks.online", description=__doc__)
-    (options,) = parser.parse_args_into_dataclasses(arguments)
+    options, _ = parse(OnlineOptions, "benchmarks.online", __doc__, arguments)
     require_matplotlib()
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    quiet()
     results = run(options)
     write_report(results, Path(options.out))
     print(f"\n{section(results)}\n{Path(options.out) / RESULTS_FILE}, {REPORT_FILE}, {PLOT_FILE}: written")

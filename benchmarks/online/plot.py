@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.online.report import NAMES
+from benchmarks.plots import save_svg
 
 UNITS = {"loss": "loss, nats", "expected_reward": "reward, nats", "kl_reference": "KL to the reference, nats"}
 STYLES = {"online": ("-", 3.0, "tab:orange"), "offline": ("--", 1.2, "black")}
@@ -30,5 +30,4 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     for row, name in enumerate(NAMES):
         axes[row][0].set_ylabel(UNITS[name], fontsize=9)
     axes[0][0].legend(fontsize=8, frameon=False)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "online"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    save_svg(figure, path, salt="online")

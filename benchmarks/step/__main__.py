@@ -5,17 +5,13 @@ come to lie in --out.
 """
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import datasets
 import torch
-import transformers
-from transformers import HfArgumentParser
 
+from benchmarks.command import parse, quiet
 from benchmarks.machine import processor, versions
 from benchmarks.step.bench import Bench, make_bench
 from benchmarks.step.growth import growth, require_sizes
@@ -23,7 +19,7 @@ from benchmarks.step.measure import counted, interleaved, loader_wait, measured_
 from benchmarks.step.options import StepOptions
 from benchmarks.step.report import section
 from benchmarks.step.steps import BUILD, Steps, why_no_liger
-from shards.command import OneLineErrors, run_command
+from shards.command import run_command
 
 RESULTS_FILE, REPORT_FILE, PLOT_FILE = "results.json", "results.md", "growth.svg"
 WORKERS = (0, 1)
@@ -92,18 +88,10 @@ def settings(bench: Bench, options: StepOptions) -> dict[str, Any]:
     }
 
 
-class _Parser(OneLineErrors, HfArgumentParser):
-    pass
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = _Parser(cast(Any, StepOptions), prog="python -m benchmarks.step", description=__doc__)
-    (options,) = parser.parse_args_into_dataclasses(arguments)
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    results = run(options, shlex.join(["python", "-m", "benchmarks.step", *given]))
+    options, command = parse(StepOptions, "benchmarks.step", __doc__, arguments)
+    quiet()
+    results = run(options, command)
     print(f"\n{section(results, PLOT_FILE)}\n{Path(options.out) / RESULTS_FILE}, {REPORT_FILE}: written")
 
 

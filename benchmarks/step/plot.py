@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
+from benchmarks.plots import save_svg
 from benchmarks.step.report import AXIS_NAMES
 from benchmarks.step.steps import BUILD, DENSE, ONLINE, SPARSE
 
@@ -40,5 +40,4 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     above[0].set_ylabel("a step, seconds", fontsize=9)
     below[0].set_ylabel("loss and output layer, peak MB", fontsize=9)
     above[0].legend(fontsize=8, frameon=False)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "step"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    save_svg(figure, path, salt="step")
