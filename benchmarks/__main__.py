@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.command import parse
 from benchmarks.headlines import HEADLINES, table
 from benchmarks.machine import processor, versions
-from shards.command import flag, run_command
+from shards.command import flag, require_at_least, run_command
 from shards.errors import AlignDistilError, OptionError
 
 VERSIONS = ("torch", "transformers", "numpy", "pyarrow", "zstandard")
@@ -47,8 +47,7 @@ class Options:
     def __post_init__(self) -> None:
         if wrong := [name for name in self.only if name not in HEADLINES]:
             raise OptionError(f"only: expected names of {', '.join(HEADLINES)}, got {wrong[0]}")
-        if self.threads < 1:
-            raise OptionError(f"threads: expected 1 or more, got {self.threads}")
+        require_at_least(self, 1, ["threads"])
 
 
 def run_one(name: str, options: Options) -> dict[str, Any]:

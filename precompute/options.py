@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shards import TeacherSpec
-from shards.command import flag, require_choices
+from shards.command import flag, require_at_least, require_choices
 from shards.errors import OptionError
 from shards.nodes import DEFAULT_GAIN_NODES, DEFAULT_STRENGTH_NODES, StrengthNodes
 from shards.schema import REQUIRED_ROLES, ROLES, Pair, Role
@@ -68,9 +68,7 @@ class BuildOptions:
             "rows_per_batch",
             "sample_rows",
         )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        require_at_least(self, 1, positive)
         if self.limit is not None and self.limit < 1:
             raise OptionError(f"limit: expected 1 or more, got {self.limit}")
         if self.support == "adaptive" and self.max_top_k < self.top_k:

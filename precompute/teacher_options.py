@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from shards.command import flag, require_choices
-from shards.errors import OptionError
+from shards.command import flag, require_at_least, require_choices
 
 
 @dataclass(kw_only=True)
@@ -35,9 +34,7 @@ class TeacherOptions:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        for name in ("lora_r", "lora_alpha"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        require_at_least(self, 1, ("lora_r", "lora_alpha"))
 
     def identity(self) -> dict[str, Any]:
         """The options that the weights depend on; the data are known by their own hashes."""

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from shards.errors import AlignDistilError, OptionError
@@ -38,6 +38,13 @@ def require_choices(options: Any) -> None:
         value = getattr(options, field.name)
         if legal and value is not None and value not in legal:
             raise OptionError(f"{field.name}: expected one of {', '.join(map(str, legal))}, got {value!r}")
+
+
+def require_at_least(options: Any, least: int, names: Iterable[str]) -> None:
+    """Raise OptionError where one of these fields holds a smaller number."""
+    for name in names:
+        if getattr(options, name) < least:
+            raise OptionError(f"{name}: expected {least} or more, got {getattr(options, name)}")
 
 
 def run_command(main: Callable[[], None], *, interrupted: str = "interrupted") -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from shards import Divergence, ShardCache, TeacherSpec
-from shards.command import OneLineErrors, run_command
+from shards.command import OneLineErrors, require_at_least, run_command
 from shards.divergence import DivergenceName
 from shards.errors import DataError, OptionError, TeacherUnavailable
 from shards.preferences import PreferencePairs, find_pairs
@@ -119,9 +119,7 @@ def _require_enough(options: argparse.Namespace) -> None:
     ):
         if getattr(options, name) is not None and getattr(options, other) is None:
             raise OptionError(f"{other}: expected with --{name}, got none")
-    for name in ("batch_size", "chunk_positions"):
-        if getattr(options, name) < 1:
-            raise OptionError(f"{name}: expected 1 or more, got {getattr(options, name)}")
+    require_at_least(options, 1, ("batch_size", "chunk_positions"))
     if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
         raise OptionError(f"json: expected a file in a folder that is there, got {options.json}")
 

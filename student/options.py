@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from shards import Divergence, TeacherSpec
-from shards.command import flag, require_choices
+from shards.command import flag, require_at_least, require_choices
 from shards.errors import OptionError, first_line
 
 DEFAULT_GLOBAL_BATCH_SIZE = 128
@@ -131,9 +131,7 @@ class DistillArguments(TrainingArguments):
         at_least_one = ["chunk_positions", "lora_r", "lora_alpha"]
         at_least_one += ["per_device_train_batch_size", "per_device_eval_batch_size"]
         at_least_one += [] if self.gradient_accumulation_steps is None else ["gradient_accumulation_steps"]
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        require_at_least(self, 1, at_least_one)
         if self.dataloader_persistent_workers and not self.dataloader_num_workers:
             raise OptionError("dataloader_persistent_workers: expected dataloader_num_workers of 1 or more, got 0")
         if not self.learning_rate >= 0:

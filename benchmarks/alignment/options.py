@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from benchmarks.alignment.frontier import T_975
-from shards.command import flag
+from shards.command import flag, require_at_least
 from shards.errors import OptionError
 
 BATCH_SIZE = 32
@@ -34,9 +34,7 @@ class AlignmentOptions:
         for name, least in (("texts", BATCH_SIZE), ("pairs", 8 * BATCH_SIZE), ("held_out_pairs", 1)):
             if getattr(self, name) < least:
                 raise OptionError(f"{name}: expected {least} or more, got {getattr(self, name)}")
-        for name in ("samples_per_prompt", "hidden_size"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        require_at_least(self, 1, ("samples_per_prompt", "hidden_size"))
         if self.pairs % (3 * BATCH_SIZE):
             raise OptionError(f"pairs: expected a multiple of {3 * BATCH_SIZE}, for whole steps, got {self.pairs}")
 

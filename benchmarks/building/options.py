@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.step.options import StepOptions
-from shards.command import flag, require_choices
+from shards.command import flag, require_at_least, require_choices
 from shards.errors import OptionError
 
 
@@ -28,9 +28,7 @@ class BuildingOptions:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        for name in ("pairs", "top_k", "repeats"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        require_at_least(self, 1, ("pairs", "top_k", "repeats"))
         if any(factor <= 0 for factor in self.growth):
             raise OptionError(f"growth: expected factors over 0, got {' '.join(map(str, self.growth))}")
         _ = self.models

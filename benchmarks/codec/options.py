@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.fidelity.options import read_trios
-from shards.command import flag
+from shards.command import flag, require_at_least
 from shards.errors import OptionError
 from shards.schema import Role
 
@@ -30,9 +30,7 @@ class CodecOptions:
     def __post_init__(self) -> None:
         if bool(self.trios) != (self.data is not None):
             raise OptionError(f"trios and data: expected both or neither, got {self.trios} and {self.data}")
-        for name in ("rows", "positions", "top_k", "vocabulary", "synthetic_rows", "repeats"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        require_at_least(self, 1, ("rows", "positions", "top_k", "vocabulary", "synthetic_rows", "repeats"))
         _ = self.folders
 
     @property

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.command import flag
+from shards.command import flag, require_at_least
 from shards.errors import OptionError
 from shards.schema import ROLES, Role
 
@@ -31,12 +31,8 @@ class FidelityOptions:
     def __post_init__(self) -> None:
         if bool(self.trios) != (self.data is not None):
             raise OptionError(f"trios and data: expected both or neither, got {self.trios} and {self.data}")
-        for name in ("rows", "positions", "frontier_positions", "parameter_rows", "top_k"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
-        for name in ("pairs", "online_steps"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        require_at_least(self, 1, ("rows", "positions", "frontier_positions", "parameter_rows", "top_k"))
+        require_at_least(self, 0, ("pairs", "online_steps"))
         _ = self.folders
 
     @property

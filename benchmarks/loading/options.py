@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from shards.command import flag, require_choices
+from shards.command import flag, require_at_least, require_choices
 from shards.errors import OptionError
 from shards.schema import NEGATIVES, REQUIRED_ROLES, ROLES, Pair, Role
 from shards.teacher import PRESETS
@@ -32,9 +32,7 @@ class LoadingOptions:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        for name in ("rows", "length", "prompt", "top_k", "micro_batch_size", "repeats"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        require_at_least(self, 1, ("rows", "length", "prompt", "top_k", "micro_batch_size", "repeats"))
         for name in ("rows_per_batch", "levels"):
             values = getattr(self, name)
             if not values or min(values) < 1:

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.online.trio import Trio
 from precompute.options import BuildOptions
 from shards import TeacherSpec
-from shards.command import flag
+from shards.command import flag, require_at_least
 from shards.errors import OptionError
 from shards.teacher import PRESETS
 
@@ -34,9 +34,7 @@ class OnlineOptions:
             raise OptionError(f"models and data: expected both or neither, got {self.models} and {self.data}")
         if self.held_out_data is not None and self.data is None:
             raise OptionError(f"held_out_data: expected --models and --data with it, got {self.held_out_data} alone")
-        for name in ("steps", "batch_size", "rows", "held_out_rows", "measure_every"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        require_at_least(self, 1, ("steps", "batch_size", "rows", "held_out_rows", "measure_every"))
         if self.steps % self.measure_every:
             raise OptionError(f"measure_every: expected a divisor of steps = {self.steps}, got {self.measure_every}")
         if not self.presets:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from shards.command import flag, require_choices
+from shards.command import flag, require_at_least, require_choices
 from shards.errors import OptionError
 
 
@@ -35,9 +35,7 @@ class StepOptions:
     def __post_init__(self) -> None:
         require_choices(self)
         names = ("hidden_size", "layers", "heads", "rows", "prompt_tokens", "top_k", "chunk_positions", "repeats")
-        for name in names:
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        require_at_least(self, 1, names)
         if self.loader_batches < 2:
             raise OptionError(
                 f"loader_batches: expected 2 or more (the first is not counted), got {self.loader_batches}"
