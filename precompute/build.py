@@ -54,7 +54,7 @@ from shards.manifest import (
     read_manifest,
 )
 from shards.schema import Role
-from shards.scores import Response, Scores
+from shards.scores import Scores
 from shards.statistics import add_shard, new_histograms
 from shards.writer import exclusive, remove_temporary_files, write_json, write_shard
 
@@ -223,18 +223,7 @@ def write_shards(
             for batch, found in zip(order, scorer.score([[rows[i] for i in b] for b in order], rule), strict=True):
                 scores |= zip(batch, found, strict=True)
                 bar.update(sum(scores[i].num_positions for i in batch))
-            responses = [
-                Response(
-                    sample_id=row.sample_id,
-                    pair_id=row.pair_id,
-                    chosen=row.chosen,
-                    response_start=row.response_start,
-                    input_ids=row.input_ids,
-                    loss_mask=row.loss_mask,
-                    scores=scores[i],
-                )
-                for i, row in enumerate(rows)
-            ]
+            responses = [row.with_scores(scores[i]) for i, row in enumerate(rows)]
             if writing is not None:
                 writing.result()  # two shards in memory at most, and an error is seen
             writing = writer.submit(write_shard, out, shard, plan, responses)

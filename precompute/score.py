@@ -91,7 +91,8 @@ class Scorer:
     @torch.no_grad()
     def _chunks(self, batch: Batch, hidden: Mapping[Role, torch.Tensor]) -> Iterator[Chunk]:
         row_N, token_N = _places(batch)
-        next_ids_N = pad(batch)[0][row_N, token_N].to(self.device)
+        next_ids = np.concatenate([row.input_ids[row.loss_mask] for row in batch])
+        next_ids_N = torch.from_numpy(next_ids.astype(np.int64)).to(self.device)
         for start in range(0, len(row_N), self.chunk_positions):
             chunk = slice(start, start + self.chunk_positions)
             logprobs = {}

@@ -19,6 +19,7 @@ import numpy as np
 
 from precompute.layouts import Layout, Messages, ResponseKind, shared_length, split_row
 from shards.errors import DataError, ModelError
+from shards.scores import Response, Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +44,18 @@ class TokenizedResponse:
     loss_mask: np.ndarray
     truncated: bool
     prompt_is_prefix: bool
+
+    def with_scores(self, scores: Scores) -> Response:
+        """The row of a cache that it becomes."""
+        return Response(
+            sample_id=self.sample_id,
+            pair_id=self.pair_id,
+            chosen=self.chosen,
+            response_start=self.response_start,
+            input_ids=self.input_ids,
+            loss_mask=self.loss_mask,
+            scores=scores,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,16 +14,16 @@ import torch
 from benchmarks.building.options import BuildingOptions
 from benchmarks.step.bench import make_tokenizer, write_models
 from precompute.bits import Block, block_size, blocks
+from precompute.corpus import Corpus
 from precompute.models import RoleModel, load_models, resolve
 from precompute.options import BuildOptions
-from precompute.plan import resolve_device
+from precompute.plan import log_threshold, make_plan, resolve_device, support_rule
 from precompute.score import Scorer, hidden_states, pad
-from precompute.support import SupportRule, find_threshold, token_scores, values_on
+from precompute.support import SupportRule, token_scores, values_on
 from precompute.tokenize import TokenizedResponse
 from shards.batches import BatchReader
-from shards.manifest import Plan, ShardPlan
+from shards.manifest import Plan
 from shards.schema import Pair
-from shards.scores import Response
 from shards.statistics import add_shard, new_histograms
 from shards.writer import write_shard
 
@@ -51,29 +51,32 @@ def make_bench(options: BuildingOptions) -> Bench:
     device = resolve_device(options.device, 0)
     found = {role: resolve(str(folder)) for role, folder in folders.items()}
     models = load_models(found, options.vocabulary, dtype=options.dtype, device=str(device))
-    asked = BuildOptions(models=[f"{role}={folder}" for role, folder in folders.items()], data="random")
-    nodes, pairs = asked.nodes, asked.served_pairs
-    scorer = Scorer(models=models, pairs=pairs, nodes=nodes, chunk_positions=CHUNK, device=device)
     rows = make_rows(options)
-    highest = min(asked.max_top_k, options.vocabulary)
-    ranked_NK = np.concatenate(list(scorer.ranked_scores([rows[:2]], highest)))
-    threshold = find_threshold(ranked_NK, top_k=options.top_k, lowest=1)
     positions = sum(int(row.loss_mask.sum()) for row in rows)
-    plan = Plan(
-        identity={},
-        roles=tuple(models),
-        pairs=pairs,
-        nodes=nodes,
-        vocabulary_size=options.vocabulary,
-        values=asked.values,
-        rows_per_batch=asked.rows_per_batch,
-        log_threshold=threshold,
+    asked = BuildOptions(
+        models=[f"{role}={folder}" for role, folder in folders.items()],
+        data="random",
+        top_k=options.top_k,
+        max_top_k=max(BuildOptions.max_top_k, options.top_k),
+        chunk_positions=CHUNK,
+        tokens_per_shard=positions,
+        sample_rows=2,
+    )
+    scorer = Scorer(models=models, pairs=asked.served_pairs, nodes=asked.nodes, chunk_positions=CHUNK, device=device)
+    highest = support_rule(asked, options.vocabulary, None).highest
+    threshold = log_threshold(scorer, rows, asked, highest)
+    corpus = Corpus(
+        responses=rows,
+        rows_read=options.pairs,
         skipped={},
         truncated=0,
         prompt_not_prefix=0,
-        shards=(ShardPlan(file="part-00000.arrow", first_row=0, rows=len(rows), positions=positions),),
+        has_pairs=True,
+        ignores_chat_template=False,
+        data_sha256="",
     )
-    rule = SupportRule(lowest=1, highest=highest, log_threshold=threshold)
+    plan = make_plan(asked, {}, corpus, options.vocabulary, threshold)
+    rule = support_rule(asked, options.vocabulary, threshold)
     return Bench(
         scorer=scorer, rule=rule, rows=rows, plan=plan, folder=out / "cache", prompt_tokens=options.prompt_tokens
     )
@@ -115,18 +118,7 @@ class Works:
             for block in blocks(logprobs)
         ]
         (found,) = bench.scorer.score([bench.rows], bench.rule)
-        self.responses = [
-            Response(
-                sample_id=row.sample_id,
-                pair_id=row.pair_id,
-                chosen=row.chosen,
-                response_start=row.response_start,
-                input_ids=row.input_ids,
-                loss_mask=row.loss_mask,
-                scores=scores,
-            )
-            for row, scores in zip(bench.rows, found, strict=True)
-        ]
+        self.responses = [row.with_scores(scores) for row, scores in zip(bench.rows, found, strict=True)]
 
     def all(self) -> Mapping[str, Work]:
         """Name -> work; `benchmarks.building.report` says what each is."""

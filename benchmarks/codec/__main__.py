@@ -20,8 +20,8 @@ from benchmarks.codec.report import page
 from benchmarks.codec.sizes import any_set, groups, synthetic
 from benchmarks.command import parse, quiet
 from benchmarks.fidelity.dense import load_roles, read_rows, score
+from benchmarks.fidelity.options import trios_or_toy
 from benchmarks.machine import processor, versions
-from benchmarks.online.trio import make_trio
 from shards.command import run_command
 from shards.schema import Role
 from shards.scores import Scores
@@ -34,10 +34,7 @@ def run(options: CodecOptions, command: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    trios, data = options.folders, options.data
-    if data is None:
-        made = make_trio(out / "trio")
-        trios, data = {"toy": made.models}, str(made.held_out)
+    trios, data = trios_or_toy(options.folders, options.data, out)
     settings = {**asdict(options), "command": command, "machine": processor(), "versions": versions(VERSIONS)}
     large = synthetic(options.vocabulary, options.synthetic_rows, options.top_k)
     results: dict[str, Any] = {

@@ -17,12 +17,11 @@ from benchmarks.command import parse, quiet
 from benchmarks.fidelity import measure
 from benchmarks.fidelity.dense import Dense, load_roles, read_rows, score
 from benchmarks.fidelity.learned import judged
-from benchmarks.fidelity.options import FidelityOptions
+from benchmarks.fidelity.options import FidelityOptions, trios_or_toy
 from benchmarks.fidelity.report import page
 from benchmarks.fidelity.supports import SUPPORTS
 from benchmarks.online.__main__ import run as run_online
 from benchmarks.online.options import OnlineOptions
-from benchmarks.online.trio import make_trio
 from benchmarks.plots import require_matplotlib
 from shards import TeacherSpec
 from shards.command import run_command
@@ -33,10 +32,7 @@ def run(options: FidelityOptions, command: str) -> dict[str, Any]:
     """All measurements of all trios; results.json is written after each. Raises AlignDistilError."""
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    trios, data = options.folders, options.data
-    if data is None:
-        made = make_trio(out / "trio")
-        trios, data = {"toy": made.models}, str(made.held_out)
+    trios, data = trios_or_toy(options.folders, options.data, out)
     results: dict[str, Any] = {"settings": {"command": command}, "trios": {}}
     for name, folders in trios.items():
         results["trios"][name] = measure_trio(name, folders, data, options)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.online.trio import make_trio
 from shards.command import flag, require_at_least
 from shards.errors import OptionError
 from shards.schema import ROLES, Role
@@ -39,6 +40,16 @@ class FidelityOptions:
     def folders(self) -> dict[str, dict[Role, Path]]:
         """Name of a trio -> role -> folder."""
         return read_trios(self.trios)
+
+
+def trios_or_toy(
+    trios: dict[str, dict[Role, Path]], data: str | None, out: Path
+) -> tuple[dict[str, dict[Role, Path]], str]:
+    """The trios and the data that were given, or a small trio of its own, made in OUT, with its held-out pairs."""
+    if data is not None:
+        return trios, data
+    made = make_trio(out / "trio")
+    return {"toy": made.models}, str(made.held_out)
 
 
 def read_trios(items: list[str]) -> dict[str, dict[Role, Path]]:
