@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch.distributed as dist
 from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -179,6 +180,17 @@ def _checkpoint(args: DistillArguments) -> str | None:
     return str(wanted)
 
 
+def leave_processes() -> None:
+    """Wait for the other ranks, then part from them.
+
+    A rank that ends while a thread of its process group still holds a tensor of the last gathering is aborted by the
+    interpreter, after a good training. The barrier gives that thread the time to let go.
+    """
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 class _Parser(OneLineErrors, HfArgumentParser):
     pass
 
@@ -187,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _Parser(cast(Any, DistillArguments), prog="python -m student.train", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(arguments)
     train(args)
+    leave_processes()
 
 
 if __name__ == "__main__":
