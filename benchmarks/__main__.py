@@ -29,8 +29,8 @@ QUICK = {
     "--loader_batches 3",
     "fidelity": "--rows 6 --positions 60 --frontier_positions 30 --parameter_rows 1 --pairs 40 --online_steps 0",
     "online": "--steps 4 --measure_every 2 --rows 32 --held_out_rows 4",
-    "alignment": "--seeds 0 --texts 256 --pairs 288 --held_out_pairs 20 --samples_per_prompt 1 --learning_rates 3e-4 "
-    "--hidden_size 16",
+    "alignment": "--seeds 0 --texts 256 --pairs 288 --few_pairs 288 --held_out_pairs 20 --samples_per_prompt 1 "
+    "--learning_rates 3e-4 --hidden_size 16",
 }
 """Flags with which a benchmark runs through in a minute or two: to see that it runs, not what it finds."""
 

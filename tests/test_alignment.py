@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from functools import partial
 from math import exp, sqrt
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from tiny import load, make_llama, make_tokenizer
 
 from benchmarks.alignment import __main__ as command
-from benchmarks.alignment import experiment, task
+from benchmarks.alignment import experiment, methods, task
 from benchmarks.alignment import judge as judge_module
 from benchmarks.alignment.frontier import hull, interval, reward_at, steps_to
+from benchmarks.alignment.jobs import Job, each
 from benchmarks.alignment.judge import Judge
-from benchmarks.alignment.methods import IN_ROUNDS, ITSELF, MILD, ON_ROLLOUTS, STUDENTS
+from benchmarks.alignment.methods import FEW, IN_ROUNDS, ITSELF, ON_ROLLOUTS, PAPER, STUDENTS
 from benchmarks.alignment.options import AlignmentOptions
 from benchmarks.alignment.report import page
 from benchmarks.alignment.train import Watch, train_dpo
@@ -25,8 +27,8 @@ from shards.errors import OptionError
 
 SMALL_POTATO = Dish("small", "potato")
 TINY = {
-    "seeds": [0], "texts": 64, "pairs": 288, "held_out_pairs": 8, "samples_per_prompt": 1, "learning_rates": [1e-3],
-    "hidden_size": 16,
+    "seeds": [0], "texts": 64, "pairs": 384, "few_pairs": 288, "held_out_pairs": 8, "samples_per_prompt": 1,
+    "learning_rates": [1e-3], "hidden_size": 16,
 }  # fmt: skip
 
 
@@ -191,39 +193,42 @@ def test_an_interval_is_students():
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_tiny_run_has_every_method_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    students = ("linear", "aligndistil", "learned, dpo/reverse")
-    few = {name: dataclasses.replace(STUDENTS[name], values=STUDENTS[name].values[-1:]) for name in students}
+    presets = {name: dataclasses.replace(methods.PRESETS[name], values=(1.0,)) for name in methods.PRESETS}
+    few = presets | {"learned, dpo/reverse": STUDENTS["learned, dpo/reverse"]}
     for name, value in {
         "STUDENTS": few,
-        "WITH_MILD_TEACHERS": students[:2],
-        "DPO_BETAS": (0.1,),
+        "PRESETS": presets,
+        "DPO_BETAS": (0.1, 1.0),
         "POLICY_GRADIENT_KL_COEFS": (0.05,),
-        "PLENTY": 1,
-        "TEACHER_GAINS": (1.0,),
-        "TEACHER_KL_COEFS": (0.1,),
     }.items():
         monkeypatch.setattr(experiment, name, value)
     monkeypatch.setattr(judge_module, "MAX_NEW_TOKENS", 6)
     monkeypatch.setattr(experiment, "MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr(experiment.Bench, "score", lambda bench, runs: runs[-1]["points"][-1]["choice_kl"])
     options = AlignmentOptions(**TINY, out=str(tmp_path))
-    (tmp_path / "seed-0" / "teachers" / "dpo").mkdir(parents=True)
-    (tmp_path / "seed-0" / "teachers" / "dpo" / "of a killed run").touch()
+    (tmp_path / "seeds-0" / "teachers" / "dpo").mkdir(parents=True)
+    (tmp_path / "seeds-0" / "teachers" / "dpo" / "of a killed run").touch()
     results = command.run(options, "the command")
-    methods = {run["method"] for run in results["seeds"]["0"]["runs"]}
-    assert methods == {"dpo", "policy gradient", *few, *(f"{name}, rollouts" for name in ON_ROLLOUTS),
-                       *(f"{name}, 3 rounds" for name in IN_ROUNDS)}  # fmt: skip
-    for run in results["seeds"]["0"]["runs"]:
-        steps = [2, 4, 9, 18] if run["method"] == "policy gradient" else [1, 2, 4, 9]
-        assert [judged["step"] for judged in run["points"]] == steps
-    mild = {run["method"] for run in results["mild"]["0"]["runs"]}
-    themselves = {f"{name}, {ITSELF}" for name in students[:2]}
-    assert mild == {*themselves, *(f"{name}, {MILD}" for name in ("dpo", *students[:2], *themselves))}
+    themselves = {f"{name}, {ITSELF}" for name in presets}
+    choices = results["tuning"]["100"]
+    paper = {f"{name}, {PAPER}" for name in themselves} if choices["beta"] == 1 else set()
+    methods_run = {run["method"] for run in results["seeds"]["0"]["runs"]}
+    assert methods_run == {"dpo", "policy gradient", *few, *themselves, *paper,
+                           *(f"{name}, rollouts" for name in ON_ROLLOUTS),
+                           *(f"{name}, 3 rounds" for name in IN_ROUNDS)}  # fmt: skip
+    assert {run["method"] for run in results["few_seeds"]["0"]["runs"]} == {
+        f"{name}, {FEW}" for name in ("dpo", *presets, *themselves)
+    }
+    for part, wanted in (("seeds", [1, 3, 6, 12]), ("few_seeds", [1, 2, 4, 9])):
+        for run in results[part]["0"]["runs"]:
+            assert [judged["step"] for judged in run["points"]] == ([0] if ITSELF in run["method"] else wanted)
+    assert choices["dpo_beta"] in (0.1, 1.0) and set(choices["rates"]) == {"dpo", *presets, "policy gradient"}
     text = page(results, "pictures")
     for part in (
         "`the command`",
         "linear less dpo",
-        "many more pairs",
-        "Learning rates",
+        "With few pairs",
+        "What was chosen beforehand",
         "| policy gradient |",
         "pictures/",
     ):
@@ -231,11 +236,36 @@ def test_a_tiny_run_has_every_method_and_goes_on_where_it_stopped(tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"], "models and caches are removed"
 
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    for name in ("tune", "run_seed", "tune_mild", "run_mild", "run_plenty"):
-        monkeypatch.setattr(command, name, lambda *args: pytest.fail("done twice"))
+    for name in ("tune", "run_seed"):
+        monkeypatch.setattr(command, name, lambda *args, **kwargs: pytest.fail("done twice"))
     assert command.run(options, "the command") == results, "what is done is not done again"
     with pytest.raises(OptionError, match="held_out_pairs"):
         command.run(dataclasses.replace(options, held_out_pairs=9), "another command")
+
+
+def test_a_strength_is_what_the_flags_compose():
+    for beta in (0.1, 3.0):
+        for value in (0.5, 2.0):
+            assert STUDENTS["linear"].spec_at(value, beta).constant_strength == pytest.approx(value)
+            assert STUDENTS["aligndistil"].spec_at(value, beta).gain == value
+        assert STUDENTS["distilled dpo"].spec_at(1.0, beta).constant_strength == 1
+
+
+def leave_something(folder, number):
+    found = [path.name for path in folder.glob("*")]
+    folder.mkdir()
+    (folder / str(number)).touch()
+    return found, 2 * number
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_every_job_once_in_a_folder_of_its_own(tmp_path, workers):
+    jobs = [Job("seeds", seed, partial(leave_something, tmp_path / str(seed), seed)) for seed in range(3)]
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "of a killed run").touch()
+    found = {job.seed: result for job, result in each(jobs, workers)}
+    assert found == {0: ([], 0), 1: ([], 2), 2: ([], 4)}
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -246,6 +276,9 @@ def test_a_tiny_run_has_every_method_and_goes_on_where_it_stopped(tmp_path, monk
         ({"seeds": [100]}, "seeds"),
         ({"pairs": 100}, "pairs"),
         ({"pairs": 320}, "pairs"),
+        ({"few_pairs": 320}, "few_pairs"),
+        ({"pairs": 288, "few_pairs": 384}, "few_pairs"),
+        ({"workers": 0}, "workers"),
         ({"learning_rates": [0.0]}, "learning_rates"),
         ({"samples_per_prompt": 0}, "samples_per_prompt"),
     ],

@@ -6,50 +6,50 @@ its pictures are written there too.
 """
 
 import json
-import os
-import shutil
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.alignment.experiment import run_mild, run_plenty, run_seed, tune, tune_mild
+from benchmarks.alignment.experiment import run_seed, tune
+from benchmarks.alignment.jobs import Job, each, prepare
 from benchmarks.alignment.options import TUNING_SEED, AlignmentOptions
-from benchmarks.command import parse, quiet
+from benchmarks.command import parse
 from benchmarks.plots import require_matplotlib
 from shards.command import run_command
 from shards.errors import OptionError
 
 
 def run(options: AlignmentOptions, command: str) -> dict[str, Any]:
-    """Learning rates, then every seed that results.json lacks. Raises AlignDistilError."""
+    """What is chosen first, then every seed that results.json lacks. Raises AlignDistilError."""
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     file = out / "results.json"
-    results = _earlier(file, options) or {"settings": options.identity()}
-    results |= {"command": command, "seeds": results.get("seeds", {}), "mild": results.get("mild", {})}
+    results: dict[str, Any] = {"settings": options.identity()} | (_earlier(file, options) or {})
+    results["command"] = command
+    results |= {part: results.get(part, {}) for part in ("tuning", "few_tuning", "seeds", "few_seeds")}
 
-    def keep(part: dict[str, Any], name: str, work: Callable[[], Any], seed: int) -> None:
-        """Do what is not done yet, and write it down; the models and caches of the seed are removed, as are those that
-        a run that was killed has left."""
-        if name not in part:
-            shutil.rmtree(out / f"seed-{seed}", ignore_errors=True)
-            part[name] = work()
+    def keep(jobs: Iterable[Job]) -> None:
+        """Do what is not done yet, and write down each when it is."""
+        todo = [job for job in jobs if str(job.seed) not in results[job.part]]
+        for job, found in each(todo, options.workers):
+            results[job.part][str(job.seed)] = found
             _write(file, results)
-            shutil.rmtree(out / f"seed-{seed}", ignore_errors=True)
 
-    keep(results, "tuning", lambda: tune(options, TUNING_SEED), TUNING_SEED)
-    rates = results["tuning"]["rates"]
-    for seed in options.seeds:
-        keep(results["seeds"], str(seed), lambda: run_seed(seed, options, rates), seed)  # noqa: B023 - called at once
-    keep(results, "mild_tuning", lambda: tune_mild(options, TUNING_SEED, rates), TUNING_SEED)
-    mild_rates = results["mild_tuning"]["rates"]
-    for seed in options.seeds:
-        keep(results["mild"], str(seed), lambda: run_mild(seed, options, rates, mild_rates), seed)  # noqa: B023
-    keep(results, "plenty", lambda: run_plenty(TUNING_SEED, options), TUNING_SEED)
+    keep(
+        Job(part, TUNING_SEED, partial(tune, out / part, TUNING_SEED, options, few=few))
+        for part, few in (("tuning", False), ("few_tuning", True))
+    )
+    keep(
+        Job(part, seed, partial(run_seed, out / f"{part}-{seed}", seed, options, _choices(results, few), few=few))
+        for part, few in (("seeds", False), ("few_seeds", True))
+        for seed in options.seeds
+    )
     return results
+
+
+def _choices(results: dict[str, Any], few: bool) -> dict[str, Any]:
+    return results["few_tuning" if few else "tuning"][str(TUNING_SEED)]
 
 
 def write(results: dict[str, Any], page_path: Path) -> None:
@@ -82,15 +82,6 @@ def _write(file: Path, results: dict[str, Any]) -> None:
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, indent=1) + "\n")
     temporary.replace(file)
-
-
-def prepare() -> None:
-    """One thread, which is as fast for models this small; nothing on the terminal but what this command says."""
-    quiet()
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # what TRL and transformers call by its old name, a user cannot mend
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,25 +9,22 @@ from typing import Any
 import torch
 
 from benchmarks.alignment.judge import compose_dense
+from benchmarks.alignment.methods import PRESETS
 from benchmarks.alignment.task import PHRASES, prompts
 from benchmarks.alignment.world import World
 from shards import TeacherSpec
 from shards.schema import Role
 
-ITSELF = TeacherSpec.preset("linear")  # of models that are all the reference: the reference
-SPECS = {
-    "linear, kl_coef 0.05": TeacherSpec.preset("linear"),
-    "contrastive, kl_coef 0.1": TeacherSpec.preset("contrastive", kl_coef=0.1),
-    "adaptive, gain 2": TeacherSpec.preset("adaptive", gain=2.0),
-    "aligndistil, gain 2": TeacherSpec(gain=2.0),
-}
+VALUE_SHOWN = -2
+"""Of a teacher's knob: the last but one."""
+NOWHERE = TeacherSpec.preset("linear")  # of models that are all the reference: the reference
 WORD_OPENERS = {"add": "seasoning", "wait": "minutes"}  # a word whose next one is advice, and of which kind
 assert all(PHRASES[kind].startswith(opener) for opener, kind in WORD_OPENERS.items())
 
 
 @torch.no_grad()
-def credit(world: World, models: Mapping[Role, Any]) -> dict[str, dict[str, float]]:
-    """By model or teacher, at the positions of the reference's own responses to held-out prompts:
+def credit(world: World, models: Mapping[Role, Any], beta: float) -> dict[str, dict[str, float]]:
+    """By model or teacher (beta: of its dpo), at the positions of the reference's own responses to held-out prompts:
 
     right_word       mean probability of the right word where a seasoning or a time follows
     stop             mean probability of the full stop where a clause has ended
@@ -35,7 +32,7 @@ def credit(world: World, models: Mapping[Role, Any]) -> dict[str, dict[str, floa
     word_kl, stop_kl, all_kl   nats a response of KL(p || reference) at these positions, and at all
     """
     judge = world.judge
-    ids_BT, mask_BR = judge.sample_teacher({"reference": judge.reference, "dpo": judge.reference}, ITSELF)
+    ids_BT, mask_BR = judge.sample_teacher({"reference": judge.reference, "dpo": judge.reference}, NOWHERE)
     start = judge.ids_BP.shape[1]
     logprobs = {
         role: model(ids_BT).logits[:, start - 1 : -1].double().log_softmax(-1)[mask_BR]
@@ -43,9 +40,13 @@ def credit(world: World, models: Mapping[Role, Any]) -> dict[str, dict[str, floa
     }
     places = _places(world, ids_BT, mask_BR)
     found = {role: _figures(logprobs[role], logprobs["reference"], places, None) for role in models}
-    for name, spec in SPECS.items():
+    for name, student in PRESETS.items():
+        value = student.values[VALUE_SHOWN]
+        spec = student.spec_at(value, beta)
         distance_N = (logprobs["dpo"].exp() - logprobs[spec.negative].exp()).abs().sum(-1)
-        found[name] = _figures(compose_dense(logprobs, spec), logprobs["reference"], places, distance_N)
+        found[student.label(name, value)] = _figures(
+            compose_dense(logprobs, spec), logprobs["reference"], places, distance_N
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""One seed: every method at every value of its knob, judged along its training; and the choice of learning rates."""
+"""One seed: every method at every value of its knob, judged along its training; and what is chosen beforehand."""
 
 import dataclasses
 import time
@@ -14,19 +14,17 @@ from transformers import PreTrainedModel
 from benchmarks.alignment.credit import credit
 from benchmarks.alignment.frontier import reward_at
 from benchmarks.alignment.methods import (
-    BETA,
     DPO_BETAS,
+    FEW,
     IN_ROUNDS,
     ITSELF,
     LEARNING_RATE_OF,
-    MILD,
     ON_ROLLOUTS,
-    PLENTY,
+    PAPER,
+    PAPER_BETA,
     POLICY_GRADIENT_KL_COEFS,
+    PRESETS,
     STUDENTS,
-    TEACHER_GAINS,
-    TEACHER_KL_COEFS,
-    WITH_MILD_TEACHERS,
 )
 from benchmarks.alignment.options import AlignmentOptions
 from benchmarks.alignment.task import prompts, true_reward
@@ -50,55 +48,46 @@ KLS = (0.25, 0.5, 1.0, 2.0)
 MAX_NEW_TOKENS = 40
 GENERATIONS = 8
 Run = dict[str, Any]
+Choices = dict[str, Any]
 
 
-def tune(options: AlignmentOptions, seed: int) -> dict[str, Any]:
-    """Every method's learning rate, on a seed that is no other's."""
-    world = make_world(Path(options.out) / f"seed-{seed}", seed, options)
-    return {"seed": seed, **choose_rates(Bench(world, options, {}), STUDENTS)}
+def tune(folder: Path, seed: int, options: AlignmentOptions, *, few: bool) -> Choices:
+    """What is chosen before the seeds are run, on a seed that is none of them; and where the teachers chosen put their
+    distance, beside those of the paper's beta.
 
+    One rule for all: the mean height over KLS of a method's frontier, by the half of the samples that chooses.
 
-def tune_mild(options: AlignmentOptions, seed: int, rates: Mapping[str, float]) -> dict[str, Any]:
-    """The same with mild teachers; and where both kinds of teachers put their distance."""
-    world = make_world(Path(options.out) / f"seed-{seed}", seed, options)
-    strong = Bench(world, options, dict(rates))
-    strong.make_teachers()
-    mild = Bench(world, options, {"dpo": min(options.learning_rates)}, folder=MILD)
-    chosen = choose_rates(mild, WITH_MILD_TEACHERS)
-    return {**chosen, "credit": {"chosen": credit(world, strong.models()), MILD: credit(world, mild.models())}}
-
-
-def choose_rates(bench: "Bench", students: Iterable[str]) -> dict[str, Any]:
-    """The learning rate at which a method's frontier, over all values of its knob, is highest on average over KLS.
-
-    One rule for all methods, by the half of the samples that chooses. What the bench has a rate for keeps it.
+    rates, scores         learning rate by method, and the score of each that was tried
+    dpo_beta              of the DPO run that ends at the highest reward
+    beta, teacher_rate    of the dpo and reverse that teachers are made of, by the frontiers of the four teachers
+                          themselves, sampled without a student
     """
-    scores: dict[str, dict[str, float]] = {}
-
-    def choose(name: str, values: Sequence[float], run: Callable[[float, float], Run]) -> None:
-        scores[name] = {
-            f"{rate:g}": bench.score([run(value, rate) for value in values]) for rate in bench.options.learning_rates
-        }
-        bench.rates[name] = float(max(scores[name], key=lambda rate: scores[name][rate]))
-
-    whole = "dpo" not in bench.rates
-    if whole:
-        choose("dpo", DPO_BETAS, bench.dpo)
-    bench.make_teachers()
-    cache = bench.cache("pairs", bench.world.pairs, responses="both")
-    for name in students:
+    bench = open_bench(folder, seed, options, {"rates": {}, "scores": {}}, few=few)
+    runs = bench.choose("dpo", DPO_BETAS, bench.dpo)
+    bench.choices["dpo_beta"] = max(runs, key=lambda run: run["points"][-1]["choice_reward"])["value"]
+    bench.choose_teachers()
+    for name in PRESETS if few else STUDENTS:
         if name not in LEARNING_RATE_OF:
-            choose(name, STUDENTS[name].values, partial(bench.student, name, cache))
-    if whole:
-        choose("policy gradient", POLICY_GRADIENT_KL_COEFS, bench.policy_gradient)
-    return {"scores": scores, "rates": bench.rates}
+            bench.choose(name, STUDENTS[name].values, partial(bench.student, name, bench.cache_of_pairs()))
+    if not few:
+        bench.choose("policy gradient", POLICY_GRADIENT_KL_COEFS, bench.policy_gradient)
+    beta, rate = bench.choices["beta"], bench.choices["teacher_rate"]
+    found = {f"beta {beta:g}": credit(bench.world, bench.models(beta, rate), beta)}
+    if beta != PAPER_BETA:
+        rate = bench.choices["rates"]["dpo"]
+        found[f"beta {PAPER_BETA:g}"] = credit(bench.world, bench.models(PAPER_BETA, rate), PAPER_BETA)
+    return {**bench.choices, "credit": found}
 
 
-def run_seed(seed: int, options: AlignmentOptions, rates: Mapping[str, float]) -> dict[str, Any]:
+def run_seed(folder: Path, seed: int, options: AlignmentOptions, choices: Choices, *, few: bool) -> dict[str, Any]:
     """All runs of a seed, what its teachers make of held-out pairs, and what it took."""
     started = time.perf_counter(), time.process_time()
-    bench = Bench(make_world(Path(options.out) / f"seed-{seed}", seed, options), options, dict(rates))
-    runs = list(tqdm(bench.all_runs(), desc=f"seed {seed}", unit="run"))
+    bench = open_bench(folder, seed, options, choices, few=few)
+    title = f"seed {seed}, {FEW}" if few else f"seed {seed}"
+    found = bench.some_runs() if few else bench.all_runs()
+    runs = list(tqdm(found, desc=title, unit="run", disable=options.workers > 1))
+    if few:
+        runs = [run | {"method": f"{run['method']}, {FEW}"} for run in runs]
     return {
         "reference": bench.start,
         "runs": runs,
@@ -110,115 +99,166 @@ def run_seed(seed: int, options: AlignmentOptions, rates: Mapping[str, float]) -
     }
 
 
-def run_mild(
-    seed: int, options: AlignmentOptions, rates: Mapping[str, float], mild_rates: Mapping[str, float]
-) -> dict[str, Any]:
-    """The same seed once more, with teachers that went less far: DPO at the lowest learning rate, and some students;
-    and what the teachers are worth themselves, of both kinds."""
-    started = time.perf_counter(), time.process_time()
-    world = make_world(Path(options.out) / f"seed-{seed}", seed, options)
-    strong = Bench(world, options, dict(rates))
-    strong.make_teachers()
-    runs = list(strong.teachers_themselves())
-    mild = Bench(world, options, dict(mild_rates), folder=MILD)
-    found = tqdm(mild.mild_runs(), desc=f"seed {seed}, {MILD}", unit="run")
-    runs += [run | {"method": f"{run['method']}, {MILD}"} for run in found]
-    return {
-        "runs": runs,
-        "wall_seconds": time.perf_counter() - started[0],
-        "cpu_seconds": time.process_time() - started[1],
-    }
-
-
-def run_plenty(seed: int, options: AlignmentOptions) -> dict[str, Any]:
-    """One seed with PLENTY times the pairs and steps: DPO at the lowest learning rate, and its teachers themselves."""
-    more = dataclasses.replace(options, pairs=PLENTY * options.pairs)
-    world = make_world(Path(options.out) / f"seed-{seed}", seed, more)
-    bench = Bench(world, more, {"dpo": min(options.learning_rates)}, folder="plenty")
-    runs = [bench.dpo(beta, bench.rates["dpo"]) for beta in dict.fromkeys((BETA, DPO_BETAS[-1]))]
-    bench.make_teachers()
-    runs += bench.teachers_themselves()
-    return {"reference": bench.start, "runs": runs, "credit": credit(world, bench.models())}
+def open_bench(folder: Path, seed: int, options: AlignmentOptions, choices: Choices, *, few: bool) -> "Bench":
+    """few: with the first pairs only, and as many fewer steps."""
+    world = make_world(folder, seed, options)
+    if few:
+        world = dataclasses.replace(world, pairs=world.few)
+        options = dataclasses.replace(options, pairs=options.few_pairs)
+    return Bench(world, options, choices)
 
 
 class Bench:
     """The methods on one world, each as a function to a run: its name, its knob's value, its points.
 
-    folder    of the world's folder, where the teachers are
+    choices   what `tune` gives, or will have given
     seconds   CPU time of what students need first: dpo, reverse, cache
     """
 
-    def __init__(
-        self, world: World, options: AlignmentOptions, rates: dict[str, float], *, folder: str = "teachers"
-    ) -> None:
-        self.world, self.options, self.rates = world, options, rates
+    def __init__(self, world: World, options: AlignmentOptions, choices: Choices) -> None:
+        self.world, self.options, self.choices = world, options, choices
         self.seconds: dict[str, float] = {}
         self.learned: dict[str, TeacherSpec] = {}
         self.start = {"step": 0, "seconds": 0.0, **dataclasses.asdict(world.judge(world.judge.reference))}
         self.start |= {"kl_nats": 0.0, "choice_kl": 0.0}
-        self._teachers = world.folder / folder
+
+    # ---- choices
+
+    def choose(self, name: str, values: Sequence[float], run: Callable[[float, float], Run]) -> list[Run]:
+        """The learning rate of a method; the runs with it."""
+        runs = {rate: [run(value, rate) for value in values] for rate in self.options.learning_rates}
+        scores = {rate: self.score(found) for rate, found in runs.items()}
+        best = max(scores, key=lambda rate: scores[rate])
+        self.choices["scores"][name] = {f"{rate:g}": score for rate, score in scores.items()}
+        self.choices["rates"][name] = best
+        return runs[best]
+
+    def choose_teachers(self) -> None:
+        scores = {}
+        for beta in DPO_BETAS:
+            for rate in self.options.learning_rates:
+                self.make_teachers(beta, rate)
+                runs = list(self.teachers_themselves(self.models(beta, rate), beta))
+                parts = [[run for run in runs if run["method"].startswith(f"{name}, ")] for name in PRESETS]
+                scores[beta, rate] = fmean(map(self.score, parts))
+        self.choices["beta"], self.choices["teacher_rate"] = max(scores, key=lambda pair: scores[pair])
+        self.choices["teacher_scores"] = {f"{beta:g}": {} for beta in DPO_BETAS}
+        for (beta, rate), score in scores.items():
+            self.choices["teacher_scores"][f"{beta:g}"][f"{rate:g}"] = score
+
+    def score(self, runs: Sequence[Run]) -> float:
+        """The mean height of a frontier, by the half of the samples that chooses."""
+        points = [self.start, *(point for run in runs for point in run["points"])]
+        return fmean(reward_at(points, kl, reward="choice_reward") for kl in KLS)
+
+    # ---- what is run
+
+    def some_runs(self) -> Iterator[Run]:
+        """DPO, the teachers themselves, their students on the pairs' responses."""
+        yield from (self.dpo(beta, self.choices["rates"]["dpo"]) for beta in DPO_BETAS)
+        beta, rate = self.choices["beta"], self.choices["teacher_rate"]
+        self.make_teachers(beta, rate)
+        yield from self.teachers_themselves(self.models(beta, rate), beta)
+        yield from self.students(PRESETS, self.cache_of_pairs())
 
     def all_runs(self) -> Iterator[Run]:
-        for beta in DPO_BETAS:
-            yield self.dpo(beta, self.rates["dpo"])
-        self.make_teachers()
-        cache = self.cache("pairs", self.world.pairs, responses="both")
-        for name, student in STUDENTS.items():
-            for value in student.values:
-                yield self.student(name, cache, value, self.rates[LEARNING_RATE_OF.get(name, name)])
-        rollouts = self.sampled("rollouts", self.world.reference, self.world.pairs, self.world.seed)
-        cache = self.cache("rollouts", rollouts)
-        for name in ON_ROLLOUTS:
-            for value in STUDENTS[name].values:
-                yield self.student(name, cache, value, self.rates[name]) | {"method": f"{name}, rollouts"}
+        yield from self.some_runs()
+        yield from self.students([name for name in STUDENTS if name not in PRESETS], self.cache_of_pairs())
+        rollouts = self.cache(
+            "rollouts", self.sampled("rollouts", self.world.reference, self.world.pairs, self.world.seed)
+        )
+        yield from self.students(ON_ROLLOUTS, rollouts, ending=", rollouts")
         for name in IN_ROUNDS:
+            yield from (self.rounds(name, value, self.choices["rates"][name]) for value in STUDENTS[name].values)
+        rate = self.choices["rates"]["policy gradient"]
+        yield from (self.policy_gradient(kl_coef, rate) for kl_coef in POLICY_GRADIENT_KL_COEFS)
+        if self.choices["beta"] != PAPER_BETA:
+            rate = self.choices["rates"]["dpo"]
+            self.make_teachers(PAPER_BETA, rate)
+            yield from self.teachers_themselves(self.models(PAPER_BETA, rate), PAPER_BETA, ending=f", {PAPER}")
+
+    def students(self, names: Iterable[str], cache: Path, *, ending: str = "") -> Iterator[Run]:
+        for name in names:
+            rate = self.choices["rates"][LEARNING_RATE_OF.get(name, name)]
             for value in STUDENTS[name].values:
-                yield self.rounds(name, value, self.rates[name])
-        for kl_coef in POLICY_GRADIENT_KL_COEFS:
-            yield self.policy_gradient(kl_coef, self.rates["policy gradient"])
+                yield self.student(name, cache, value, rate) | {"method": f"{name}{ending}"}
 
-    def mild_runs(self) -> Iterator[Run]:
-        for beta in DPO_BETAS:
-            yield self.dpo(beta, self.rates["dpo"])
-        self.make_teachers()
-        cache = self.cache("pairs", self.world.pairs, responses="both")
-        for name in WITH_MILD_TEACHERS:
-            for value in STUDENTS[name].values:
-                yield self.student(name, cache, value, self.rates[name])
-        yield from self.teachers_themselves()
-
-    def models(self) -> dict[Role, PreTrainedModel]:
-        return {role: load_model(folder) for role, folder in self.world.models(self._teachers).items()}
-
-    def teachers_themselves(self) -> Iterator[Run]:
+    def teachers_themselves(
+        self, models: Mapping[Role, PreTrainedModel], beta: float, *, ending: str = ""
+    ) -> Iterator[Run]:
         """Without a student: sampled from p* itself."""
-        models = self.models()
-        for name in WITH_MILD_TEACHERS:
-            knob = str(STUDENTS[name].knob)
-            for value in TEACHER_GAINS if knob == "gain" else TEACHER_KL_COEFS:
-                quality = self.world.judge.of_teacher(models, _spec({"teacher": name, knob: value}))
+        for name, student in PRESETS.items():
+            for value in student.values:
+                quality = self.world.judge.of_teacher(models, student.spec_at(value, beta))
                 point = {"step": 0, "seconds": 0.0, **dataclasses.asdict(quality)}
-                yield {"method": f"{name}, {ITSELF}", "knob": knob, "value": value, "learning_rate": 0.0,
-                       "points": [point]}  # fmt: skip
+                yield {"method": f"{name}, {ITSELF}{ending}", "knob": student.knob, "value": value,
+                       "learning_rate": 0.0, "points": [point]}  # fmt: skip
 
     def dpo(self, beta: float, rate: float) -> Run:
-        watch, out = self._watch(), self.world.folder / f"dpo-{beta:g}-{rate:g}"
-        self._train_dpo("dpo", out, watch, beta, rate)
-        return self._run("dpo", "beta", beta, rate, watch)
+        watch = Watch(judge=self.world.judge, steps=self.options.judged_steps)
+        self._train_dpo("dpo", watch, beta, rate)
+        return _run("dpo", "beta", beta, rate, watch)
 
-    def make_teachers(self) -> None:
-        """dpo and reverse at BETA and DPO's learning rate."""
+    def student(self, name: str, cache: Path, value: float, rate: float) -> Run:
+        watch = Watch(judge=self.world.judge, steps=self.options.judged_steps)
+        self._distil(name, value, cache, self.world.reference, watch, rate)
+        return _run(name, STUDENTS[name].knob, value, rate, watch)
+
+    def rounds(self, name: str, value: float, rate: float) -> Run:
+        """Sample from the student, score, train, again; the seconds are those of all three."""
+        watch, start = Watch(judge=self.world.judge, steps=self.options.judged_steps), self.world.reference
+        for number, data in enumerate(self.world.thirds, start=1):
+            with watch.counting():
+                cache = self.cache("round", self.sampled("round", start, data, 1000 * number + self.world.seed))
+            start = self._distil(name, value, cache, start, watch, rate, number)
+        return _run(f"{name}, {len(self.world.thirds)} rounds", STUDENTS[name].knob, value, rate, watch)
+
+    def policy_gradient(self, kl_coef: float, rate: float) -> Run:
+        watch = Watch(judge=self.world.judge, steps=self.options.judged_steps)
+        dish_of = dict(prompts(held_out=False))
+        with silent():
+            train_policy_gradient(
+                self.world.reference, list(dish_of), lambda prompt, text: true_reward(dish_of[prompt], text), watch,
+                self.world.folder / "policy-gradient", kl_coef=kl_coef, learning_rate=rate,
+                steps=self.options.steps, generations=GENERATIONS, max_new_tokens=MAX_NEW_TOKENS,
+                seed=self.world.seed,
+            )  # fmt: skip
+        return _run("policy gradient", "kl_coef", kl_coef, rate, watch)
+
+    def accuracies(self) -> dict[str, float]:
+        """Share of held-out pairs that each teacher tells right; a student is named with its knob's value."""
+        cache = ShardCache(self.cache("held-out", self.world.held_out, responses="both"))
+        specs = {}
+        for name, student in STUDENTS.items():
+            if student.knob is not None or name in self.learned:
+                for value in student.values:
+                    spec = self.learned.get(name) or student.spec_at(value, self.choices["beta"])
+                    specs[student.label(name, value)] = spec
+        margins = preference_margins(cache, find_pairs(cache), specs)
+        return {name: accuracy(margins_P) for name, margins_P in margins.items()}
+
+    # ---- what they are made of
+
+    def make_teachers(self, beta: float, rate: float) -> None:
+        """dpo and reverse, those that are not there yet."""
         for role in ("dpo", "reverse"):
-            watch = Watch(judge=self.world.judge, steps=())
-            self._train_dpo(role, self._teachers, watch, BETA, self.rates["dpo"])
-            self.seconds[role] = watch.seconds
+            if not (self._teachers(beta, rate) / role).exists():
+                self._train_dpo(role, Watch(judge=self.world.judge, steps=()), beta, rate)
+
+    def models(self, beta: float, rate: float) -> dict[Role, PreTrainedModel]:
+        return {role: load_model(folder) for role, folder in self._folders(beta, rate).items()}
+
+    def cache_of_pairs(self) -> Path:
+        """Made on first use."""
+        out = self._cache_folder("pairs")
+        return out if out.exists() else self.cache("pairs", self.world.pairs, responses="both")
 
     def cache(self, name: str, data: Path, *, responses: str = "chosen") -> Path:
+        """Of the models that were chosen."""
         began = time.process_time()
+        folders = self._folders(self.choices["beta"], self.choices["teacher_rate"])
         with silent():
-            out = build_cache(
-                self.world.models(self._teachers), data, self.world.folder / f"cache-{name}", responses=responses
-            )
+            out = build_cache(folders, data, self._cache_folder(name), responses=responses)
         self.seconds[f"cache of {name}"] = time.process_time() - began
         return out
 
@@ -226,76 +266,35 @@ class Bench:
         with silent():
             return sample(model, data, self.world.folder / f"{name}.jsonl", max_new_tokens=MAX_NEW_TOKENS, seed=seed)
 
-    def student(self, name: str, cache: Path, value: float, rate: float) -> Run:
-        watch = self._watch()
-        self._distil(name, value, cache, self.world.reference, watch, rate)
-        return self._run(name, STUDENTS[name].knob, value, rate, watch)
+    def _teachers(self, beta: float, rate: float) -> Path:
+        return self.world.folder / f"teachers-{beta:g}-{rate:g}"
 
-    def rounds(self, name: str, value: float, rate: float) -> Run:
-        """Sample from the student, score, train, again; the seconds are those of all three."""
-        watch, start = self._watch(), self.world.reference
-        for number, data in enumerate(self.world.thirds, start=1):
-            with watch.counting():
-                cache = self.cache("round", self.sampled("round", start, data, 1000 * number + self.world.seed))
-            start = self._distil(name, value, cache, start, watch, rate, number)
-        return self._run(f"{name}, {len(self.world.thirds)} rounds", STUDENTS[name].knob, value, rate, watch)
+    def _folders(self, beta: float, rate: float) -> dict[Role, Path]:
+        return self.world.models(self._teachers(beta, rate))
 
-    def policy_gradient(self, kl_coef: float, rate: float) -> Run:
-        watch, dish_of = self._watch(last=2 * self.options.steps), dict(prompts(held_out=False))
-        with silent():
-            train_policy_gradient(
-                self.world.reference, list(dish_of), lambda prompt, text: true_reward(dish_of[prompt], text), watch,
-                self.world.folder / "policy-gradient", kl_coef=kl_coef, learning_rate=rate,
-                steps=2 * self.options.steps, generations=GENERATIONS, max_new_tokens=MAX_NEW_TOKENS,
-                seed=self.world.seed,
-            )  # fmt: skip
-        return self._run("policy gradient", "kl_coef", kl_coef, rate, watch)
+    def _cache_folder(self, name: str) -> Path:
+        return self.world.folder / f"cache-{name}"
 
-    def accuracies(self) -> dict[str, float]:
-        """Share of held-out pairs that each teacher tells right; a student is named with its knob's value."""
-        cache = ShardCache(self.cache("held-out", self.world.held_out, responses="both"))
-        specs = {}
-        for name, student in STUDENTS.items():
-            for value in student.values:
-                label = name if student.knob is None else f"{name}, {student.knob} {value:g}"
-                specs[label] = self.learned.get(name) or _spec(student.flags_at(value))
-        margins = preference_margins(cache, find_pairs(cache), specs)
-        return {name: accuracy(margins_P) for name, margins_P in margins.items()}
-
-    def score(self, runs: Sequence[Run]) -> float:
-        """The mean height of a frontier, by the half of the samples that chooses."""
-        points = [self.start, *(point for run in runs for point in run["points"])]
-        return fmean(reward_at(points, kl, reward="choice_reward") for kl in KLS)
-
-    def _watch(self, last: int | None = None) -> Watch:
-        steps = self.options.judged_steps
-        return Watch(judge=self.world.judge, steps=steps if last is None else (*steps[1:], last))
-
-    def _run(self, method: str, knob: str | None, value: float, rate: float, watch: Watch) -> Run:
-        return {"method": method, "knob": knob, "value": value, "learning_rate": rate, "points": watch.points}
-
-    def _train_dpo(self, role: Any, out: Path, watch: Watch, beta: float, rate: float) -> None:
+    def _train_dpo(self, role: Any, watch: Watch, beta: float, rate: float) -> None:
         with silent():
             train_dpo(
-                role, self.world.reference, self.world.pairs, out, watch, beta=beta, learning_rate=rate,
-                seed=self.world.seed,
+                role, self.world.reference, self.world.pairs, self._teachers(beta, rate), watch, beta=beta,
+                learning_rate=rate, seed=self.world.seed,
             )  # fmt: skip
+        self.seconds[role] = watch.seconds
 
     def _distil(
         self, name: str, value: float, cache: Path, start: Path, watch: Watch, rate: float, number: int = 0
     ) -> Path:
         """Where the student lies then; `number`: of the round."""
         out = self.world.folder / f"student-{number}"
+        flags = STUDENTS[name].flags_at(value, self.choices["beta"])
         with silent():
-            args = train_student(
-                cache, start, out, watch, teacher=STUDENTS[name].flags_at(value), learning_rate=rate,
-                seed=self.world.seed,
-            )  # fmt: skip
+            args = train_student(cache, start, out, watch, teacher=flags, learning_rate=rate, seed=self.world.seed)
         if args.spec.strength == "learned":
             self.learned[name] = args.spec
         return out
 
 
-def _spec(flags: Mapping[str, Any]) -> TeacherSpec:
-    given = dict(flags)
-    return TeacherSpec.preset(given.pop("teacher"), beta=BETA, **given)
+def _run(method: str, knob: str | None, value: float, rate: float, watch: Watch) -> Run:
+    return {"method": method, "knob": knob, "value": value, "learning_rate": rate, "points": watch.points}

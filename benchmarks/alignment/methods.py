@@ -1,12 +1,14 @@
 """What is compared: names, knobs, and the flags that each stands for."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-BETA = 0.1
-"""Of the DPO model and its reverse that all teachers are made of."""
-DPO_BETAS = (0.03, 0.1, 0.3, 1.0)
+from shards import TeacherSpec
+
+DPO_BETAS = (0.1, 0.3, 1.0, 3.0)
+PAPER_BETA = 0.1
 POLICY_GRADIENT_KL_COEFS = (0.05, 0.3)
+Knob = Literal["gain", "strength"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,27 +16,37 @@ class Student:
     """A teacher by name.
 
     flags        of `python -m student.train`
-    knob         the flag that says how far it goes; None: there is none
+    knob         what says how far it goes: `--gain`, or the constant strength beta / kl_coef; None: there is none
     values       of the knob, from near to far
     """
 
     flags: dict[str, Any]
-    knob: str | None = None
+    knob: Knob | None = None
     values: tuple[float, ...] = (0.0,)
 
-    def flags_at(self, value: float) -> dict[str, Any]:
-        return self.flags | ({} if self.knob is None else {self.knob: value})
+    def flags_at(self, value: float, beta: float) -> dict[str, Any]:
+        """beta: of the DPO models that the teacher is made of."""
+        knob = {"gain": {"gain": value}, "strength": {"kl_coef": beta / (value or 1.0)}, None: {}}[self.knob]
+        return self.flags | {"beta": beta} | knob
+
+    def spec_at(self, value: float, beta: float) -> TeacherSpec:
+        flags = self.flags_at(value, beta)
+        return TeacherSpec.preset(flags.pop("teacher"), **flags)
+
+    def label(self, name: str, value: float) -> str:
+        return name if self.knob is None else f"{name}, {self.knob} {value:g}"
 
 
-KL_COEFS = (0.4, 0.1, 0.05)  # strengths of 0.25, 1 and 2
-GAINS = (0.5, 2.0, 10.0)
+PRESETS = {
+    "linear": Student(flags={"teacher": "linear"}, knob="strength", values=(0.5, 1.0, 2.0, 4.0)),
+    "contrastive": Student(flags={"teacher": "contrastive"}, knob="strength", values=(0.125, 0.25, 0.5, 1.0)),
+    "adaptive": Student(flags={"teacher": "adaptive"}, knob="gain", values=(1.0, 2.0, 5.0, 10.0)),
+    "aligndistil": Student(flags={"teacher": "aligndistil"}, knob="gain", values=(0.25, 0.5, 1.0, 2.0)),
+}
 STUDENTS = {
     # a constant strength of 1 from reference to dpo is the DPO model itself
-    "distilled dpo": Student(flags={"teacher": "linear", "kl_coef": BETA}),
-    "linear": Student(flags={"teacher": "linear"}, knob="kl_coef", values=KL_COEFS),
-    "contrastive": Student(flags={"teacher": "contrastive"}, knob="kl_coef", values=KL_COEFS),
-    "adaptive": Student(flags={"teacher": "adaptive"}, knob="gain", values=GAINS),
-    "aligndistil": Student(flags={"teacher": "aligndistil"}, knob="gain", values=GAINS),
+    "distilled dpo": Student(flags={"teacher": "linear"}, knob="strength", values=(1.0,)),
+    **PRESETS,
     "learned, dpo/reverse": Student(flags={"teacher": "aligndistil", "strength": "learned"}),
     "learned, reference/reference": Student(flags={"teacher": "adaptive", "strength": "learned"}),
 }
@@ -42,12 +54,8 @@ ON_ROLLOUTS = ("aligndistil",)
 """Students that are also trained on the reference's own responses."""
 IN_ROUNDS = ("aligndistil",)
 """Students that are also trained in rounds, each on responses of the student that the last one left."""
-WITH_MILD_TEACHERS = ("linear", "contrastive", "adaptive", "aligndistil")
-"""Students that also learn from teachers made of DPO models that were trained at the lowest learning rate."""
-MILD = "mild teachers"
-TEACHER_KL_COEFS = (0.8, 0.4, 0.2, 0.1, 0.05)
-TEACHER_GAINS = (0.25, 0.5, 1.0, 2.0, 5.0)
-PLENTY = 8
+FEW = "few pairs"
+PAPER = f"teachers of beta {PAPER_BETA:g}"
 ITSELF = "the teacher itself"
 LEARNING_RATE_OF = {"learned, dpo/reverse": "aligndistil", "learned, reference/reference": "adaptive"}
 """Students that are trained at the learning rate of another."""

@@ -16,11 +16,13 @@ class AlignmentOptions:
 
     seeds: list[int] = flag([0, 1, 2, 3, 4], "each draws its own data and trains its own reference")
     texts: int = flag(8000, "written responses that a reference is trained on")
-    pairs: int = flag(1440, "preference pairs; a step takes 32, and each pair is seen once")
+    pairs: int = flag(5760, "preference pairs; a step takes 32, and each pair is seen once")
+    few_pairs: int = flag(1440, "the first of them, with which everything but rollouts is done once more")
     held_out_pairs: int = flag(500, "about dishes that no training sees, to judge the teachers by")
     samples_per_prompt: int = flag(16, "responses to each of 20 held-out prompts, in each of two halves")
-    learning_rates: list[float] = flag([1e-4, 3e-4, 1e-3], "of which every method gets its best")
+    learning_rates: list[float] = flag([3e-5, 1e-4, 3e-4, 1e-3], "of which every method gets its best")
     hidden_size: int = flag(64, "of all models")
+    workers: int = flag(1, "processes of one thread each; a seed is the work of one")
     out: str = flag("runs/alignment", "folder for models, caches, results and pictures; finished seeds stay")
     page: str | None = flag(None, "write the page and its pictures here too: docs/results.md")
 
@@ -31,16 +33,26 @@ class AlignmentOptions:
             raise OptionError(f"seeds: expected none of {TUNING_SEED}, by which learning rates are chosen")
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise OptionError(f"learning_rates: expected one or more over 0, got {self.learning_rates}")
-        for name, least in (("texts", BATCH_SIZE), ("pairs", 8 * BATCH_SIZE), ("held_out_pairs", 1)):
+        for name, least in (
+            ("texts", BATCH_SIZE),
+            ("pairs", 8 * BATCH_SIZE),
+            ("few_pairs", 8 * BATCH_SIZE),
+            ("held_out_pairs", 1),
+        ):
             if getattr(self, name) < least:
                 raise OptionError(f"{name}: expected {least} or more, got {getattr(self, name)}")
-        require_at_least(self, 1, ("samples_per_prompt", "hidden_size"))
-        if self.pairs % (3 * BATCH_SIZE):
-            raise OptionError(f"pairs: expected a multiple of {3 * BATCH_SIZE}, for whole steps, got {self.pairs}")
+        require_at_least(self, 1, ("samples_per_prompt", "hidden_size", "workers"))
+        for name in ("pairs", "few_pairs"):
+            if getattr(self, name) % (3 * BATCH_SIZE):
+                raise OptionError(
+                    f"{name}: expected a multiple of {3 * BATCH_SIZE}, for whole steps, got {getattr(self, name)}"
+                )
+        if self.few_pairs > self.pairs:
+            raise OptionError(f"few_pairs: expected no more than the {self.pairs} pairs, got {self.few_pairs}")
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of every training but the policy gradient's, which takes twice as many."""
+        """Optimizer steps of every training."""
         return self.pairs // BATCH_SIZE
 
     @property
@@ -49,5 +61,5 @@ class AlignmentOptions:
 
     def identity(self) -> dict[str, object]:
         """What a seed's figures depend on."""
-        names = ("texts", "pairs", "held_out_pairs", "samples_per_prompt", "learning_rates", "hidden_size")
+        names = ("texts", "pairs", "few_pairs", "held_out_pairs", "samples_per_prompt", "learning_rates", "hidden_size")
         return {name: getattr(self, name) for name in names}

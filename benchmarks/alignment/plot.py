@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.alignment.experiment import KLS
-from benchmarks.alignment.methods import MILD
-from benchmarks.alignment.summary import frontier, methods_of, seeds_of
+from benchmarks.alignment.methods import FEW, ITSELF
+from benchmarks.alignment.summary import choices_of, frontier, methods_of, seeds_of
 from benchmarks.plots import save_svg
 
 COLOURS = {
@@ -26,19 +26,19 @@ COLOURS = {
 PANELS = {
     "on the pairs' chosen responses": (),
     "on rollouts": ("rollouts", "3 rounds"),
-    "with mild teachers": (MILD,),
+    "with few pairs": (FEW,),
 }
 """Title -> endings of the names of its methods; none: what has no such ending."""
 GRID = [i * 2 * max(KLS) / 60 for i in range(61)]
-KNOBS_SHOWN = {"dpo": 0.1, "linear": 0.05, "contrastive": 0.05, "adaptive": 2.0, "aligndistil": 2.0}
-"""Method -> value of the knob whose runs are drawn against steps."""
+KNOBS_SHOWN = {"linear": 2.0, "contrastive": 0.5, "adaptive": 5.0, "aligndistil": 1.0}
+"""Method -> value of the knob whose runs are drawn against steps, with those of the best DPO."""
 
 
 def draw_frontiers(results: Mapping[str, Any], path: Path) -> None:
     """Write the picture as SVG, the same bytes for the same results."""
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
-    methods = methods_of(results)
+    methods = [name for name in methods_of(results) if ITSELF not in name]
     endings = [ending for panel in PANELS.values() for ending in panel]
     for axis, (title, panel) in zip(axes, PANELS.items(), strict=True):
         plain = [name for name in methods if not name.endswith(tuple(endings))]
@@ -57,7 +57,7 @@ def draw_frontiers(results: Mapping[str, Any], path: Path) -> None:
 def _draw_frontier(axis: Any, results: Mapping[str, Any], method: str) -> None:
     """The mean over seeds; for dpo and aligndistil with its interval."""
     name = method if method in COLOURS else method.partition(", ")[0]
-    line = "--" if method.endswith("3 rounds") or method == f"dpo, {MILD}" else "-"
+    line = "--" if method.endswith("3 rounds") or method == f"dpo, {FEW}" else "-"
     found = [frontier(results, method, kl) for kl in GRID]
     means = [value.mean for value in found]
     axis.plot(GRID, means, line, color=COLOURS[name], label=method, linewidth=1.2)
@@ -72,8 +72,9 @@ def draw_paths(results: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     axes = figure.subplots(1, 3)
     seeds = seeds_of(results)
+    shown = KNOBS_SHOWN | {"dpo": choices_of(results, "")["dpo_beta"]}
     for i, run in enumerate(seeds[0]["runs"]):
-        if KNOBS_SHOWN.get(run["method"]) != run["value"]:
+        if shown.get(run["method"]) != run["value"]:
             continue
         paths = [[seed["reference"], *seed["runs"][i]["points"]] for seed in seeds]
         columns = [

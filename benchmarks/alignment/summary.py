@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.alignment.frontier import Interval, interval, reward_at, steps_to
-from benchmarks.alignment.methods import BETA, MILD
+from benchmarks.alignment.methods import FEW
 
 Results = Mapping[str, Any]
 Seed = Mapping[str, Any]
@@ -17,10 +17,6 @@ ABLATIONS = (
     ("adaptive", "linear"),
     ("linear", "dpo"),
 )
-MILD_ABLATIONS = (
-    *((f"{mine}, {MILD}", f"{other}, {MILD}") for mine, other in ABLATIONS),
-    (f"aligndistil, {MILD}", f"dpo, {MILD}"),
-)
 """The paper's order: what is named first should lie above the other."""
 
 
@@ -28,7 +24,7 @@ MILD_ABLATIONS = (
 class RunFigures:
     """One method at one value of its knob, over seeds.
 
-    steps, seconds   to the last reward of the DPO model that its teachers are made of, mean over seeds that reach it
+    steps, seconds   to DPO's last reward (`target_of`), mean over seeds that reach it
     reached, seeds   number of these seeds, and of all
     best             of the judged models on the way, chosen by the other half of the samples
     """
@@ -46,10 +42,9 @@ class RunFigures:
 
 
 def seeds_of(results: Results) -> list[Seed]:
-    """With the runs of their mild teachers, as far as these are done."""
+    """With their runs on few pairs."""
     return [
-        {**seed, "runs": seed["runs"] + results["mild"].get(name, {"runs": []})["runs"]}
-        for name, seed in results["seeds"].items()
+        {**seed, "runs": seed["runs"] + results["few_seeds"][name]["runs"]} for name, seed in results["seeds"].items()
     ]
 
 
@@ -63,37 +58,42 @@ def points_of(seed: Seed, method: str) -> list[Mapping[str, float]]:
     return [seed["reference"], *(point for run in seed["runs"] if run["method"] == method for point in run["points"])]
 
 
-def seeds_with(results: Results, *methods: str) -> list[Seed]:
-    """The seeds in which these methods were run."""
-    return [seed for seed in seeds_of(results) if {run["method"] for run in seed["runs"]}.issuperset(methods)]
+def ending_of(method: str) -> str:
+    """What its name ends with where it was run on few pairs."""
+    return f", {FEW}" if method.endswith(FEW) else ""
+
+
+def choices_of(results: Results, ending: str) -> Mapping[str, Any]:
+    """What was chosen for these runs beforehand."""
+    (found,) = results["few_tuning" if ending else "tuning"].values()
+    return found
 
 
 def frontier(results: Results, method: str, kl_nats: float) -> Interval:
     """True reward at a KL, over seeds."""
-    return interval([reward_at(points_of(seed, method), kl_nats) for seed in seeds_with(results, method)])
+    return interval([reward_at(points_of(seed, method), kl_nats) for seed in seeds_of(results)])
 
 
 def difference(results: Results, method: str, other: str, kls: Sequence[float]) -> Interval:
     """Of two frontiers, the mean over some KLs, paired over seeds."""
     gaps = [
         [reward_at(points_of(seed, method), kl) - reward_at(points_of(seed, other), kl) for kl in kls]
-        for seed in seeds_with(results, method, other)
+        for seed in seeds_of(results)
     ]
     return interval([fmean(gap) for gap in gaps])
 
 
-def target_of(seed: Seed, method: str = "dpo") -> float:
-    """The last reward of the DPO model that a method's teachers are made of."""
-    name = f"dpo, {MILD}" if method.endswith(MILD) else "dpo"
-    return next(run for run in seed["runs"] if run["method"] == name and run["value"] == BETA)["points"][-1]["reward"]
+def target_of(results: Results, seed: Seed, method: str = "dpo") -> float:
+    """DPO's last reward on the same pairs, at the beta whose run ended highest on the seed of the choices."""
+    ending = ending_of(method)
+    beta = choices_of(results, ending)["dpo_beta"]
+    run = next(run for run in seed["runs"] if run["method"] == f"dpo{ending}" and run["value"] == beta)
+    return run["points"][-1]["reward"]
 
 
 def run_figures(results: Results) -> list[RunFigures]:
-    found = []
-    for i, run in enumerate(seeds_of(results)[0]["runs"]):
-        seeds = seeds_with(results, run["method"])
-        found.append(_figures([seed["runs"][i] for seed in seeds], seeds))
-    return found
+    seeds = seeds_of(results)
+    return [_figures(results, [seed["runs"][i] for seed in seeds], seeds) for i in range(len(seeds[0]["runs"]))]
 
 
 def accuracies(results: Results) -> dict[str, Interval]:
@@ -102,11 +102,11 @@ def accuracies(results: Results) -> dict[str, Interval]:
     return {name: interval([seed["accuracy"][name] for seed in seeds]) for name in seeds[0]["accuracy"]}
 
 
-def _figures(runs: Sequence[Mapping[str, Any]], seeds: Sequence[Seed]) -> RunFigures:
+def _figures(results: Results, runs: Sequence[Mapping[str, Any]], seeds: Sequence[Seed]) -> RunFigures:
     first, last = runs[0], [run["points"][-1] for run in runs]
     paths = [[seed["reference"], *run["points"]] for run, seed in zip(runs, seeds, strict=True)]
     best = [max(path, key=lambda point: point["choice_reward"]) for path in paths]
-    targets = [target_of(seed, first["method"]) for seed in seeds]
+    targets = [target_of(results, seed, first["method"]) for seed in seeds]
     return RunFigures(
         method=first["method"],
         knob="" if first["knob"] is None else f"{first['knob']} {first['value']:g}",

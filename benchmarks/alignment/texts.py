@@ -3,9 +3,8 @@
 INTRODUCTION = """\
 # Results: does the method work, where the true reward is known?
 
-This page is written by `{command}`. Seeds {seeds}; {minutes:.0f} minutes of CPU time on one thread,
-{wall_minutes:.0f} minutes by the clock of a machine with other work, without the choice of learning rates. All
-intervals are 95% t-intervals over seeds.
+This page is written by `{command}`. Seeds {seeds}; {minutes:.0f} minutes of CPU time, and those of the choices
+beforehand. All intervals are 95% t-intervals over seeds.
 
 **The task** (`benchmarks/alignment/task.py`). Advice on cooking a dish, a list of clauses. A response's true reward
 is a sum: +1 for each kind of right advice (method, seasoning, minutes: one word each, which depends on the prompt),
@@ -15,19 +14,20 @@ clause cannot go far wrong and is better than the average one, and yet worth 0.9
 sigmoid(difference of true rewards): {pairs:,} pairs, each seen once in {steps} steps of 32.
 
 **The models.** Llamas of two layers, {hidden_size} wide, 64 tokens; a reference trained on {texts:,} texts, of true
-reward {start} and {start_tokens:.0f} tokens. `dpo` and `reverse` are made by `precompute.teachers` (TRL's DPOTrainer)
-with beta {beta:g}, caches by `precompute.build`, rollouts by `precompute.rollout`, students by `DistillTrainer`. All
-start at the reference, with the same batch size, AdamW, schedule and number of steps. The policy gradient (TRL's
-RLOO, eight samples a prompt) sees the true reward, and has twice as many steps of 64 responses. Everything is drawn
-anew for each seed, the reference too.
+reward {start} and {start_tokens:.0f} tokens. `dpo` and `reverse` are made by `precompute.teachers` (TRL's
+DPOTrainer), caches by `precompute.build`, rollouts by `precompute.rollout`, students by `DistillTrainer`. All start
+at the reference, with the same batch size, AdamW, schedule and number of steps. The policy gradient (TRL's RLOO,
+eight samples a prompt) sees the true reward, at 64 responses a step. Everything is drawn anew for each seed, the
+reference too.
+
+**The choices.** DPO is run at beta {betas}. Learning rates, and the beta and learning rate of the `dpo` and `reverse`
+that teachers are made of, are chosen by one rule on a seed that is not reported:
+[below](#what-was-chosen-beforehand). It took beta {beta:g} and learning rate {teacher_rate:g} for the teachers,
+learning rate {dpo_rate:g} for DPO.
 
 **The judge.** {samples} + {samples} sampled responses at temperature 1 to prompts about held-out dishes, after 1/8,
 1/4, 1/2 and all of the steps. KL to the reference is exact: at every token of the sampled responses, summed over the
 vocabulary; nats a response.
-"""
-OUTLOOK = """\
-How to tell before a run how far a teacher can be trusted to go: [recipes.md](recipes.md). What is not here: models of
-some size and real preferences, by the same protocol.
 """
 FRONTIER = """\
 A method's frontier at a KL: the largest reward of a mixture of two of its judged models (all knobs, all checkpoints,
@@ -35,27 +35,36 @@ the reference) whose KL is no more than that. Mixtures can be had, by answering 
 Which models is decided by one half of the samples, the figure is that of the other. Bold: the interval of the
 difference, paired over seeds, is on one side of 0.
 """
-MILD_TEXT = """\
-The same with teachers that went less far: `dpo` and `reverse` trained at the lowest learning rate, {rate:g}; {seeds}.
-"dpo, mild teachers" are those DPO models, of every beta. Differences are to the frontier of "dpo" above.
+FEW_TEXT = """\
+The same with the first {pairs:,} of the pairs, in {steps} steps, everything chosen anew by the same rule: beta
+{beta:g} and learning rate {teacher_rate:g} for the teachers, learning rate {dpo_rate:g} for DPO. Differences are to
+DPO on these few pairs.
 """
 THEMSELVES = """\
-Without any student: responses sampled from p\\* itself, composed of live models token by token, at five strengths.
+Without any student: responses sampled from p\\* itself, composed of live models token by token, at four strengths.
 What is missing here no training of a student can bring back; what a student has more, it has from stopping on the
 way.
 """
-PLENTY_TEXT = """\
-Seed {seed} once more with {pairs:,} pairs, as many more steps, and learning rate {rate:g}: whether it is the noise of
-few preferences that the teachers amplify. One seed, so no intervals.
+PAPER_TEXT = """\
+Teachers of beta {beta:g}, the paper's, at the learning rate that is best for DPO, are there too.
 """
 CREDIT = """\
-At the positions of the reference's own responses to held-out prompts, on the seed by which learning rates were
-chosen. *Words*: the next token is a seasoning or a time, of which one is right; *stops*: a clause has ended, and the
-response goes on or ends. KL(p ‖ reference) is summed over a response's positions, D_t is of the teacher's own dpo and
-negative. Where D_t is large, an adaptive strength goes furthest.
+At the positions of the reference's own responses to held-out prompts, on the seed of the choices. *Words*: the next
+token is a seasoning or a time, of which one is right; *stops*: a clause has ended, and the response goes on or ends.
+KL(p ‖ reference) is summed over a response's positions, D_t is of the teacher's own dpo and negative. Where D_t is
+large, an adaptive strength goes furthest.
 """
 RUNS = """\
-DPO's last reward, which is to be reached: {target}, that of beta {beta:g}, of which all teachers but the mild ones
-are made; for these it is that of the mild DPO model of the same beta. Steps and seconds to it: by a straight line
-between two judgements, the mean over the seeds that reach it. Rounds count sampling and scoring.
+DPO's last reward, which is to be reached: {target}, that of beta {beta:g}, which ends highest on the seed of the
+choices; on few pairs {few_target}, of beta {few_beta:g}. Steps and seconds to it: by a straight line between two
+judgements, the mean over the seeds that reach it. Rounds count sampling and scoring.
+"""
+CHOSEN = """\
+One rule for all, on seed {seed}, which is none of those above: the mean of a method's frontier over the same KLs,
+with all values of its knob, by the half of the samples that chooses. Learned strengths have the rates of aligndistil
+and adaptive, students on rollouts those of the same on pairs.
+"""
+CHOSEN_TEACHERS = """\
+The `dpo` and `reverse` that teachers are made of, by the same rule: the mean over the four teachers of the frontier
+of the teacher itself, sampled without a student.
 """

@@ -15,7 +15,8 @@ from shards.schema import Role
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """pairs, thirds, held_out   files of preference pairs: all, the same in three parts, about dishes held out
+    """pairs, few, thirds   files of preference pairs: all, the first of them, all in three parts
+    held_out  the same about other dishes
     ceiling   share of the held-out pairs that the true reward itself tells right
     """
 
@@ -23,6 +24,7 @@ class World:
     folder: Path
     reference: Path
     pairs: Path
+    few: Path
     thirds: Sequence[Path]
     held_out: Path
     ceiling: float
@@ -43,6 +45,7 @@ def make_world(folder: Path, seed: int, options: AlignmentOptions) -> World:
     for part, path in enumerate(thirds):
         write_jsonl(path, pairs[part * len(pairs) // 3 : (part + 1) * len(pairs) // 3])
     write_jsonl(folder / "pairs.jsonl", pairs)
+    write_jsonl(folder / "few.jsonl", pairs[: options.few_pairs])
     write_jsonl(folder / "held-out.jsonl", held_out)
     tokenizer = make_tokenizer()
     reference = train_reference(tokenizer, texts, seed=seed, hidden_size=options.hidden_size)
@@ -54,6 +57,7 @@ def make_world(folder: Path, seed: int, options: AlignmentOptions) -> World:
         folder=folder,
         reference=folder / "reference",
         pairs=folder / "pairs.jsonl",
+        few=folder / "few.jsonl",
         thirds=thirds,
         held_out=folder / "held-out.jsonl",
         ceiling=judge_accuracy(held_out),
