@@ -6,19 +6,20 @@ import random
 from functools import partial
 from math import exp, sqrt
 
+import numpy as np
 import pytest
 import torch
-from tiny import load, make_llama, make_tokenizer
+from tiny import load, make_llama, make_pairs, make_tokenizer, write_jsonl
 
 from benchmarks.alignment import __main__ as command
-from benchmarks.alignment import experiment, methods, task
+from benchmarks.alignment import experiment, methods, real, task
 from benchmarks.alignment import judge as judge_module
 from benchmarks.alignment.frontier import hull, interval, reward_at, steps_to
 from benchmarks.alignment.jobs import Job, each
 from benchmarks.alignment.judge import Judge
 from benchmarks.alignment.methods import FEW, IN_ROUNDS, ITSELF, ON_ROLLOUTS, PAPER, STUDENTS
 from benchmarks.alignment.options import AlignmentOptions
-from benchmarks.alignment.report import page
+from benchmarks.alignment.report import page, real_section
 from benchmarks.alignment.train import Watch, train_dpo
 from examples.demo.evaluate import response_logprobs
 from examples.demo.grammar import Dish
@@ -243,6 +244,57 @@ def test_a_tiny_run_has_every_method_and_goes_on_where_it_stopped(tmp_path, monk
         command.run(dataclasses.replace(options, held_out_pairs=9), "another command")
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_real_pairs_are_judged_on_held_out_ones(trio_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(real, "TOP_K", 18)
+    monkeypatch.setattr(real, "BETAS", (0.1,))
+    monkeypatch.setattr(real, "VALUES", {"linear": (1.0,), "aligndistil": (5.0,)})
+    data = {name: str(write_jsonl(tmp_path / f"{name}.jsonl", make_pairs(20, seed=i))) for i, name in enumerate("ab")}
+    options = AlignmentOptions(
+        models=[f"{role}={folder}" for role, folder in trio_folders.items()], data=data["a"], held_out=data["b"],
+        real_pairs=16, real_held_out_pairs=6, real_length=16, real_learning_rates=[1e-3], real_seeds=[0],
+    )  # fmt: skip
+    trio = real.trio_figures(tmp_path / "trio", options)
+    assert trio["pairs"] == 6 and trio["models"]["reference"]["kl_nats"] == pytest.approx(0, abs=1e-4)
+    assert trio["models"]["dpo"]["accuracy"] == trio["accuracy"]["dpo"] == trio["accuracy"]["linear, strength 1"]
+    assert trio["models"]["reverse"]["reward"] < trio["models"]["dpo"]["reward"], "it is reverse's opposite"
+    choices = real.tune(tmp_path / "tuning", options)
+    seed = real.run_seed(tmp_path / "0", 0, options, choices)
+    assert [run["method"] for run in seed["runs"]] == ["dpo", "linear", "aligndistil"]
+    assert all([judged["step"] for judged in run["points"]] == [1, 2] for run in seed["runs"])
+    results = {
+        "real_trio": {"100": trio},
+        "real_settings": options.real_identity(),
+        "real_seeds": {"0": seed, "1": seed},
+    }
+    text = "\n".join(real_section(results))
+    for part in ("| dpo | beta 0.1, rate 0.001 |", "| aligndistil | gain 5, rate 0.001 |", "dpo of the trio"):
+        assert part in text
+
+
+def test_the_judge_of_real_pairs_sums_over_each_response(trio_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(real, "TOP_K", 18)
+    data = str(write_jsonl(tmp_path / "pairs.jsonl", make_pairs(4, seed=1)))
+    options = AlignmentOptions(
+        models=[f"{role}={folder}" for role, folder in trio_folders.items()], data=data, held_out=data,
+        real_held_out_pairs=4, real_length=64,
+    )  # fmt: skip
+    monitor = real.make_judge(tmp_path / "judge", options)
+    model, trio = load(trio_folders["dpo"]), {role: load(folder) for role, folder in trio_folders.items()}
+    kls, rewards = [], []
+    for row in monitor.cache.read(range(len(monitor.cache))):
+        ids, start = row.input_ids.tolist(), row.response_start
+        logprobs = {role: next(response_logprobs(m, [ids[:start]], [ids[start:]])) for role, m in trio.items()}
+        kls.append((logprobs["dpo"].exp() * (logprobs["dpo"] - logprobs["reference"])).sum().item())
+        rewards.append(0.1 * (logprobs["dpo"].exp() * (logprobs["dpo"] - logprobs["reverse"])).sum().item())
+    found = monitor(model)
+    order = np.unique(monitor.cache.index.pair_id, return_inverse=True)[1]
+    for half, kl, reward in ((0, found.kl_nats, found.reward), (1, found.choice_kl, found.choice_reward)):
+        assert kl == pytest.approx(np.mean(np.array(kls)[order % 2 == half]), rel=1e-3)
+        assert reward == pytest.approx(np.mean(np.array(rewards)[order % 2 == half]), rel=1e-3)
+
+
 def test_a_strength_is_what_the_flags_compose():
     for beta in (0.1, 3.0):
         for value in (0.5, 2.0):
@@ -279,6 +331,8 @@ def test_workers_do_every_job_once_in_a_folder_of_its_own(tmp_path, workers):
         ({"few_pairs": 320}, "few_pairs"),
         ({"pairs": 288, "few_pairs": 384}, "few_pairs"),
         ({"workers": 0}, "workers"),
+        ({"models": ["dpo=a", "reverse=b", "reference=c"]}, "models"),
+        ({"models": ["dpo=a"], "data": "b", "held_out": "c"}, "models"),
         ({"learning_rates": [0.0]}, "learning_rates"),
         ({"samples_per_prompt": 0}, "samples_per_prompt"),
     ],

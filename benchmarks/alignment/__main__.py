@@ -6,11 +6,12 @@ its pictures are written there too.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.alignment import real
 from benchmarks.alignment.experiment import run_seed, tune
 from benchmarks.alignment.jobs import Job, each, prepare
 from benchmarks.alignment.options import TUNING_SEED, AlignmentOptions
@@ -45,6 +46,18 @@ def run(options: AlignmentOptions, command: str) -> dict[str, Any]:
         for part, few in (("seeds", False), ("few_seeds", True))
         for seed in options.seeds
     )
+    if options.models:
+        _require_same(results.setdefault("real_settings", options.real_identity()), options.real_identity(), file)
+        results |= {part: results.get(part, {}) for part in ("real_trio", "real_tuning", "real_seeds")}
+        keep(
+            Job(part, TUNING_SEED, partial(work, out / part, options))
+            for part, work in (("real_trio", real.trio_figures), ("real_tuning", real.tune))
+        )
+        choices = results["real_tuning"][str(TUNING_SEED)]
+        keep(
+            Job("real_seeds", seed, partial(real.run_seed, out / f"real-{seed}", seed, options, choices))
+            for seed in options.real_seeds
+        )
     return results
 
 
@@ -69,13 +82,16 @@ def _earlier(file: Path, options: AlignmentOptions) -> dict[str, Any] | None:
     if not file.exists():
         return None
     found = json.loads(file.read_text())
-    for name, value in options.identity().items():
-        if found["settings"].get(name) != value:
-            raise OptionError(
-                f"{file}: expected results with {name} = {value}, found {found['settings'].get(name)}; "
-                "give another --out"
-            )
+    _require_same(found["settings"], options.identity(), file)
     return found
+
+
+def _require_same(found: Mapping[str, Any], asked: Mapping[str, Any], file: Path) -> None:
+    for name, value in asked.items():
+        if found.get(name) != value:
+            raise OptionError(
+                f"{file}: expected results with {name} = {value}, found {found.get(name)}; give another --out"
+            )
 
 
 def _write(file: Path, results: dict[str, Any]) -> None:

@@ -115,8 +115,13 @@ class Bench:
     seconds   CPU time of what students need first: dpo, reverse, cache
     """
 
+    dpo_settings: dict[str, Any] = {}  # noqa: RUF012 - of trainings and builds, beside those of `train`
+    student_settings: dict[str, Any] = {}  # noqa: RUF012
+    build_settings: dict[str, Any] = {}  # noqa: RUF012
+
     def __init__(self, world: World, options: AlignmentOptions, choices: Choices) -> None:
         self.world, self.options, self.choices = world, options, choices
+        self.judged_steps = options.judged_steps
         self.seconds: dict[str, float] = {}
         self.learned: dict[str, TeacherSpec] = {}
         self.start = {"step": 0, "seconds": 0.0, **dataclasses.asdict(world.judge(world.judge.reference))}
@@ -195,18 +200,18 @@ class Bench:
                        "learning_rate": 0.0, "points": [point]}  # fmt: skip
 
     def dpo(self, beta: float, rate: float) -> Run:
-        watch = Watch(judge=self.world.judge, steps=self.options.judged_steps)
+        watch = self._watch()
         self._train_dpo("dpo", watch, beta, rate)
         return _run("dpo", "beta", beta, rate, watch)
 
     def student(self, name: str, cache: Path, value: float, rate: float) -> Run:
-        watch = Watch(judge=self.world.judge, steps=self.options.judged_steps)
+        watch = self._watch()
         self._distil(name, value, cache, self.world.reference, watch, rate)
         return _run(name, STUDENTS[name].knob, value, rate, watch)
 
     def rounds(self, name: str, value: float, rate: float) -> Run:
         """Sample from the student, score, train, again; the seconds are those of all three."""
-        watch, start = Watch(judge=self.world.judge, steps=self.options.judged_steps), self.world.reference
+        watch, start = self._watch(), self.world.reference
         for number, data in enumerate(self.world.thirds, start=1):
             with watch.counting():
                 cache = self.cache("round", self.sampled("round", start, data, 1000 * number + self.world.seed))
@@ -214,7 +219,7 @@ class Bench:
         return _run(f"{name}, {len(self.world.thirds)} rounds", STUDENTS[name].knob, value, rate, watch)
 
     def policy_gradient(self, kl_coef: float, rate: float) -> Run:
-        watch = Watch(judge=self.world.judge, steps=self.options.judged_steps)
+        watch = self._watch()
         dish_of = dict(prompts(held_out=False))
         with silent():
             train_policy_gradient(
@@ -258,13 +263,16 @@ class Bench:
         began = time.process_time()
         folders = self._folders(self.choices["beta"], self.choices["teacher_rate"])
         with silent():
-            out = build_cache(folders, data, self._cache_folder(name), responses=responses)
+            out = build_cache(folders, data, self._cache_folder(name), responses=responses, **self.build_settings)
         self.seconds[f"cache of {name}"] = time.process_time() - began
         return out
 
     def sampled(self, name: str, model: Path, data: Path, seed: int) -> Path:
         with silent():
             return sample(model, data, self.world.folder / f"{name}.jsonl", max_new_tokens=MAX_NEW_TOKENS, seed=seed)
+
+    def _watch(self) -> Watch:
+        return Watch(judge=self.world.judge, steps=self.judged_steps)
 
     def _teachers(self, beta: float, rate: float) -> Path:
         return self.world.folder / f"teachers-{beta:g}-{rate:g}"
@@ -279,7 +287,7 @@ class Bench:
         with silent():
             train_dpo(
                 role, self.world.reference, self.world.pairs, self._teachers(beta, rate), watch, beta=beta,
-                learning_rate=rate, seed=self.world.seed,
+                learning_rate=rate, seed=self.world.seed, **self.dpo_settings,
             )  # fmt: skip
         self.seconds[role] = watch.seconds
 
@@ -290,7 +298,10 @@ class Bench:
         out = self.world.folder / f"student-{number}"
         flags = STUDENTS[name].flags_at(value, self.choices["beta"])
         with silent():
-            args = train_student(cache, start, out, watch, teacher=flags, learning_rate=rate, seed=self.world.seed)
+            args = train_student(
+                cache, start, out, watch, teacher=flags, learning_rate=rate, seed=self.world.seed,
+                **self.student_settings,
+            )  # fmt: skip
         if args.spec.strength == "learned":
             self.learned[name] = args.spec
         return out

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from benchmarks.alignment.frontier import T_975
+from precompute.options import parse_models
 from shards.command import flag, require_at_least
 from shards.errors import OptionError
+from shards.schema import ROLES
 
 BATCH_SIZE = 32
 TUNING_SEED = 100
@@ -22,6 +24,16 @@ class AlignmentOptions:
     samples_per_prompt: int = flag(16, "responses to each of 20 held-out prompts, in each of two halves")
     learning_rates: list[float] = flag([3e-5, 1e-4, 3e-4, 1e-3], "of which every method gets its best")
     hidden_size: int = flag(64, "of all models")
+    models: list[str] = flag(
+        [], "role=folder of a trio: the protocol once more on real pairs, under the contrast's reward"
+    )
+    data: str | None = flag(None, "preference pairs to train on; goes with --models, as --held_out does")
+    held_out: str | None = flag(None, "preference pairs to judge by")
+    real_seeds: list[int] = flag([0, 1, 2], "each draws its own pairs of --data")
+    real_pairs: int = flag(192, "pairs that each is trained on, 8 a step")
+    real_held_out_pairs: int = flag(48, "the first of --held_out")
+    real_length: int = flag(128, "tokens of prompt and response, where real rows are cut")
+    real_learning_rates: list[float] = flag([1e-4, 3e-4], "as --learning_rates, on real pairs")
     workers: int = flag(1, "processes of one thread each; a seed is the work of one")
     out: str = flag("runs/alignment", "folder for models, caches, results and pictures; finished seeds stay")
     page: str | None = flag(None, "write the page and its pictures here too: docs/results.md")
@@ -38,15 +50,21 @@ class AlignmentOptions:
             ("pairs", 8 * BATCH_SIZE),
             ("few_pairs", 8 * BATCH_SIZE),
             ("held_out_pairs", 1),
+            ("real_pairs", 16),
+            ("real_length", 8),
         ):
             if getattr(self, name) < least:
                 raise OptionError(f"{name}: expected {least} or more, got {getattr(self, name)}")
-        require_at_least(self, 1, ("samples_per_prompt", "hidden_size", "workers"))
+        require_at_least(self, 1, ("samples_per_prompt", "hidden_size", "workers", "real_held_out_pairs"))
         for name in ("pairs", "few_pairs"):
             if getattr(self, name) % (3 * BATCH_SIZE):
                 raise OptionError(
                     f"{name}: expected a multiple of {3 * BATCH_SIZE}, for whole steps, got {getattr(self, name)}"
                 )
+        if len({not self.models, self.data is None, self.held_out is None}) > 1:
+            raise OptionError("models: expected --models, --data and --held_out together, got some of them")
+        if self.models and set(parse_models(self.models)) != set(ROLES):
+            raise OptionError(f"models: expected a folder for each of {', '.join(ROLES)}, got {self.models}")
         if self.few_pairs > self.pairs:
             raise OptionError(f"few_pairs: expected no more than the {self.pairs} pairs, got {self.few_pairs}")
 
@@ -62,4 +80,9 @@ class AlignmentOptions:
     def identity(self) -> dict[str, object]:
         """What a seed's figures depend on."""
         names = ("texts", "pairs", "few_pairs", "held_out_pairs", "samples_per_prompt", "learning_rates", "hidden_size")
+        return {name: getattr(self, name) for name in names}
+
+    def real_identity(self) -> dict[str, object]:
+        """What the figures on real pairs depend on."""
+        names = ("real_pairs", "real_held_out_pairs", "real_length", "real_learning_rates")
         return {name: getattr(self, name) for name in names}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.alignment import real
 from benchmarks.alignment.experiment import KLS
 from benchmarks.alignment.frontier import Interval, interval
 from benchmarks.alignment.methods import DPO_BETAS, FEW, ITSELF, PAPER, PAPER_BETA
@@ -28,6 +29,7 @@ from benchmarks.alignment.texts import (
     FRONTIER,
     INTRODUCTION,
     PAPER_TEXT,
+    REAL,
     RUNS,
     THEMSELVES,
 )
@@ -80,6 +82,7 @@ def page(results: Results, pictures: str) -> str:
         "",
         CHOSEN_TEACHERS,
         teachers_table(results),
+        *(real_section(results) if "real_seeds" in results else []),
     ]
     return "\n".join(parts) + "\n"
 
@@ -118,13 +121,13 @@ def goal_lines(results: Results, figures: Sequence[RunFigures]) -> Iterator[str]
             yield f"* **Order of the frontiers, mean over the KLs, {word}{where}**: {named}."
 
 
-def frontier_table(results: Results, methods: Sequence[str]) -> str:
+def frontier_table(results: Results, methods: Sequence[str], kls: Sequence[float] = KLS) -> str:
     """Differences are to the DPO of the same pairs."""
-    head = " | ".join(f"KL {kl:g} | less DPO's" for kl in KLS)
-    lines = [f"| | {head} |", "|---|" + "--:|--:|" * len(KLS)]
+    head = " | ".join(f"KL {kl:g} | less DPO's" for kl in kls)
+    lines = [f"| | {head} |", "|---|" + "--:|--:|" * len(kls)]
     for method in methods:
         cells, dpo = [], f"dpo{ending_of(method)}"
-        for kl in KLS:
+        for kl in kls:
             cells.append(_text(frontier(results, method, kl)))
             cells.append("" if method == dpo else _marked(difference(results, method, dpo, [kl])))
         lines.append(f"| {method} | {' | '.join(cells)} |")
@@ -214,6 +217,25 @@ def teachers_table(results: Results) -> str:
             cells = [f"**{scores[rate]:.2f}**" if (beta, rate) == chosen else f"{scores[rate]:.2f}" for rate in rates]
             lines.append(f"| beta {beta}{ending} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def real_section(results: Results) -> Iterator[str]:
+    """Real pairs: the frontier of the contrastive reward, every run, and held-out accuracy."""
+    (trio,), settings = results["real_trio"].values(), results["real_settings"]
+    yield "\n" + REAL.format(steps=settings["real_pairs"] // real.BATCH, **settings, **trio)
+    found = {"seeds": results["real_seeds"], "few_seeds": {name: {"runs": []} for name in results["real_seeds"]}}
+    yield frontier_table(found, methods_of(found), real.KLS)
+    yield "\n| | | contrastive reward | KL, nats | held-out pairs told right |\n|---|---|--:|--:|--:|"
+    for role, point in trio["models"].items():
+        yield f"| {role} of the trio | | {point['reward']:.2f} | {point['kl_nats']:.2f} | {point['accuracy']:.1%} |"
+    seeds = seeds_of(found)
+    for i, run in enumerate(seeds[0]["runs"]):
+        last = [seed["runs"][i]["points"][-1] for seed in seeds]
+        reward, kl, right = (interval([point[name] for point in last]) for name in ("reward", "kl_nats", "accuracy"))
+        knob = f"{run['knob']} {run['value']:g}, rate {run['learning_rate']:g}"
+        yield f"| {run['method']} | {knob} | {_text(reward)} | {_text(kl)} | {_percent(right)} |"
+    told = ", ".join(f"{name} {value:.1%}" for name, value in trio["accuracy"].items() if name != "reference")
+    yield f"\nHeld-out pairs that the cached teachers themselves tell right, by log p\\* - l_ref: {told}."
 
 
 def _introduction(results: Results) -> str:

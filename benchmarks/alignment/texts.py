@@ -59,6 +59,19 @@ DPO's last reward, which is to be reached: {target}, that of beta {beta:g}, whic
 choices; on few pairs {few_target}, of beta {few_beta:g}. Steps and seconds to it: by a straight line between two
 judgements, the mean over the seeds that reach it. Rounds count sampling and scoring.
 """
+REAL = """\
+## Real preference pairs
+
+No true reward is known here. A trio of models of {parameters:,} parameters, V = {vocabulary_size:,}, trained on real
+text and real preferences; each seed draws {real_pairs} pairs, cut at {real_length} tokens, and trains DPO (TRL) and
+students of the trio's teachers in {steps} steps of 8, all from the reference, with learning rates chosen by the rule
+above. Judged by what `student.evaluate` says on {pairs} held-out pairs, {tokens:.0f} tokens a response.
+
+The *contrastive reward* is the student's expectation of beta (l_dpo - l_reverse), summed over a response's positions.
+It is what contrastive and aligndistil are distilled towards, and not what DPO is trained for: it tells how well they
+optimise, not whether people would like the result. The accuracy on held-out pairs is the only figure from outside. KL
+is summed over the same positions.
+"""
 CHOSEN = """\
 One rule for all, on seed {seed}, which is none of those above: the mean of a method's frontier over the same KLs,
 with all values of its knob, by the half of the samples that chooses. Learned strengths have the rates of aligndistil

@@ -94,50 +94,43 @@ def silent() -> Iterator[None]:
 
 def train_dpo(
     role: Role, reference: Path, data: Path, out: Path, watch: Watch, *, beta: float, learning_rate: float,
-    seed: int,
+    seed: int, **settings: Any,
 ) -> None:  # fmt: skip
-    """`python -m precompute.teachers` for one role, watched: OUT/ROLE."""
+    """`python -m precompute.teachers` for one role, watched: OUT/ROLE. settings: of DPOConfig, beside COMMON."""
     from precompute.dpo import train_role
     from precompute.dpo_arguments import DPOArguments
 
     options = TeacherOptions(reference=str(reference), data=str(data), out=str(out))
     args = DPOArguments(
-        beta=beta, learning_rate=learning_rate, num_train_epochs=1, seed=seed, gradient_checkpointing=False, **COMMON
-
+        beta=beta, learning_rate=learning_rate, num_train_epochs=1, seed=seed, gradient_checkpointing=False,
+        **COMMON | settings,
     )  # fmt: skip
     inputs = read_inputs(options, args)
     out.mkdir(parents=True, exist_ok=True)
     train_role(role, inputs.pairs, inputs.reference, inputs.records[role], options, args, callbacks=[watch])
 
 
-def build_cache(models: dict[Role, Path], data: Path, out: Path, *, responses: str = "chosen") -> Path:
-    """`python -m precompute.build` with every token of the small vocabulary kept within the mean asked for."""
+def build_cache(models: dict[Role, Path], data: Path, out: Path, *, responses: str = "chosen", **settings: Any) -> Path:
+    """`python -m precompute.build`; a mean of 16 tokens a position where settings say nothing else."""
     shutil.rmtree(out, ignore_errors=True)
-    build(
-        BuildOptions(
-            models=[f"{role}={folder}" for role, folder in models.items()],
-            data=str(data),
-            out=str(out),
-            responses=responses,
-            on_empty="skip",
-            top_k=16,
-            rows_per_batch=32,
-            device="cpu",
-        )
-    )
+    given: dict[str, Any] = {"on_empty": "skip", "top_k": 16, "rows_per_batch": 32, "device": "cpu"} | settings
+    names = [f"{role}={folder}" for role, folder in models.items()]
+    build(BuildOptions(models=names, data=str(data), out=str(out), responses=responses, **given))
     return out
 
 
 def train_student(
     shards: Path, start: Path, out: Path, watch: Watch, *, teacher: dict[str, Any], learning_rate: float,
-    seed: int,
+    seed: int, **settings: Any,
 ) -> DistillArguments:  # fmt: skip
-    """`python -m student.train` from Python, watched; the model is saved to `out`.
+    """`python -m student.train` from Python, watched; the model is saved to `out`. settings: its flags, beside COMMON.
 
-    Returns the flags, a learned strength with its numbers."""
+    Returns the flags, a learned strength with its numbers.
+    """
+    common = COMMON | {"global_batch_size": BATCH_SIZE} | settings
     args = DistillArguments(
         output_dir=str(out), shards=[str(shards)], learning_rate=learning_rate, num_train_epochs=1, seed=seed,
-        global_batch_size=BATCH_SIZE, **COMMON, **teacher,
+        **common, **teacher,
     )  # fmt: skip
     tokenizer = load_tokenizer(str(start), trust_remote_code=False)
     trainer = DistillTrainer(

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.alignment.judge import Judge
 from benchmarks.alignment.options import AlignmentOptions
@@ -17,6 +18,7 @@ from shards.schema import Role
 class World:
     """pairs, few, thirds   files of preference pairs: all, the first of them, all in three parts
     held_out  the same about other dishes
+    judge     a function to a model's quality, with the reference that it starts from
     ceiling   share of the held-out pairs that the true reward itself tells right
     """
 
@@ -28,7 +30,7 @@ class World:
     thirds: Sequence[Path]
     held_out: Path
     ceiling: float
-    judge: Judge
+    judge: Any
 
     def models(self, teachers: Path) -> dict[Role, Path]:
         return {"dpo": teachers / "dpo", "reverse": teachers / "reverse", "reference": self.reference}
