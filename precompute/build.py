@@ -19,6 +19,7 @@ from precompute.corpus import Corpus, load_corpus
 from precompute.made_from import direction_warnings
 from precompute.models import ModelFolder, check_vocabularies, load_models, load_tokenizer, resolve
 from precompute.options import BuildOptions
+from precompute.packing import longest_pair, units
 from precompute.plan import (
     build_identity,
     log_threshold,
@@ -31,8 +32,8 @@ from precompute.plan import (
 )
 from precompute.preferences import sample_directions
 from precompute.processes import Processes
-from precompute.report import directions_text, plan_text, summary_text
-from precompute.score import Scorer, batches_by_length
+from precompute.report import directions_text, plan_text, shared_text, summary_text
+from precompute.score import Scorer, batches_by_length, require_shared_prompts
 from precompute.support import SupportRule
 from shards import ShardCache
 from shards.batches import BatchReader
@@ -105,6 +106,8 @@ def _build(
         for warning in direction_warnings(inputs.folders, inputs.identity["models"]):
             print(f"warning: {warning}")
         print(plan_text(plan, inputs.corpus, todo, options.top_k, speed and speed * processes.world_size))
+        if options.share_prompts:
+            print(shared_text(inputs.corpus.responses))
         remove_temporary_files(out)
     processes.wait()  # until every process has seen which shards are left
     left = set(todo)
@@ -165,9 +168,12 @@ def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> 
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
     )
-    longest = max(len(row.input_ids) for row in inputs.corpus.responses)
+    rows = inputs.corpus.responses
+    longest = max(len(row.input_ids) for row in rows)
     for role, role_model in models.items():
         require_room(role_model.model.config, longest, role)
+    if options.share_prompts and (pair := longest_pair(rows)) is not None:
+        require_shared_prompts(models, pair)
     return Scorer(
         models=models,
         pairs=options.served_pairs,
@@ -175,6 +181,7 @@ def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> 
         chunk_positions=options.chunk_positions,
         device=device,
         one_at_a_time=options.models_in_memory == "one",
+        share_prompts=options.share_prompts,
     )
 
 
@@ -218,7 +225,7 @@ def write_shards(
         writing: Future[None] | None = None
         for shard in todo:
             rows = corpus.responses[shard.first_row : shard.first_row + shard.rows]
-            order = batches_by_length(rows, batch_tokens)
+            order = batches_by_length(rows, batch_tokens, share_prompts=scorer.share_prompts)
             scores: dict[int, Scores] = {}
             for batch, found in zip(order, scorer.score([[rows[i] for i in b] for b in order], rule), strict=True):
                 scores |= zip(batch, found, strict=True)
@@ -253,8 +260,9 @@ def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_
     """
     if scorer.one_at_a_time:
         return None
-    rows = sample_rows(corpus.responses, 16)
-    batches = batches_by_length(rows, batch_tokens)
+    together = units(corpus.responses) if scorer.share_prompts else [[i] for i in range(len(corpus.responses))]
+    rows = [corpus.responses[i] for unit in sample_rows(together, 16) for i in unit]
+    batches = batches_by_length(rows, batch_tokens, share_prompts=scorer.share_prompts)
     batch = [rows[i] for i in batches[len(batches) // 2]]
     seconds = []
     for _ in range(2):

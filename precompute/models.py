@@ -153,11 +153,32 @@ class RoleModel:
         finally:
             body.to(home)
 
-    def hidden(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
-        """Last hidden states, (B, T, H), in the body's dtype."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the body."""
+        return self.model.dtype
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that some of its layers look back at most; None where all layers see everything."""
+        config = self.model.config.get_text_config()
+        found = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return min((size for size in found if size is not None), default=None)
+
+    def hidden(
+        self, input_ids_BT: torch.Tensor, attention_mask: torch.Tensor, position_ids_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Last hidden states, (B, T, H), in the body's dtype.
+
+        attention_mask: (B, T), which tokens are not padding; or (B, 1, T, T) bool, what each token sees.
+        """
         device = self.model.device
-        inputs = {"input_ids": input_ids_BT.to(device), "attention_mask": attention_mask_BT.to(device)}
-        return self.model.base_model(**inputs, use_cache=False)[0]
+        if attention_mask.dim() == 4:  # as numbers to add, which every kind of attention takes
+            seen = torch.zeros(attention_mask.shape, dtype=self.dtype)
+            attention_mask = seen.masked_fill_(~attention_mask, torch.finfo(self.dtype).min)
+        inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask, "position_ids": position_ids_BT}
+        given = {name: tensor.to(device) for name, tensor in inputs.items() if tensor is not None}
+        return self.model.base_model(**given, use_cache=False)[0]
 
     def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         """Float32 logits over the vocabulary, (N, V), on the device of the output layer. Call inside `active`."""

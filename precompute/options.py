@@ -48,6 +48,7 @@ class BuildOptions:
     models_in_memory: Literal["all", "one"] = flag(
         "all", "one: a model is on the device only while its hidden states of a shard are computed"
     )
+    share_prompts: bool = flag(False, "with --responses both: a pair's prompt is run through a body once, not twice")
     attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
     trust_remote_code: bool = flag(False, "run code that comes with a model")
     batch_tokens: int = flag(8192, "tokens, padding included, of one forward pass")
@@ -82,6 +83,8 @@ class BuildOptions:
             raise OptionError(f"device_map: expected one process, or a device for each, got {self.device_map!r}")
         if self.device_map is not None and self.models_in_memory == "one":
             raise OptionError(f"device_map: expected none with models_in_memory one, got {self.device_map!r}")
+        if self.share_prompts and self.responses != "both":
+            raise OptionError(f"share_prompts: expected it with --responses both only, got {self.responses}")
         _ = self.nodes
 
     @property
@@ -111,6 +114,7 @@ class BuildOptions:
         """The options that a cache's bytes depend on."""
         names = ["responses", "limit", "max_length", "on_overlong", "on_empty", "support", "top_k", "values"]
         names += ["min_top_k", "max_top_k", "sample_rows"] if self.support == "adaptive" else []
+        names += ["share_prompts"] if self.share_prompts else []
         names += ["batch_tokens", "chunk_positions", "tokens_per_shard", "rows_per_batch"]
         lists: dict[str, Any] = {"pairs": [str(pair) for pair in self.served_pairs]}
         lists |= {"gain_nodes": list(self.nodes.gains), "strength_nodes": list(self.nodes.strengths)}

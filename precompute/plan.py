@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from shards.manifest import (
 )
 from shards.schema import Role
 
+Item = TypeVar("Item")
 THRESHOLD_POSITIONS = 16_384
 """Of the sample, at most so many are ranked; at 2,048 tokens a position they take 128 MiB."""
 LIBRARIES = ("aligndistil-offline", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
@@ -146,7 +147,7 @@ def plan_shards(rows: Sequence[TokenizedResponse], tokens_per_shard: int) -> lis
     return shards
 
 
-def sample_rows(rows: Sequence[TokenizedResponse], count: int) -> list[TokenizedResponse]:
+def sample_rows(rows: Sequence[Item], count: int) -> list[Item]:
     """Up to `count` rows, evenly spread over the data: the fixed sample that the threshold is set on."""
     picked = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))
     return [rows[i] for i in picked]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from precompute.corpus import Corpus
+from precompute.packing import saved_tokens
+from precompute.tokenize import TokenizedResponse
 from shards.directions import Direction
 from shards.manifest import Manifest, Plan, ShardPlan
 from shards.statistics import distribution_table
@@ -26,6 +28,12 @@ def plan_text(
     if corpus.ignores_chat_template:
         lines.append(f"{'note':>18}  the data are plain text: the tokenizer's chat template is not applied to them")
     return "\n".join(lines)
+
+
+def shared_text(rows: Sequence[TokenizedResponse]) -> str:
+    """How many tokens a body is spared where prompts are shared."""
+    total, saved = sum(len(row.input_ids) for row in rows), saved_tokens(rows)
+    return f"{'shared prompts':>18}  {saved:,} of {total:,} tokens ({saved / total:.1%}) are not run twice"
 
 
 def summary_text(manifest: Manifest) -> str:

@@ -12,16 +12,16 @@ import torch
 
 from precompute.bits import log_partitions
 from precompute.models import RoleModel
+from precompute.packing import Row, pack, packed_length, units
 from precompute.support import SupportRule, best_log_scores, next_logprob, summarise
-from precompute.tokenize import TokenizedResponse
-from shards.errors import NonFiniteLogits
+from shards.errors import ModelError, NonFiniteLogits, first_line
 from shards.nodes import StrengthNodes
 from shards.schema import Pair, Role
-from shards.scores import Response, Scores, concatenate
+from shards.scores import Scores, concatenate
 
-Row = TokenizedResponse | Response
-"""What is run through the models: tokens with a mask, out of data or out of a cache."""
 Batch = Sequence[Row]
+PACKING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+"""Largest distance of two hidden states, as a share of their length, that rounding explains, by the body's dtype."""
 Chunk = tuple[dict[Role, torch.Tensor], torch.Tensor]
 """Log-probs of all roles, (C, V) float32, and the actual next ids, (C,)."""
 
@@ -34,6 +34,9 @@ class Scorer:
     wait in the host's memory, H values of the body's dtype for each role and response position: so a call should get
     the batches of a shard, not of a data set. The values are the same.
 
+    share_prompts: neighbours of one pair in a batch are run behind one prompt (`packing`); the values are the same up
+    to rounding, for models that `require_shared_prompts` lets pass.
+
     Raises NonFiniteLogits naming role, sample and position.
     """
 
@@ -43,6 +46,7 @@ class Scorer:
     chunk_positions: int
     device: torch.device
     one_at_a_time: bool = False
+    share_prompts: bool = False
 
     def score(self, batches: Sequence[Batch], rule: SupportRule) -> Iterator[list[Scores]]:
         """The scores of each response, batch after batch."""
@@ -78,15 +82,18 @@ class Scorer:
         """Of each batch, role -> hidden states (N, H) that predict its response tokens."""
         if not self.one_at_a_time:
             for batch in batches:
-                yield {role: hidden_states(model, batch) for role, model in self.models.items()}
+                yield {role: self._states(model, batch) for role, model in self.models.items()}
             return
         waiting: list[dict[Role, torch.Tensor]] = [{} for _ in batches]
         for role, model in self.models.items():
             with model.on(self.device):
                 for batch, found in zip(batches, waiting, strict=True):
-                    found[role] = hidden_states(model, batch).cpu()
+                    found[role] = self._states(model, batch).cpu()
         while waiting:
             yield waiting.pop(0)
+
+    def _states(self, model: RoleModel, batch: Batch) -> torch.Tensor:
+        return hidden_states(model, batch, share_prompts=self.share_prompts)
 
     @torch.no_grad()
     def _chunks(self, batch: Batch, hidden: Mapping[Role, torch.Tensor]) -> Iterator[Chunk]:
@@ -125,11 +132,41 @@ class Scorer:
 
 
 @torch.no_grad()
-def hidden_states(model: RoleModel, batch: Batch) -> torch.Tensor:
+def hidden_states(model: RoleModel, batch: Batch, *, share_prompts: bool = False) -> torch.Tensor:
     """The model's hidden states, (N, H), at the token before each response token, which predicts it."""
-    row_N, token_N = _places(batch)
+    packed = pack(batch, share_prompts=share_prompts)
     with model.active():
-        return model.hidden(*pad(batch))[row_N, token_N - 1]
+        hidden_BTH = model.hidden(packed.input_ids, packed.attention_mask, packed.position_ids)
+    return hidden_BTH[packed.rows, packed.tokens]
+
+
+def require_shared_prompts(models: Mapping[Role, RoleModel], pair: Batch) -> None:
+    """Run a pair both ways through every body. Raises ModelError where the hidden states differ by more than rounding.
+
+    They do for layers that a mask of one's own says nothing to: state-space and linear attention, flash attention 2.
+    `pair`: the longest. Rows that are longer than a window of attention are refused without a look.
+    """
+    longest = max(len(row.input_ids) for row in pair)
+    for role, model in models.items():
+        if (window := model.window) is not None and longest > window:
+            raise ModelError(
+                f"{role}: expected rows of at most {window} tokens, its window of attention, with --share_prompts, got "
+                f"one of {longest}; leave it out"
+            )
+        apart_NH = hidden_states(model, pair).float()
+        try:
+            shared_NH = hidden_states(model, pair, share_prompts=True).float()
+        except (RuntimeError, TypeError, ValueError) as exc:
+            raise ModelError(
+                f"{role}: expected a body that takes a mask and positions of one's own, got {first_line(exc)}; leave "
+                "--share_prompts out"
+            ) from exc
+        off = float(((shared_NH - apart_NH).norm(dim=-1) / apart_NH.norm(dim=-1)).max())
+        if not off <= PACKING_TOLERANCE[model.dtype]:
+            raise ModelError(
+                f"{role}: expected the same hidden states with a shared prompt, got some {off:.1%} off in the pair of "
+                f"{pair[0].sample_id}; leave --share_prompts out"
+            )
 
 
 def _places(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -143,28 +180,21 @@ def _row_ends(batch: Batch) -> Iterator[tuple[int, int]]:
     return pairwise(np.cumsum([0, *(int(row.loss_mask.sum()) for row in batch)]).tolist())
 
 
-def pad(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded input ids and attention mask, (B, T) int64. The padding id is never attended to."""
-    longest = max(len(row.input_ids) for row in batch)
-    input_ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
-    attention_mask_BT = torch.zeros_like(input_ids_BT)
-    for i, row in enumerate(batch):
-        input_ids_BT[i, : len(row.input_ids)] = torch.from_numpy(row.input_ids.astype(np.int64))
-        attention_mask_BT[i, : len(row.input_ids)] = 1
-    return input_ids_BT, attention_mask_BT
-
-
-def batches_by_length(rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
+def batches_by_length(rows: Sequence[Row], batch_tokens: int, *, share_prompts: bool = False) -> list[list[int]]:
     """Indices of `rows` in batches of similar length, the longest first, each within the budget of padded tokens.
 
-    A row that is longer than the budget is a batch of its own.
+    A row that is longer than the budget is a batch of its own. share_prompts: neighbours of one pair stay together, and
+    count as the packed row that they become.
     """
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].input_ids), i))
+    together = units(rows) if share_prompts else [[i] for i in range(len(rows))]
+    lengths = [packed_length([rows[i] for i in unit]) for unit in together]
     batches: list[list[int]] = []
-    for i in order:
-        longest = len(rows[batches[-1][0]].input_ids) if batches else 0
-        if batches and longest * (len(batches[-1]) + 1) <= batch_tokens:
-            batches[-1].append(i)
+    longest = count = 0
+    for length, unit in sorted(zip(lengths, together, strict=True), key=lambda item: (-item[0], item[1])):
+        if batches and longest * (count + 1) <= batch_tokens:
+            batches[-1] += unit
+            count += 1
         else:
-            batches.append([i])
+            batches.append(list(unit))
+            longest, count = length, 1
     return batches

@@ -76,8 +76,12 @@ def measure(options: BuildingOptions) -> dict[str, Any]:
 
 def _grown(axis: str, base: BuildingOptions, factor: float) -> dict[str, Any]:
     value = max(1, round(getattr(base, axis) * factor))
-    prompt = base.prompt_tokens * value // base.sequence_length if axis == "sequence_length" else base.prompt_tokens
-    options = replace(base, **{axis: value}, prompt_tokens=max(1, prompt), out=str(Path(base.out) / "growth"))
+    changed = {axis: value, "out": str(Path(base.out) / "growth")}
+    if axis == "sequence_length":
+        changed["prompt_tokens"] = max(1, base.prompt_tokens * value // base.sequence_length)
+    if axis == "prompt_tokens":
+        value = changed[axis] = min(value, base.sequence_length - 1)
+    options = replace(base, **changed)
     found = measure(options)
     return {"value": value, "seconds": found["seconds"], "bytes": found["bytes"]}
 

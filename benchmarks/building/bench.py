@@ -5,7 +5,7 @@ Dimensions: N response positions, C of a chunk, H hidden size, V vocabulary, P p
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from precompute.corpus import Corpus
 from precompute.models import RoleModel, load_models, resolve
 from precompute.options import BuildOptions
 from precompute.plan import log_threshold, make_plan, resolve_device, support_rule
-from precompute.score import Scorer, hidden_states, pad
+from precompute.score import Scorer, hidden_states
 from precompute.support import SupportRule, token_scores, values_on
 from precompute.tokenize import TokenizedResponse
 from shards.batches import BatchReader
@@ -38,7 +38,6 @@ class Bench:
     rows: list[TokenizedResponse]
     plan: Plan
     folder: Path
-    prompt_tokens: int
 
 
 def make_bench(options: BuildingOptions) -> Bench:
@@ -77,9 +76,7 @@ def make_bench(options: BuildingOptions) -> Bench:
     )
     plan = make_plan(asked, {}, corpus, options.vocabulary, threshold)
     rule = support_rule(asked, options.vocabulary, threshold)
-    return Bench(
-        scorer=scorer, rule=rule, rows=rows, plan=plan, folder=out / "cache", prompt_tokens=options.prompt_tokens
-    )
+    return Bench(scorer=scorer, rule=rule, rows=rows, plan=plan, folder=out / "cache")
 
 
 def make_rows(options: BuildingOptions) -> list[TokenizedResponse]:
@@ -108,6 +105,7 @@ class Works:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
+        self.sharing = replace(bench.scorer, share_prompts=True)
         self.models = list(bench.scorer.models.values())
         with torch.no_grad():
             self.hidden = [hidden_states(model, bench.rows) for model in self.models]
@@ -122,7 +120,8 @@ class Works:
 
     def all(self) -> Mapping[str, Work]:
         """Name -> work; `benchmarks.building.report` says what each is."""
-        names = ("floor", "bodies", "heads", "shared", "chunks", "score", "distances", "token_scores", "values")
+        names = ("floor", "bodies", "heads", "chunks", "score", "distances", "token_scores", "values")
+        names += ("shared_bodies", "shared_score")
         return {name: getattr(self, name) for name in (*names, "write", "check")}
 
     @torch.no_grad()
@@ -136,15 +135,15 @@ class Works:
             hidden_states(model, self.bench.rows)
 
     @torch.no_grad()
-    def shared(self) -> None:
-        ids_BT, _ = pad(self.bench.rows)
-        prompt = self.bench.prompt_tokens
-        for role_model in self.models:
-            body = role_model.model.base_model
-            ids = ids_BT.to(role_model.model.device)
-            cache = body(input_ids=ids[::2, :prompt], use_cache=True).past_key_values
-            cache.batch_repeat_interleave(2)
-            body(input_ids=ids[:, prompt:], past_key_values=cache, use_cache=True)
+    def shared_bodies(self) -> None:
+        """With --share_prompts."""
+        for model in self.models:
+            hidden_states(model, self.bench.rows, share_prompts=True)
+
+    def shared_score(self) -> None:
+        """With --share_prompts."""
+        for _ in self.sharing.score([self.bench.rows], self.bench.rule):
+            pass
 
     def chunks(self) -> None:
         """Output layers, and the log-probs that their logits become in place."""

@@ -10,6 +10,7 @@ AXES = {
     "top_k": "tokens kept, mean",
     "vocabulary": "vocabulary",
     "sequence_length": "sequence length",
+    "prompt_tokens": "prompt's tokens",
     "hidden_size": "hidden size",
 }
 
@@ -61,7 +62,8 @@ def parts_table(seconds: Mapping[str, float]) -> list[str]:
         ("of which output layers, at response positions", seconds["heads"]),
         *parts(seconds).items(),
         ("**build**: scoring, writing, checking", whole(seconds)),
-        ("*bodies, if the prompt of a pair were computed once (key-value cache)*", seconds["shared"]),
+        ("*bodies, the prompt of a pair run once (`--share_prompts`)*", seconds["shared_bodies"]),
+        ("*scoring, the prompt of a pair run once*", seconds["shared_score"]),
     ]
     lines = ["| | seconds | to the floor |", "|---|--:|--:|"]
     return lines + [f"| {name} | {value:.3f} | {value / seconds['floor']:.2f} |" for name, value in rows]
@@ -70,19 +72,27 @@ def parts_table(seconds: Mapping[str, float]) -> list[str]:
 def verdict(seconds: Mapping[str, float], device_type: str) -> list[str]:
     goal, floor = GOAL[device_type], seconds["floor"]
     scored, ratio = seconds["score"] / floor, whole(seconds) / floor
+    spared = 1 - seconds["shared_score"] / seconds["score"]
+    change = f"{abs(spared):.0%} {'less' if spared > 0 else 'more'}"
     return [
         f"* A build takes {ratio:.2f} of its floor, one thing after the other; asked for {goal:g} or less, "
         f"{'reached' if ratio <= goal else 'missed'}.",
         f"* Writing runs beside the next shard's forward passes: scoring alone is {scored:.2f} of the floor.",
+        f"* With `--responses both --share_prompts true` scoring takes {change}.",
     ]
 
 
 def growth_table(growth: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    lines = ["| | | floor, s | build, s | build / floor | bytes a position |", "|---|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| | | floor, s | build, s | build / floor | with prompts shared | bytes a position |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
     for axis, points in growth.items():
         for point in points:
-            floor, build = point["seconds"]["floor"], whole(point["seconds"])
+            seconds = point["seconds"]
+            floor, build = seconds["floor"], whole(seconds)
+            sharing = build - seconds["score"] + seconds["shared_score"]
             cells = [AXES[axis], f"{point['value']:,}", f"{floor:.3f}", f"{build:.3f}", f"{build / floor:.2f}"]
-            cells.append(f"{point['bytes']:.0f}")
+            cells += [f"{sharing / floor:.2f}", f"{point['bytes']:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return lines

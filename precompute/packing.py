@@ -1,0 +1,122 @@
+"""What a body is given for a batch: rows side by side, or both responses of a pair behind one prompt.
+
+A packed row is [prompt and first response, second response]: what both rows begin with is there once. The second
+response has the positions that it would have by itself, and a mask keeps the first from it, so that its hidden states
+are those of the row alone, up to rounding.
+
+Dimensions: B packed rows, T their tokens, N response tokens of the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from precompute.tokenize import TokenizedResponse
+from shards.scores import Response
+
+Row = TokenizedResponse | Response
+"""What is run through the models: tokens with a mask, out of data or out of a cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """Right-padded input of a body, and where the hidden states of interest come out.
+
+    input_ids         (B, T) int64; no token sees padding
+    attention_mask    (B, T) int64, or, where prompts are shared, (B, 1, T, T) bool: what each token sees
+    position_ids      (B, T) int64; None without shared prompts, where positions count from 0
+    rows, tokens      (N,) each: places of the tokens before each response token, which predict it, in the batch's order
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor | None
+    rows: np.ndarray
+    tokens: np.ndarray
+
+
+def shared_tokens(first: Row, second: Row) -> int:
+    """How many tokens two rows of a pair have in common before either response; 0 for rows of two pairs."""
+    if first.pair_id != second.pair_id:
+        return 0
+    most = min(first.response_start, second.response_start)
+    differ = np.flatnonzero(first.input_ids[:most] != second.input_ids[:most])
+    return int(differ[0]) if len(differ) else most
+
+
+def units(rows: Sequence[Row]) -> list[list[int]]:
+    """The rows' indices in order, those of neighbours that share a prompt together, all others alone."""
+    found: list[list[int]] = []
+    for i, row in enumerate(rows):
+        if found and len(found[-1]) == 1 and shared_tokens(rows[i - 1], row):
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
+
+
+def longest_pair(rows: Sequence[Row]) -> list[Row] | None:
+    """The two rows that make the longest packed row; None where none share a prompt."""
+    pairs = [[rows[i] for i in unit] for unit in units(rows) if len(unit) == 2]
+    return max(pairs, key=packed_length, default=None)
+
+
+def saved_tokens(rows: Sequence[Row]) -> int:
+    """Tokens of prompts that are run once in place of twice."""
+    return sum(shared_tokens(*(rows[i] for i in unit)) for unit in units(rows) if len(unit) == 2)
+
+
+def packed_length(rows: Sequence[Row]) -> int:
+    """Tokens of one row, or of two that share their prompt."""
+    shared = shared_tokens(*rows) if len(rows) == 2 else 0
+    return sum(len(row.input_ids) for row in rows) - shared
+
+
+def pack(batch: Sequence[Row], *, share_prompts: bool) -> Packed:
+    """share_prompts: neighbours of one pair behind one prompt."""
+    groups = [[batch[i] for i in unit] for unit in units(batch)] if share_prompts else [[row] for row in batch]
+    ids, positions, own, places = [], [], [], []
+    for group in groups:
+        # of the second response: it sees what is shared, not what is between that and its begin
+        shared, begin = (shared_tokens(*group), len(group[0].input_ids)) if len(group) == 2 else (0, 0)
+        parts = [row.input_ids[shared * i :] for i, row in enumerate(group)]
+        ids.append(np.concatenate(parts))
+        positions.append(np.concatenate([np.arange(len(part)) + shared * i for i, part in enumerate(parts)]))
+        own.append((shared, begin))
+        before = [np.flatnonzero(row.loss_mask) - 1 for row in group]
+        moved = [at + i * np.where(at < shared, 0, begin - shared) for i, at in enumerate(before)]
+        places.append(np.concatenate(moved))
+    ids_BT, mask_BT = pad(ids)
+    return Packed(
+        input_ids=ids_BT,
+        attention_mask=_visible(ids_BT.shape[1], own) if share_prompts else mask_BT,
+        position_ids=pad(positions)[0] if share_prompts else None,
+        rows=np.repeat(np.arange(len(groups)), [len(found) for found in places]),
+        tokens=np.concatenate(places),
+    )
+
+
+def pad(rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded numbers and their mask, (B, T) int64."""
+    longest = max(map(len, rows))
+    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for i, row in enumerate(rows):
+        ids_BT[i, : len(row)] = torch.from_numpy(row.astype(np.int64))
+        mask_BT[i, : len(row)] = 1
+    return ids_BT, mask_BT
+
+
+def _visible(length: int, own: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """(B, 1, T, T) bool: each token sees itself and all before it, a second response nothing of the first.
+
+    own: of each row (end of what is shared, begin of the second response); (0, 0) where there is none. Padding comes
+    last, so that no other token sees it.
+    """
+    causal_TT = torch.ones(length, length, dtype=torch.bool).tril()
+    visible_BTT = causal_TT.repeat(len(own), 1, 1)
+    for i, (shared, begin) in enumerate(own):
+        visible_BTT[i, begin:, shared:begin] = False
+    return visible_BTT[:, None]
