@@ -77,16 +77,15 @@ def to_codes(logprobs_M: np.ndarray, unit_M: np.ndarray) -> np.ndarray:
 
 def from_codes(code_M: np.ndarray, unit_M: np.ndarray) -> np.ndarray:
     """Log-probs, (M,) float32, of biased codes (M,) int32."""
-    code_M = code_M - np.int32(BIAS)
-    low = np.flatnonzero(code_M < LINEAR_FROM)
-    prob_M = code_M.astype(np.float32)
-    prob_M[low] = LINEAR_FROM
+    above_M = code_M - np.int32(BIAS + LINEAR_FROM)  # steps from where codes change from log-probs to probabilities
+    prob_M = np.maximum(above_M, 0).astype(np.float32)
+    prob_M += np.float32(LINEAR_FROM)
     prob_M *= unit_M
     logprob_M = np.log(prob_M, out=prob_M)
-    if len(low):
-        below = (code_M[low] - LINEAR_FROM).astype(np.float32) / STEPS_PER_NAT
-        below[code_M[low] == -BIAS] = -np.inf
-        logprob_M[low] += below
+    below_M = np.minimum(above_M, 0, out=above_M).astype(np.float32)
+    below_M *= np.float32(1 / STEPS_PER_NAT)
+    logprob_M += below_M
+    logprob_M[code_M == 0] = -np.inf
     return logprob_M
 
 
