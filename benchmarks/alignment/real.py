@@ -173,8 +173,8 @@ def make_judge(folder: Path, options: AlignmentOptions) -> HeldOutJudge:
     trio = trio_of(options)
     with silent():
         cache = build_cache(
-            trio, Path(str(options.held_out)), folder / "cache-held-out", responses="both", top_k=TOP_K, rows_per_batch=1,
-            max_length=options.real_length, limit=options.real_held_out_pairs,
+            trio, Path(str(options.held_out)), folder / "cache-held-out", responses="both", top_k=TOP_K,
+            rows_per_batch=1, max_length=options.real_length, limit=options.real_held_out_pairs,
         )  # fmt: skip
     return HeldOutJudge(load_model(trio["reference"]), ShardCache(cache))
 
