@@ -173,7 +173,7 @@ def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> 
     for role, role_model in models.items():
         require_room(role_model.model.config, longest, role)
     if options.share_prompts and (pair := longest_pair(rows)) is not None:
-        require_shared_prompts(models, pair)
+        require_shared_prompts(models, pair, longest)
     return Scorer(
         models=models,
         pairs=options.served_pairs,

@@ -140,13 +140,13 @@ def hidden_states(model: RoleModel, batch: Batch, *, share_prompts: bool = False
     return hidden_BTH[packed.rows, packed.tokens]
 
 
-def require_shared_prompts(models: Mapping[Role, RoleModel], pair: Batch) -> None:
+def require_shared_prompts(models: Mapping[Role, RoleModel], pair: Batch, longest: int) -> None:
     """Run a pair both ways through every body. Raises ModelError where the hidden states differ by more than rounding.
 
     They do for layers that a mask of one's own says nothing to: state-space and linear attention, flash attention 2.
-    `pair`: the longest. Rows that are longer than a window of attention are refused without a look.
+    pair: some pair, best the longest. longest: tokens of the longest row of all; one that is longer than a window of
+    attention is refused without a look.
     """
-    longest = max(len(row.input_ids) for row in pair)
     for role, model in models.items():
         if (window := model.window) is not None and longest > window:
             raise ModelError(
