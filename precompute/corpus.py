@@ -6,7 +6,7 @@ skipped before it.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from precompute.data import Row, read_rows
 from precompute.layouts import Layout, ResponseKind, find_layout, used_values
+from precompute.token_store import TokenStore
 from precompute.tokenize import SkippedResponse, TokenizedResponse, tokenize_row
 from shards.errors import DataError, OptionError
 
@@ -36,7 +37,7 @@ class Corpus:
     use of every row read, whatever file format held them.
     """
 
-    responses: list[TokenizedResponse]
+    responses: Sequence[TokenizedResponse]
     rows_read: int
     skipped: dict[str, int]
     truncated: int
@@ -77,9 +78,10 @@ def load_corpus(
     """
     _check_options(responses, max_length, limit, {"on_overlong": on_overlong, "on_empty": on_empty})
     on_skip = {"overlong": on_overlong, "empty": on_empty}
-    kept: list[TokenizedResponse] = []
+    kept = TokenStore()
     skipped = dict.fromkeys(on_skip, 0)
-    rows_read, digest = 0, hashlib.sha256()
+    rows_read = truncated = prompt_not_prefix = 0
+    digest = hashlib.sha256()
     rows = tqdm(islice(read_rows(data, split), limit), desc=f"tokenizing {data}", unit=" rows", disable=not progress)
     plain_text = has_pairs = False
     for canonical, outcomes, layout in _tokenized(rows, tokenizer, responses, max_length):
@@ -89,6 +91,8 @@ def load_corpus(
         for outcome in outcomes:
             if isinstance(outcome, TokenizedResponse):
                 kept.append(outcome)
+                truncated += outcome.truncated
+                prompt_not_prefix += not outcome.prompt_is_prefix
             elif on_skip[outcome.reason] == "error":
                 raise DataError(outcome.message)
             else:
@@ -100,8 +104,8 @@ def load_corpus(
         responses=kept,
         rows_read=rows_read,
         skipped=skipped,
-        truncated=sum(response.truncated for response in kept),
-        prompt_not_prefix=sum(not response.prompt_is_prefix for response in kept),
+        truncated=truncated,
+        prompt_not_prefix=prompt_not_prefix,
         has_pairs=has_pairs,
         ignores_chat_template=plain_text and bool(tokenizer.chat_template),
         data_sha256=digest.hexdigest(),
