@@ -222,7 +222,8 @@ def teachers_table(results: Results) -> str:
 def real_section(results: Results) -> Iterator[str]:
     """Real pairs: the frontier of the contrastive reward, every run, and held-out accuracy."""
     (trio,), settings = results["real_trio"].values(), results["real_settings"]
-    yield "\n" + REAL.format(steps=settings["real_pairs"] // real.BATCH, **settings, **trio)
+    rates = ", ".join(f"{rate:g}" for rate in settings["real_learning_rates"])
+    yield "\n" + REAL.format(steps=settings["real_pairs"] // real.BATCH, rates=rates, **settings, **trio)
     found = {"seeds": results["real_seeds"], "few_seeds": {name: {"runs": []} for name in results["real_seeds"]}}
     yield frontier_table(found, methods_of(found), real.KLS)
     yield "\n| | | contrastive reward | KL, nats | held-out pairs told right |\n|---|---|--:|--:|--:|"

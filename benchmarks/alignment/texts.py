@@ -64,8 +64,9 @@ REAL = """\
 
 No true reward is known here. A trio of models of {parameters:,} parameters, V = {vocabulary_size:,}, trained on real
 text and real preferences; each seed draws {real_pairs} pairs, cut at {real_length} tokens, and trains DPO (TRL) and
-students of the trio's teachers in {steps} steps of 8, all from the reference, with learning rates chosen by the rule
-above. Judged by what `student.evaluate` says on {pairs} held-out pairs, {tokens:.0f} tokens a response.
+students of the trio's teachers in {steps} steps of 8, all from the reference, with learning rates ({rates} were
+tried) chosen by the rule above. Judged by what `student.evaluate` says on {pairs} held-out pairs, {tokens:.0f} tokens a
+response.
 
 The *contrastive reward* is the student's expectation of beta (l_dpo - l_reverse), summed over a response's positions.
 It is what contrastive and aligndistil are distilled towards, and not what DPO is trained for: it tells how well they
