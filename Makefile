@@ -34,7 +34,7 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-benchmarks: $(INSTALLED) ## all benchmarks, headlines in one table: an hour or two on two cores
+benchmarks: $(INSTALLED) ## all benchmarks, headlines in one table: three hours or more on two cores
 	$(PIP_INSTALL) -e ".[dev,teachers,benchmarks]"
 	$(BIN)/python -m benchmarks
 
