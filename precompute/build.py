@@ -260,8 +260,9 @@ def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_
     """
     if scorer.one_at_a_time:
         return None
-    together = units(corpus.responses) if scorer.share_prompts else [[i] for i in range(len(corpus.responses))]
-    rows = [corpus.responses[i] for unit in sample_rows(together, 16) for i in unit]
+    rows = sample_rows(corpus.responses, 16)
+    if scorer.share_prompts:
+        rows = [corpus.responses[i] for unit in sample_rows(units(corpus.responses), 16) for i in unit]
     batches = batches_by_length(rows, batch_tokens, share_prompts=scorer.share_prompts)
     batch = [rows[i] for i in batches[len(batches) // 2]]
     seconds = []

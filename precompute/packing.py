@@ -49,17 +49,20 @@ def shared_tokens(first: Row, second: Row) -> int:
 def units(rows: Sequence[Row]) -> list[list[int]]:
     """The rows' indices in order, those of neighbours that share a prompt together, all others alone."""
     found: list[list[int]] = []
+    alone: Row | None = None  # the row before, where it has no partner yet
     for i, row in enumerate(rows):
-        if found and len(found[-1]) == 1 and shared_tokens(rows[i - 1], row):
+        if alone is not None and shared_tokens(alone, row):
             found[-1].append(i)
+            alone = None
         else:
             found.append([i])
+            alone = row
     return found
 
 
 def longest_pair(rows: Sequence[Row]) -> list[Row] | None:
     """The two rows that make the longest packed row; None where none share a prompt."""
-    pairs = [[rows[i] for i in unit] for unit in units(rows) if len(unit) == 2]
+    pairs = ([rows[i] for i in unit] for unit in units(rows) if len(unit) == 2)
     return max(pairs, key=packed_length, default=None)
 
 

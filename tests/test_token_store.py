@@ -66,6 +66,7 @@ def test_rows_come_back_as_they_were(store):
 
 def test_a_row_may_be_appended_after_others_were_read(store):
     store.append(make_row(9, 6))
+    assert len(store) == 6
     require_same(store[5], make_row(9, 6))
     require_same(store[0], ROWS[0])
 

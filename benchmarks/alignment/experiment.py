@@ -115,6 +115,7 @@ class Bench:
     seconds   CPU time of what students need first: dpo, reverse, cache
     """
 
+    kls: Sequence[float] = KLS
     dpo_settings: dict[str, Any] = {}  # noqa: RUF012 - of trainings and builds, beside those of `train`
     student_settings: dict[str, Any] = {}  # noqa: RUF012
     build_settings: dict[str, Any] = {}  # noqa: RUF012
@@ -154,7 +155,7 @@ class Bench:
     def score(self, runs: Sequence[Run]) -> float:
         """The mean height of a frontier, by the half of the samples that chooses."""
         points = [self.start, *(point for run in runs for point in run["points"])]
-        return fmean(reward_at(points, kl, reward="choice_reward") for kl in KLS)
+        return fmean(reward_at(points, kl, reward="choice_reward") for kl in self.kls)
 
     # ---- what is run
 

@@ -8,10 +8,9 @@ import copy
 import dataclasses
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from benchmarks.alignment.experiment import Bench, Choices, Run
-from benchmarks.alignment.frontier import reward_at
 from benchmarks.alignment.methods import STUDENTS
 from benchmarks.alignment.options import TUNING_SEED, AlignmentOptions
 from benchmarks.alignment.train import build_cache, silent
@@ -95,6 +93,8 @@ class HeldOutJudge:
 class RealBench(Bench):
     """DPO and students of the given trio."""
 
+    kls = KLS
+
     def __init__(self, world: World, options: AlignmentOptions, choices: Choices) -> None:
         options = dataclasses.replace(options, learning_rates=options.real_learning_rates)
         super().__init__(world, options, {"beta": BETA, "teacher_rate": 0.0} | choices)
@@ -103,10 +103,6 @@ class RealBench(Bench):
         self.dpo_settings = {"per_device_train_batch_size": BATCH, "max_length": length}
         self.student_settings = {"per_device_train_batch_size": BATCH, "global_batch_size": BATCH}
         self.build_settings = {"max_length": length, "top_k": TOP_K, "rows_per_batch": 1}
-
-    def score(self, runs: Sequence[Run]) -> float:
-        points = [self.start, *(point for run in runs for point in run["points"])]
-        return fmean(reward_at(points, kl, reward="choice_reward") for kl in KLS)
 
     def runs(self) -> Iterator[Run]:
         yield from (self.dpo(beta, self.choices["rates"]["dpo"]) for beta in BETAS)
