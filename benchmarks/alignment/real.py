@@ -30,7 +30,7 @@ from shards import Divergence, ShardCache, TeacherSpec
 from shards.errors import OptionError
 from shards.preferences import accuracy, find_pairs, preference_margins
 from shards.schema import Role
-from student.evaluation import margins
+from student.evaluation import margins, outcomes
 from student.measure import measure
 
 BETA = 0.1
@@ -54,7 +54,7 @@ class Quality:
 
     reward, choice_reward   beta sum_t sum_v p(v) [l_dpo(v) - l_reverse(v)] of a response, on the kept tokens
     kl_nats, choice_kl      sum over a response's positions of KL(model || reference), over buckets
-    accuracy                share of all pairs whose chosen response has the larger log p - l_ref
+    accuracy                share of all pairs whose chosen response has the larger log p - l_ref, a tie counting half
     """
 
     reward: float
@@ -86,7 +86,7 @@ class HeldOutJudge:
             kl_nats=float(sums.kl_reference[reported].mean()),
             choice_reward=float(sums.expected_reward[choosing].mean()),
             choice_kl=float(sums.kl_reference[choosing].mean()),
-            accuracy=accuracy(margins(self.pairs, sums.log_ratio)),
+            accuracy=float(outcomes(margins(self.pairs, sums.log_ratio)).mean()),
         )
 
 

@@ -228,9 +228,8 @@ def real_section(results: Results) -> Iterator[str]:
     yield frontier_table(found, methods_of(found), real.KLS)
     yield "\n| | | contrastive reward | KL, nats | held-out pairs told right |\n|---|---|--:|--:|--:|"
     for role, point in trio["models"].items():
-        # to itself the reference has no log-ratio but what rounding leaves
-        told = "" if role == "reference" else f"{point['accuracy']:.1%}"
-        yield f"| {role} of the trio | | {point['reward']:.2f} | {abs(point['kl_nats']):.2f} | {told} |"
+        kl = abs(point["kl_nats"])  # of the reference to itself, what rounding leaves, on either side of 0
+        yield f"| {role} of the trio | | {point['reward']:.2f} | {kl:.2f} | {point['accuracy']:.1%} |"
     seeds = seeds_of(found)
     for i, run in enumerate(seeds[0]["runs"]):
         last = [seed["runs"][i]["points"][-1] for seed in seeds]
