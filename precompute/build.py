@@ -6,13 +6,12 @@ goes on where it stopped when the same command is given again.
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from precompute.corpus import Corpus, load_corpus
@@ -33,31 +32,30 @@ from precompute.plan import (
 from precompute.preferences import sample_directions
 from precompute.processes import Processes
 from precompute.report import directions_text, plan_text, shared_text, summary_text
+from precompute.row_index import row_index
 from precompute.score import Scorer, batches_by_length, require_shared_prompts
+from precompute.shard_work import ShardWork
 from precompute.support import SupportRule
 from shards import ShardCache
-from shards.batches import BatchReader
 from shards.command import OneLineErrors, run_command
 from shards.directions import Direction, measure_directions
 from shards.errors import CacheConflict, OptionError
+from shards.finishing import Findings, finished
 from shards.head import require_room
+from shards.index import INDEX_FILE
 from shards.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
     PROVENANCE_FILE,
+    SHARD_GLOB,
     VOCABULARY_FILE,
     Manifest,
     Plan,
-    ShardEntry,
-    ShardPlan,
-    file_sha256,
     read_json,
     read_manifest,
 )
 from shards.schema import Role
-from shards.scores import Scores
-from shards.statistics import add_shard, new_histograms
-from shards.writer import exclusive, remove_temporary_files, write_json, write_shard
+from shards.writer import exclusive, remove_temporary_files, write_index, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +98,8 @@ def _build(
     """Plan, shards, manifest."""
     plan = earlier or begin(out, options, inputs, scorer, processes)
     rule = support_rule(options, inputs.vocabulary_size, plan.log_threshold)
-    todo = [shard for shard in plan.shards if not (out / shard.file).exists()]
+    there = {path.name for path in out.glob(SHARD_GLOB)}
+    todo = [shard for shard in plan.shards if shard.file not in there]
     if processes.is_first:
         speed = _tokens_per_second(scorer, inputs.corpus, rule, options.batch_tokens)
         for warning in direction_warnings(inputs.folders, inputs.identity["models"]):
@@ -109,13 +108,23 @@ def _build(
         if options.share_prompts:
             print(shared_text(inputs.corpus.responses))
         remove_temporary_files(out)
+        if not (out / INDEX_FILE).exists():
+            write_index(out, row_index(inputs.corpus.responses))
     processes.wait()  # until every process has seen which shards are left
-    left = set(todo)
-    mine = [shard for i, shard in enumerate(plan.shards) if processes.owns(i) and shard in left]
-    write_shards(out, plan, mine, inputs.corpus, scorer, rule, options.batch_tokens, show=processes.is_first)
-    processes.wait()
+    mine = [number for number in range(len(plan.shards)) if processes.owns(number)]
+    work = ShardWork(
+        out=out,
+        plan=plan,
+        rows=inputs.corpus.responses,
+        scorer=scorer,
+        rule=rule,
+        batch_tokens=options.batch_tokens,
+        todo=[number for number in mine if plan.shards[number].file not in there],
+        unread=deque(number for number in mine if plan.shards[number].file in there),
+    )
+    parts = processes.gather(work.run(show=processes.is_first))
     if processes.is_first:
-        finish(out, plan)
+        finish(out, plan, parts)
         if found := _directions(out, options, inputs, scorer):
             print(directions_text(found))
         print(f"{out}: done")
@@ -196,7 +205,8 @@ def begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer, proc
     if options.support == "adaptive":
         highest = support_rule(options, inputs.vocabulary_size, None).highest
         threshold = log_threshold(scorer, inputs.corpus.responses, options, highest)
-    plan = make_plan(options, inputs.identity, inputs.corpus, inputs.vocabulary_size, threshold)
+    index_sha256 = write_index(out, row_index(inputs.corpus.responses))
+    plan = make_plan(options, inputs.identity, inputs.corpus, inputs.vocabulary_size, threshold, index_sha256)
     places = {role: str(folder.path.resolve()) for role, folder in inputs.folders.items() if folder.commit is None}
     places |= {role: folder.name for role, folder in inputs.folders.items() if folder.commit is not None}
     write_json(out, VOCABULARY_FILE, inputs.vocabulary)
@@ -207,48 +217,9 @@ def begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer, proc
     return plan
 
 
-def write_shards(
-    out: Path,
-    plan: Plan,
-    todo: Sequence[ShardPlan],
-    corpus: Corpus,
-    scorer: Scorer,
-    rule: SupportRule,
-    batch_tokens: int,
-    *,
-    show: bool,
-) -> None:
-    """Score and write the shards `todo`, with a bar in response tokens. A shard is written while the next is scored."""
-    total = sum(shard.positions for shard in todo)
-    bar = tqdm(total=total, unit="tok", desc="scoring", smoothing=0.05, disable=not show)
-    with bar, ThreadPoolExecutor(max_workers=1) as writer:
-        writing: Future[None] | None = None
-        for shard in todo:
-            rows = corpus.responses[shard.first_row : shard.first_row + shard.rows]
-            order = batches_by_length(rows, batch_tokens, share_prompts=scorer.share_prompts)
-            scores: dict[int, Scores] = {}
-            for batch, found in zip(order, scorer.score([[rows[i] for i in b] for b in order], rule), strict=True):
-                scores |= zip(batch, found, strict=True)
-                bar.update(sum(scores[i].num_positions for i in batch))
-            responses = [row.with_scores(scores[i]) for i, row in enumerate(rows)]
-            if writing is not None:
-                writing.result()  # two shards in memory at most, and an error is seen
-            writing = writer.submit(write_shard, out, shard, plan, responses)
-        if writing is not None:
-            writing.result()
-
-
-def finish(out: Path, plan: Plan) -> None:
-    """Read every shard back, checking it, and write the manifest."""
-    reader = BatchReader(out, plan)
-    histograms = new_histograms(plan)
-    entries = []
-    for i, shard in enumerate(tqdm(plan.shards, unit="shard", desc="checking")):
-        kept = add_shard(histograms, reader, i)
-        path = out / shard.file
-        entries.append(ShardEntry(file=shard.file, entries=kept, bytes=path.stat().st_size, sha256=file_sha256(path)))
-    statistics = {name: histogram.summary() for name, histogram in histograms.items()}
-    manifest = Manifest(plan=plan, entries=tuple(entries), statistics=statistics)
+def finish(out: Path, plan: Plan, parts: Sequence[Findings]) -> None:
+    """Write the manifest, of shards that were all read back."""
+    manifest = finished(out, plan, parts)
     print(summary_text(manifest))
     write_json(out, MANIFEST_FILE, manifest.to_json())
 

@@ -25,10 +25,10 @@ from shards.manifest import (
     Manifest,
     Plan,
     ShardPlan,
-    canonical_json,
     read_json,
     refuse_difference,
 )
+from shards.plan import canonical_json, shard_file
 from shards.schema import Role
 
 Item = TypeVar("Item")
@@ -116,7 +116,12 @@ def read_earlier(folder: Path, asked: Mapping[str, Any]) -> Manifest | Plan | No
 
 
 def make_plan(
-    options: BuildOptions, asked: Mapping[str, Any], corpus: Corpus, vocabulary_size: int, log_threshold: float | None
+    options: BuildOptions,
+    asked: Mapping[str, Any],
+    corpus: Corpus,
+    vocabulary_size: int,
+    log_threshold: float | None,
+    index_sha256: str,
 ) -> Plan:
     return Plan(
         identity=asked,
@@ -130,6 +135,7 @@ def make_plan(
         skipped=dict(sorted(corpus.skipped.items())),
         truncated=corpus.truncated,
         prompt_not_prefix=corpus.prompt_not_prefix,
+        index_sha256=index_sha256,
         shards=tuple(plan_shards(corpus.responses, options.tokens_per_shard)),
     )
 
@@ -141,7 +147,7 @@ def plan_shards(rows: Sequence[TokenizedResponse], tokens_per_shard: int) -> lis
     first = before = 0
     while first < len(rows):
         last = min(int(np.searchsorted(ends, before + tokens_per_shard)), len(rows) - 1)
-        file, positions = f"part-{len(shards):05d}.arrow", int(ends[last]) - before
+        file, positions = shard_file(len(shards)), int(ends[last]) - before
         shards.append(ShardPlan(file=file, first_row=first, rows=last + 1 - first, positions=positions))
         first, before = last + 1, int(ends[last])
     return shards

@@ -3,8 +3,11 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch.distributed as dist
+
+Found = TypeVar("Found")
 
 LONGEST_WAIT = timedelta(days=30)
 """The first process waits for the slowest; a build may take days."""
@@ -40,6 +43,14 @@ class Processes:
         """Wait until all processes have come here."""
         if self.world_size > 1:
             dist.barrier()
+
+    def gather(self, found: Found) -> list[Found]:
+        """What every process found, by rank: for the first process, which waits for all. Nothing for the others."""
+        if self.world_size == 1:
+            return [found]
+        parts: list[Any] | None = [None] * self.world_size if self.is_first else None
+        dist.gather_object(found, parts)
+        return parts or []
 
     def leave(self) -> None:
         if self.world_size > 1:

@@ -14,8 +14,8 @@ from precompute.prompts import Prompt, load_prompts
 from precompute.rollout_options import RolloutOptions
 from precompute.sampling import Request, Sampling
 from shards.errors import DataError, ModelError
-from shards.manifest import canonical_json
 from shards.model_folder import refusing
+from shards.plan import canonical_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,10 +23,11 @@ class BatchReader:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder = folder
         self.plan = plan
+        self._openers: dict[tuple[str, ...], ShardOpener] = {}
         self._files: OrderedDict[tuple[int, tuple[str, ...]], pa.ipc.RecordBatchFileReader] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": OrderedDict()}
+        return self.__dict__ | {"_openers": {}, "_files": OrderedDict()}
 
     def read(self, shard: int, batch: int, names: Sequence[str]) -> dict[str, codec.Flat]:
         """Some columns of one record batch, compared with their crc32: name -> values and row offsets.
@@ -41,31 +42,55 @@ class BatchReader:
     def _open(self, shard: int, names: tuple[str, ...]) -> pa.ipc.RecordBatchFileReader:
         key = (shard, names)
         if key not in self._files:
-            self._files[key] = open_shard(self.folder / self.plan.shards[shard].file, self.plan, names)
+            if names not in self._openers:
+                self._openers[names] = ShardOpener(self.plan, names)
+            self._files[key] = self._openers[names].open(self.folder / self.plan.shards[shard].file)
             if len(self._files) > MAX_OPEN_FILES:
                 self._files.popitem(last=False)
         self._files.move_to_end(key)
         return self._files[key]
 
 
-def open_shard(path: Path, plan: Plan, names: Sequence[str]) -> pa.ipc.RecordBatchFileReader:
-    """Open a shard for some of its columns. Raises CacheDamaged unless it is an Arrow file of this build."""
-    expected = schema.arrow_schema(plan.columns(), build_sha256=plan.sha256)
-    try:
-        found = pa.ipc.open_file(pa.OSFile(str(path), "rb")).schema
-        differing = None if found.equals(expected) else _difference(expected, found)
-        owner = (found.metadata or {}).get(schema.BUILD_KEY, b"").decode()
-    except (pa.ArrowException, OSError, ValueError) as exc:  # ValueError: a name that is not UTF-8
-        raise CacheDamaged(f"{path}: expected an Arrow IPC file, got {one_line(exc)}") from exc
-    if differing is not None:
-        raise CacheDamaged(f"{path}: expected the columns of format version {schema.FORMAT_VERSION}, got {differing}")
-    if owner != plan.sha256:
-        raise CacheDamaged(
-            f"{path}: expected a shard of build {plan.sha256[:12]}, got one of {one_line(owner[:12]) or 'none'}"
-        )
-    fields = [expected.get_field_index(name) for name in names]
-    options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
-    return pa.ipc.open_file(pa.OSFile(str(path), "rb"), options=options)
+class ShardOpener:
+    """Opens the shards of a build for some of their columns, all unless given.
+
+    What is expected of a shard is made once, and a shard is opened once: a cache of many shards is opened again and
+    again. Only the columns that are read are compared, and all of them where none are given.
+    """
+
+    def __init__(self, plan: Plan, names: Sequence[str] | None = None) -> None:
+        self.plan = plan
+        self._schema: pa.Schema = plan.arrow_schema
+        fields = None
+        if names is not None:
+            fields = sorted(self._schema.get_field_index(name) for name in names)
+            self._schema = pa.schema([self._schema.field(i) for i in fields], metadata=self._schema.metadata)
+        self._options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+
+    def open(self, path: Path) -> pa.ipc.RecordBatchFileReader:
+        """Raises CacheDamaged unless the file is an Arrow file of this build."""
+        error: Exception | None = None
+        try:
+            file = pa.ipc.open_file(pa.OSFile(str(path), "rb"), options=self._options)
+            if file.schema.equals(self._schema) and _owner(file.schema) == self.plan.sha256:
+                return file
+        except (pa.ArrowException, OSError, ValueError) as exc:
+            error = exc
+        raise CacheDamaged(f"{path}: {self._fault(path, error)}") from error
+
+    def _fault(self, path: Path, error: Exception | None) -> str:
+        """What is wrong with a file that could not be opened so."""
+        try:
+            found = pa.ipc.open_file(pa.OSFile(str(path), "rb")).schema
+            differing = None if found.equals(self.plan.arrow_schema) else _difference(self.plan.arrow_schema, found)
+            owner = _owner(found)
+        except (pa.ArrowException, OSError, ValueError) as exc:  # ValueError: a name that is not UTF-8
+            return f"expected an Arrow IPC file, got {one_line(exc)}"
+        if differing is not None:
+            return f"expected the columns of format version {schema.FORMAT_VERSION}, got {differing}"
+        if owner != self.plan.sha256:
+            return f"expected a shard of build {self.plan.sha256[:12]}, got one of {one_line(owner[:12]) or 'none'}"
+        return f"expected a readable shard of this build, got {one_line(error)}"
 
 
 def load_batch(
@@ -87,6 +112,10 @@ def load_batch(
     if begins != str(first_row).encode():
         raise CacheDamaged(f"{where}: expected the batch that begins with row {first_row}, got {ascii(begins)[2:-1]}")
     return found.batch, metadata
+
+
+def _owner(found: pa.Schema) -> str:
+    return (found.metadata or {}).get(schema.BUILD_KEY, b"").decode()
 
 
 def _difference(expected: pa.Schema, found: pa.Schema) -> str:

@@ -5,8 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shards import schema
 from shards.errors import AlignDistilError
+from shards.index import RowIndex
 from shards.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
@@ -14,37 +17,16 @@ from shards.manifest import (
     VOCABULARY_FILE,
     Manifest,
     Plan,
-    canonical_json,
     differences,
     file_sha256,
     read_json,
 )
+from shards.plan import canonical_json
 from shards.rules import Fault
 from shards.statistics import Histogram
 
 STATISTICS_TOLERANCE = 1e-5
 """How far a recomputed statistic may lie off, relative above 1: the order of a sum is the library's."""
-
-
-def shard_table(plan: Plan, folder: Path) -> Iterator[Fault]:
-    """Rule 1: roles, pairs and sizes are legal, and the shards follow one another."""
-    where = folder / MANIFEST_FILE
-    needed = {*schema.REQUIRED_ROLES, *(pair.negative for pair in plan.pairs)}
-    legal = {
-        "roles": needed <= set(plan.roles) <= set(schema.ROLES) and len(set(plan.roles)) == len(plan.roles),
-        "pairs": len(set(plan.pairs)) == len(plan.pairs) > 0,
-        "vocabulary_size": plan.vocabulary_size >= 1,
-        "rows_per_batch": plan.rows_per_batch >= 1,
-        "shards": len(plan.shards) >= 1,
-    }
-    for name in (name for name, holds in legal.items() if not holds):
-        yield Fault(rule=1, text=f"{where}: {name}: expected a legal value, got {plan.to_json()[name]}")
-    first_row = 0
-    for i, shard in enumerate(plan.shards):
-        file = f"part-{i:05d}.arrow"
-        if (shard.file, shard.first_row) != (file, first_row) or not 1 <= shard.rows <= shard.positions:
-            yield Fault(rule=1, text=f"{where}: shards: expected {file} from row {first_row}, got {shard}")
-        first_row += shard.rows
 
 
 def manifest_fields(manifest: Manifest, folder: Path) -> Iterator[Fault]:
@@ -84,8 +66,9 @@ def vocabulary(plan: Plan, folder: Path) -> Iterator[Fault]:
 
 def stray_files(plan: Plan, folder: Path) -> Iterator[Fault]:
     """Rule 4: no shard lies in the folder that the manifest does not name."""
+    named = {shard.file for shard in plan.shards}
     for path in sorted(folder.glob(SHARD_GLOB)):
-        if path.name not in {shard.file for shard in plan.shards}:
+        if path.name not in named:
             yield Fault(rule=4, text=f"{path}: expected the manifest's {len(plan.shards)} shards and no others")
 
 
@@ -101,6 +84,16 @@ def shard_file(manifest: Manifest, shard: int, folder: Path) -> Iterator[Fault]:
         yield Fault(rule=5, text=f"{path}: expected {entry.bytes} bytes, got {size}")
     if sha256 != entry.sha256:
         yield Fault(rule=5, text=f"{path}: expected sha256 {entry.sha256}, got {sha256}")
+
+
+def index_rows(index: RowIndex, first_row: int, columns: Mapping[str, np.ndarray], path: Path) -> Iterator[Fault]:
+    """Rule 21: the index says of the rows of a record batch what its columns hold."""
+    rows = slice(first_row, first_row + len(columns[schema.PAIR_ID]))
+    for name, values in columns.items():
+        indexed = getattr(index, name)[rows]
+        for i in np.flatnonzero(indexed != values)[:1]:
+            text = f"{path} row {first_row + i}: {name}: expected {values[i]} in the index, got {indexed[i]}"
+            yield Fault(rule=21, text=text)
 
 
 def shard_counts(manifest: Manifest, shard: int, positions: int, entries: int, folder: Path) -> Iterator[Fault]:

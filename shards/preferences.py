@@ -65,21 +65,15 @@ class LearnedFit:
 
 def find_pairs(cache: ShardCache) -> PreferencePairs:
     """The pairs both of whose responses the cache holds. Raises DataError where there is none."""
-    index = cache.index
-    rows_by_kind = [
-        dict(zip(index.pair_id[rows].tolist(), rows.tolist(), strict=True))
-        for rows in (np.flatnonzero(index.chosen), np.flatnonzero(~index.chosen))
-    ]
-    chosen, rejected = rows_by_kind
-    both = sorted(chosen.keys() & rejected.keys())
-    if not both:
+    chosen, rejected = np.flatnonzero(cache.index.chosen), np.flatnonzero(~cache.index.chosen)
+    pair_id = cache.index.pair_id
+    both, of_chosen, of_rejected = np.intersect1d(pair_id[chosen], pair_id[rejected], return_indices=True)
+    if not len(both):
         raise DataError(
             f"{cache.folder}: expected pairs of a chosen and a rejected response, found none; "
             "build with --responses both"
         )
-    return PreferencePairs(
-        pair_id=np.array(both, dtype=np.int64), rows=np.array([(chosen[i], rejected[i]) for i in both], dtype=np.int64)
-    )
+    return PreferencePairs(pair_id=both, rows=np.stack([chosen[of_chosen], rejected[of_rejected]], axis=1))
 
 
 def held_out(pair_id_P: np.ndarray, share: float) -> np.ndarray:

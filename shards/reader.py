@@ -1,7 +1,7 @@
 """ShardCache: random access to a finished cache, checked before use."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -13,13 +13,12 @@ from shards import codec, schema
 from shards.batches import BatchReader
 from shards.compose import Teacher, compose
 from shards.errors import CacheDamaged, CacheMissing, TeacherUnavailable
+from shards.index import INDEX_FILE, RowIndex, read_index
 from shards.manifest import PROVENANCE_FILE, VOCABULARY_FILE, Manifest, read_json, read_manifest
 from shards.schema import Pair, Role
 from shards.scores import Response, Scores, Tokens, concatenate
 from shards.selection import Selection
 from shards.teacher import TeacherSpec
-
-INDEX_COLUMNS = (schema.PAIR_ID, schema.CHOSEN, schema.LOSS_MASK)
 
 
 class Place(NamedTuple):
@@ -30,22 +29,12 @@ class Place(NamedTuple):
     row: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowIndex:
-    """What is known of every row without its values, each (rows,): pair_id, chosen, tokens T and positions N."""
-
-    pair_id: np.ndarray
-    chosen: np.ndarray
-    num_tokens: np.ndarray
-    num_positions: np.ndarray
-
-
 class ShardCache:
     """A finished cache in a folder: `len(cache)` responses, read in any order.
 
-    Opening reads the manifest and checks that every shard is there with its recorded size. Every record batch's
-    columns are compared with their crc32 when they are decoded. Nothing is memory-mapped. Instances can be pickled and
-    used after a fork.
+    Opening reads the manifest and checks that every shard is there with its recorded size. The index is compared with
+    its sha256 when it is first used, every record batch's columns with their crc32 when they are decoded. Nothing is
+    memory-mapped. Instances can be pickled and used after a fork.
 
     Raises CacheMissing where there is no finished cache and CacheDamaged where a file is not what the manifest says.
     """
@@ -77,22 +66,8 @@ class ShardCache:
 
     @cached_property
     def index(self) -> RowIndex:
-        """Lengths, pairs and preference of all rows; reads the small columns of every shard once."""
-        pair_ids, chosens, lengths, positions = [], [], [], []
-        for shard in range(len(self.plan.shards)):
-            for batch in range(self.plan.num_batches(shard)):
-                columns = self.batches.read(shard, batch, INDEX_COLUMNS)
-                mask, offsets = columns[schema.LOSS_MASK]
-                pair_ids.append(columns[schema.PAIR_ID][0])
-                chosens.append(columns[schema.CHOSEN][0])
-                lengths.append(np.diff(offsets))
-                positions.append(np.diff(np.concatenate([[0], np.cumsum(mask)])[offsets]))
-        return RowIndex(
-            pair_id=np.concatenate(pair_ids),
-            chosen=np.concatenate(chosens),
-            num_tokens=np.concatenate(lengths).astype(np.int64),
-            num_positions=np.concatenate(positions),
-        )
+        """Lengths, pairs and preference of all rows, from the cache's index file."""
+        return read_index(self.folder, self.plan)
 
     def read(
         self, rows: Sequence[int], *, roles: Iterable[Role] | None = None, pairs: Iterable[Pair] | None = None
@@ -103,26 +78,24 @@ class ShardCache:
         column differs from its crc32.
         """
         selection = Selection.everything(self.plan, roles, pairs)
-        by_place = self._rows(rows, selection)
-        return [codec.decode_row(by_place[place], self.plan, selection) for place in map(self._place, rows)]
+        return [codec.decode_row(row, self.plan, selection) for row in self._rows(rows, selection)]
 
     def read_joined(self, rows: Sequence[int], selection: Selection) -> tuple[list[Tokens], Scores]:
         """The tokens of each of `rows`, and the scores of all of them, one row after the other. Raises as `read`."""
-        by_place = self._rows(rows, selection)
-        found = [by_place[place] for place in map(self._place, rows)]
+        found = self._rows(rows, selection)
         tokens = [Tokens(row[schema.INPUT_IDS], row[schema.LOSS_MASK]) for row in found]
         return tokens, codec.decode_scores(found, self.plan, selection)
 
-    def _rows(self, rows: Sequence[int], selection: Selection) -> dict[Place, codec.Row]:
-        """The rows as they are stored; every record batch is read once."""
+    def _rows(self, rows: Sequence[int], selection: Selection) -> list[codec.Row]:
+        """The rows as they are stored, in that order; every record batch is read once."""
         table = selection.columns(self.plan)
         names = tuple(column.name for column in table)
+        places = self._places(rows)
         found: dict[Place, codec.Row] = {}
-        places = sorted(set(map(self._place, rows)))
-        for (shard, batch), wanted in groupby(places, key=lambda place: (place.shard, place.batch)):
+        for (shard, batch), wanted in groupby(sorted(set(places)), key=lambda place: place[:2]):
             split = codec.split_rows(self.batches.read(shard, batch, names), table)
             found |= {place: split[place.row] for place in wanted}
-        return found
+        return [found[place] for place in places]
 
     def check(self, spec: TeacherSpec) -> None:
         """Raise TeacherUnavailable, saying what is missing, unless this cache can give the teacher of `spec`."""
@@ -137,17 +110,23 @@ class ShardCache:
         responses = self.read(rows, roles=(r for r in schema.ROLES if r in roles), pairs=(spec.pair,))
         return compose(concatenate([response.scores for response in responses]), spec, self.plan.nodes)
 
-    def _place(self, row: int) -> Place:
-        if not 0 <= row < len(self):
-            raise IndexError(f"{self.folder}: expected a row under {len(self)}, got {row}")
-        shard = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-        return Place(shard, *divmod(row - int(self._first_rows[shard]), self.plan.rows_per_batch))
+    def _places(self, rows: Sequence[int]) -> list[Place]:
+        for row in rows:
+            if not 0 <= row < len(self):
+                raise IndexError(f"{self.folder}: expected a row under {len(self)}, got {row}")
+        numbers = np.asarray(rows, dtype=np.int64)
+        shards = np.searchsorted(self._first_rows, numbers, side="right") - 1
+        batches, inside = np.divmod(numbers - self._first_rows[shards], self.plan.rows_per_batch)
+        return list(map(Place, shards.tolist(), batches.tolist(), inside.tolist()))
 
     def _check_sizes(self) -> None:
+        if not (self.folder / INDEX_FILE).is_file():
+            raise CacheMissing(f"{self.folder}: expected a cache, found no {INDEX_FILE}")
+        sizes = {file.name: file.stat().st_size for file in os.scandir(self.folder) if file.is_file()}
         for entry in self.manifest.entries:
-            path = self.folder / entry.file
-            if not path.is_file():
+            size = sizes.get(entry.file)
+            if size is None:
+                path = self.folder / entry.file
                 raise CacheMissing(f"{path}: expected a shard of {entry.bytes} bytes, found no file")
-            size = path.stat().st_size
             if size != entry.bytes:
-                raise CacheDamaged(f"{path}: expected {entry.bytes} bytes, got {size}")
+                raise CacheDamaged(f"{self.folder / entry.file}: expected {entry.bytes} bytes, got {size}")

@@ -49,7 +49,7 @@ def counts(row: Mapping[str, Any], plan: Plan) -> Iterator[str]:
 
 
 def names(response: Response, plan: Plan) -> Iterator[str]:
-    """Rule 9: sample_id, pair_id and chosen say the same. (That no sample_id comes twice is `repeated_name`.)"""
+    """Rule 9: sample_id, pair_id and chosen say the same. (That none comes twice is `shards.names.SeenNames`.)"""
     legal = [f"{response.pair_id}/{kind}" for kind in RESPONSE_KINDS]
     if response.pair_id < 0:
         yield f"{schema.PAIR_ID}: expected 0 or more, got {response.pair_id}"
@@ -57,13 +57,6 @@ def names(response: Response, plan: Plan) -> Iterator[str]:
         yield f"{schema.SAMPLE_ID}: expected one of {', '.join(legal)}, got {response.sample_id!r}"
     elif response.chosen == response.sample_id.endswith("/rejected"):
         yield f"{schema.CHOSEN}: expected {not response.chosen} for {response.sample_id}, got {response.chosen}"
-
-
-def repeated_name(response: Response, row: int, rows_by_name: dict[str, int]) -> Iterator[str]:
-    """Rule 9: no sample_id comes twice in the cache. Remembers the row in `rows_by_name`."""
-    first = rows_by_name.setdefault(response.sample_id, row)
-    if first != row:
-        yield f"{schema.SAMPLE_ID}: expected a name of its own, got that of row {first}"
 
 
 def mask(response: Response, plan: Plan) -> Iterator[str]:

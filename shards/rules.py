@@ -23,6 +23,7 @@ RULES = {
     18: "l1 distance",
     19: "tail",
     20: "statistics",
+    21: "index",
 }
 
 

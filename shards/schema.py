@@ -20,7 +20,7 @@ import pyarrow as pa
 from shards.errors import OptionError
 
 FORMAT_NAME = "aligndistil-cache"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Values = Literal["compact", "float32"]
 Role = Literal["dpo", "reverse", "reference"]

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from shards import codec, schema
-from shards.batches import BatchReader
 from shards.manifest import Plan
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
@@ -30,6 +29,12 @@ class Histogram:
 
     def __post_init__(self) -> None:
         self.counts = np.zeros(self.bins, dtype=np.int64)
+
+    def merge(self, other: "Histogram") -> None:
+        """Add the counts and extremes of another of the same bins, but not its total: a float sum has an order."""
+        self.counts += other.counts
+        self.lowest = min(self.lowest, other.lowest)
+        self.highest = max(self.highest, other.highest)
 
     def add(self, values: np.ndarray) -> None:
         if not len(values):
@@ -105,17 +110,6 @@ def position_columns(plan: Plan) -> tuple[str, ...]:
     """The columns that `add_positions` reads."""
     distances = (schema.l1_distance_column(n) for n in schema.NEGATIVES if n in plan.roles)
     return tuple(dict.fromkeys([schema.SUPPORT_COUNT, *distances, *plan.tail_columns()]))
-
-
-def add_shard(histograms: Mapping[str, Histogram], reader: BatchReader, shard: int) -> int:
-    """Add a shard's values to the histograms; returns its kept tokens."""
-    names = position_columns(reader.plan)
-    entries = 0
-    for batch in range(reader.plan.num_batches(shard)):
-        columns = {name: values for name, (values, _) in reader.read(shard, batch, names).items()}
-        add_positions(histograms, columns, reader.plan)
-        entries += int(columns[schema.SUPPORT_COUNT].sum(dtype=np.int64))
-    return entries
 
 
 def distribution_table(statistics: Mapping[str, Mapping[str, float]]) -> str:

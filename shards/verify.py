@@ -4,6 +4,7 @@ One line a fault, naming file and row. Rows count through the whole cache from 0
 """
 
 import sys
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from shards import codec, folder_rules, row_rules, schema
-from shards.batches import load_batch, open_shard
+from shards.batches import ShardOpener, load_batch
 from shards.command import OneLineErrors, run_command
 from shards.errors import CacheDamaged, CacheMissing
+from shards.index import RowIndex, indexed_columns, read_index
 from shards.manifest import Manifest, Plan, read_manifest
+from shards.names import SeenNames
 from shards.rules import RULES, Fault
 from shards.selection import Selection
 from shards.statistics import Histogram, add_positions, new_histograms, position_columns
@@ -29,10 +32,14 @@ MAX_PRINTED = 20
 
 @dataclass(slots=True, kw_only=True)
 class Seen:
-    """What was read so far: the rows' names and, of faultless record batches, the values' distribution and counts."""
+    """What was read so far: the rows' names and, of faultless record batches, the values' distribution and counts.
+
+    index: of the cache, None where it cannot be read.
+    """
 
     histograms: Mapping[str, Histogram]
-    row_by_name: dict[str, int] = field(default_factory=dict)
+    index: RowIndex | None
+    names: SeenNames = field(default_factory=SeenNames)
     positions: int = 0
     entries: int = 0
 
@@ -50,20 +57,22 @@ def verify(folder: Path) -> Iterator[Fault]:
     except (CacheMissing, CacheDamaged) as error:
         yield Fault(rule=1, text=str(error))
         return
-    faults = list(folder_rules.shard_table(manifest.plan, folder))
-    yield from faults
-    if faults:
-        return  # nothing can be found by such a table
     yield from folder_rules.manifest_fields(manifest, folder)
     yield from folder_rules.plan_file(manifest.plan, folder)
     yield from folder_rules.vocabulary(manifest.plan, folder)
     yield from folder_rules.stray_files(manifest.plan, folder)
-    yield from _shards(manifest, folder)
+    index = None
+    try:
+        index = read_index(folder, manifest.plan)
+    except (CacheMissing, CacheDamaged) as error:
+        yield Fault(rule=21, text=str(error))
+    yield from _shards(manifest, folder, index)
 
 
-def _shards(manifest: Manifest, folder: Path) -> Iterator[Fault]:
-    """Rules 5 to 20. Counts and statistics are compared where all that they sum up was read and had no fault."""
-    seen, sound = Seen(histograms=new_histograms(manifest.plan)), True
+def _shards(manifest: Manifest, folder: Path, index: RowIndex | None) -> Iterator[Fault]:
+    """Rules 5 to 21. Counts and statistics are compared where all that they sum up was read and had no fault."""
+    seen, sound = Seen(histograms=new_histograms(manifest.plan), index=index), True
+    opener = ShardOpener(manifest.plan)
     with tqdm(total=manifest.plan.rows, unit="row", desc="verifying") as bar:
         for i, shard in enumerate(manifest.plan.shards):
             yield from folder_rules.shard_file(manifest, i, folder)
@@ -71,7 +80,7 @@ def _shards(manifest: Manifest, folder: Path) -> Iterator[Fault]:
                 sound = False
                 continue
             positions, entries, clean = seen.positions, seen.entries, True
-            for fault in _contents(manifest.plan, i, folder, seen):
+            for fault in _contents(opener, i, folder, seen):
                 clean = False
                 yield fault
             if clean:
@@ -79,15 +88,26 @@ def _shards(manifest: Manifest, folder: Path) -> Iterator[Fault]:
                 yield from folder_rules.shard_counts(manifest, i, *found, folder)
             sound = sound and clean
             bar.update(shard.rows)
+    yield from _repeated_names(manifest.plan, seen.names, folder)
     if sound:
         yield from folder_rules.statistics(manifest, seen.histograms, folder)
 
 
-def _contents(plan: Plan, shard: int, folder: Path, seen: Seen) -> Iterator[Fault]:
-    """Rules 6 to 19 for one shard."""
+def _repeated_names(plan: Plan, names: SeenNames, folder: Path) -> Iterator[Fault]:
+    """Rule 9: no sample_id comes twice in the cache."""
+    first_rows = [shard.first_row for shard in plan.shards]
+    for row, sample_id, first in names.repeated():
+        path = folder / plan.shards[bisect_right(first_rows, row) - 1].file
+        text = f"{schema.SAMPLE_ID}: expected a name of its own, got that of row {first}"
+        yield Fault(rule=9, text=f"{path} row {row} ({sample_id!r}): {text}")
+
+
+def _contents(opener: ShardOpener, shard: int, folder: Path, seen: Seen) -> Iterator[Fault]:
+    """Rules 6 to 19 and 21 for one shard."""
+    plan = opener.plan
     path = folder / plan.shards[shard].file
     try:
-        file = open_shard(path, plan, [column.name for column in plan.columns()])
+        file = opener.open(path)
     except CacheDamaged as error:
         yield Fault(rule=6, text=str(error))
         return
@@ -112,6 +132,8 @@ def _contents(plan: Plan, shard: int, folder: Path, seen: Seen) -> Iterator[Faul
         yield from faults
         if not faults:
             seen.add(batch, plan)
+            if seen.index is not None:
+                yield from folder_rules.index_rows(seen.index, first_row, indexed_columns(batch), path)
 
 
 def _rows(batch: pa.RecordBatch, plan: Plan, first_row: int, path: Path, seen: Seen) -> Iterator[Fault]:
@@ -129,7 +151,7 @@ def _row(row: Mapping[str, Any], number: int, plan: Plan, seen: Seen) -> Iterato
     if faults:
         return
     response = codec.decode_row(row, plan, Selection.everything(plan))
-    yield from ((9, text) for text in row_rules.repeated_name(response, number, seen.row_by_name))
+    seen.names.add(response, number)
     for stage in row_rules.STAGES:
         faults = [(rule, text) for rule, check in stage for text in check(response, plan)]
         yield from faults

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import sys
@@ -13,8 +14,8 @@ import pyarrow as pa
 
 from shards import codec
 from shards.errors import CacheConflict
+from shards.index import INDEX_FILE, RowIndex
 from shards.manifest import Plan, ShardPlan
-from shards.schema import arrow_schema
 from shards.scores import Response
 
 COMPRESSION_LEVEL = 3
@@ -22,16 +23,24 @@ COMPRESSION_LEVEL = 3
 
 def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[Response]) -> None:
     """Write one shard of `plan`, its rows in order, as an Arrow IPC file of zstd-compressed record batches."""
-    schema = arrow_schema(plan.columns(), build_sha256=plan.sha256)
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL), use_threads=False)
     temporary = _temporary(folder, shard.file)
     with pa.OSFile(str(temporary), "wb") as sink:
-        writer = pa.ipc.new_file(sink, schema, options=options)
+        writer = pa.ipc.new_file(sink, plan.arrow_schema, options=options)
         for start in range(0, len(responses), plan.rows_per_batch):
-            batch = codec.encode(responses[start : start + plan.rows_per_batch], plan, schema)
+            batch = codec.encode(responses[start : start + plan.rows_per_batch], plan, plan.arrow_schema)
             writer.write_batch(batch, custom_metadata=codec.batch_metadata(batch, shard.first_row + start))
         writer.close()  # on success only: a file without its footer is not an Arrow file
     _publish(temporary, folder / shard.file)
+
+
+def write_index(folder: Path, index: RowIndex) -> str:
+    """Write the index of a cache atomically; returns the sha256 that the plan names."""
+    content = index.encoded()
+    temporary = _temporary(folder, INDEX_FILE)
+    temporary.write_bytes(content)
+    _publish(temporary, folder / INDEX_FILE)
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_json(folder: Path, file: str, value: Any) -> None:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from shards import ShardCache, TeacherSpec
 from shards.errors import CacheConflict, DataError, OptionError
+from shards.index import RowIndex
 from shards.manifest import refuse_difference
 from shards.nodes import StrengthNodes
 from shards.scores import Scores, Tokens, concatenate
@@ -48,23 +49,20 @@ class CachedResponses(Dataset):
             refuse_difference(kind_of(self.caches[0]), kind_of(cache), f"{cache.folder}: is of another kind")
         if len({cache.plan.sha256 for cache in self.caches}) < len(self.caches):
             raise CacheConflict(f"{', '.join(map(str, folders))}: expected different caches, got the same build twice")
-        places: list[np.ndarray] = []
-        lengths: list[np.ndarray] = []
-        for number, cache in enumerate(self.caches):
-            index = cache.index
-            wanted = np.ones(len(cache), bool) if train_on == "both" else index.chosen == (train_on == "chosen")
-            rows = np.flatnonzero(wanted)
-            places.append(np.stack([np.full_like(rows, number), rows], axis=1))
-            lengths.append(index.num_tokens[rows])
-        self._places = np.concatenate(places)
-        self.lengths = np.concatenate(lengths)
+        # numbers of a cache's first row: rows count over all caches, one number a row
+        self._firsts = np.cumsum([0, *(len(cache) for cache in self.caches)])
+        wanted = [_wanted(cache.index, train_on) for cache in self.caches]
+        self._rows = np.concatenate([rows + first for rows, first in zip(wanted, self._firsts, strict=False)])
+        self.lengths = np.concatenate(
+            [cache.index.num_tokens[rows] for cache, rows in zip(self.caches, wanted, strict=True)]
+        )
         self.train_on = train_on
         self._selection = replace(Selection.everything(self.caches[0].plan), names=False)
         if not len(self):
             raise DataError(f"{', '.join(str(f) for f in folders)}: expected {train_on} responses, found none")
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     @property
     def nodes(self) -> StrengthNodes:
@@ -104,28 +102,36 @@ class CachedResponses(Dataset):
 
     def __getitems__(self, items: Sequence[BatchItem]) -> MicroBatch:
         """The responses of a micro-batch."""
-        places = self._places[[item.row for item in items]]
-        numbers = np.unique(places[:, 0])
-        if len(numbers) == 1:
-            tokens, scores = self._read(int(numbers[0]), places[:, 1])
+        rows = self._rows[[item.row for item in items]]
+        caches = np.searchsorted(self._firsts, rows, side="right") - 1
+        rows -= self._firsts[caches]
+        if (caches == caches[0]).all():
+            tokens, scores = self._read(int(caches[0]), rows)
         else:
-            tokens, scores = self._read_several(places)
+            tokens, scores = self._read_several(caches, rows)
         return MicroBatch(tokens=tokens, counts=[item.counts for item in items], scores=scores)
 
     def _read(self, number: int, rows: np.ndarray) -> tuple[list[Tokens], Scores]:
         return self.caches[number].read_joined(rows.tolist(), self._selection)
 
-    def _read_several(self, places: np.ndarray) -> tuple[list[Tokens], Scores]:
+    def _read_several(self, caches: np.ndarray, rows: np.ndarray) -> tuple[list[Tokens], Scores]:
         """Rows of several caches: those of a cache together, then all in the order asked for."""
         found: dict[int, tuple[Tokens, Scores]] = {}
-        for number in np.unique(places[:, 0]):
-            items = np.flatnonzero(places[:, 0] == number)
-            tokens, scores = self._read(int(number), places[items, 1])
+        for number in np.unique(caches):
+            items = np.flatnonzero(caches == number)
+            tokens, scores = self._read(int(number), rows[items])
             ends = np.cumsum([0, *(row.loss_mask.sum() for row in tokens)]).tolist()
             parts = [scores.slice(start, stop) for start, stop in pairwise(ends)]
             found |= zip(items.tolist(), zip(tokens, parts, strict=True), strict=True)
-        ordered = [found[item] for item in range(len(places))]
+        ordered = [found[item] for item in range(len(rows))]
         return [tokens for tokens, _ in ordered], concatenate([part for _, part in ordered])
+
+
+def _wanted(index: RowIndex, train_on: str) -> np.ndarray:
+    """The rows of a cache that are trained on."""
+    if train_on == "both":
+        return np.arange(len(index.chosen))
+    return np.flatnonzero(index.chosen == (train_on == "chosen"))
 
 
 def needed_by(spec: TeacherSpec, cache: ShardCache) -> Selection:

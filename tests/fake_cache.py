@@ -10,24 +10,21 @@ import numpy as np
 import torch
 
 from precompute.support import SupportRule, summarise
-from shards.batches import BatchReader
+from shards.finishing import Findings, finished
+from shards.index import RowIndex
 from shards.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
     PROVENANCE_FILE,
     VOCABULARY_FILE,
-    Manifest,
     Plan,
-    ShardEntry,
     ShardPlan,
-    canonical_json,
-    file_sha256,
 )
 from shards.nodes import StrengthNodes
+from shards.plan import canonical_json
 from shards.schema import ROLES, Pair, Role, Values
 from shards.scores import Response
-from shards.statistics import add_shard, new_histograms
-from shards.writer import write_json, write_shard
+from shards.writer import write_index, write_json, write_shard
 
 DEFAULT_PAIRS = (Pair("dpo", "reverse"), Pair("reference", "reference"))
 Dense = Mapping[Role, np.ndarray]
@@ -86,10 +83,11 @@ def make_cache(
         skipped={"empty": 1, "overlong": 0},
         truncated=2,
         prompt_not_prefix=0,
+        index_sha256="",  # `write_cache` fills it in
         shards=plan_shards(responses, rows_per_shard),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_cache(folder, plan, vocabulary, responses)
+    plan = write_cache(folder, plan, vocabulary, responses)
     return FakeCache(folder=folder, plan=plan, vocabulary=vocabulary, responses=responses, dense=dense)
 
 
@@ -107,8 +105,21 @@ def plan_shards(responses: Sequence[Response], rows_per_shard: int) -> tuple[Sha
     )
 
 
-def write_cache(folder: Path, plan: Plan, vocabulary: Mapping[str, int], responses: Sequence[Response]) -> None:
-    """Write all files of a cache, with checksums and statistics that fit whatever the responses hold."""
+def index_of(responses: Sequence[Response]) -> RowIndex:
+    return RowIndex(
+        pair_id=np.array([response.pair_id for response in responses], np.int64),
+        chosen=np.array([response.chosen for response in responses], bool),
+        num_tokens=np.array([len(response.input_ids) for response in responses], np.int32),
+        num_positions=np.array([len(response.scores.support_count) for response in responses], np.int32),
+    )
+
+
+def write_cache(folder: Path, plan: Plan, vocabulary: Mapping[str, int], responses: Sequence[Response]) -> Plan:
+    """Write all files of a cache, with index, checksums and statistics that fit whatever the responses hold.
+
+    Returns the plan that names this index.
+    """
+    plan = replace(plan, index_sha256=write_index(folder, index_of(responses)))
     write_json(folder, VOCABULARY_FILE, vocabulary)
     places = {role: f"/models/{role}" for role in plan.roles}
     write_json(folder, PROVENANCE_FILE, {"models": places, "data": "preferences.jsonl"})
@@ -116,17 +127,15 @@ def write_cache(folder: Path, plan: Plan, vocabulary: Mapping[str, int], respons
     for shard in plan.shards:
         write_shard(folder, shard, plan, responses[shard.first_row : shard.first_row + shard.rows])
     write_manifest(folder, plan)
+    return plan
 
 
 def write_manifest(folder: Path, plan: Plan) -> None:
     """What the build does last: the table of the shards and the statistics, from the files themselves."""
-    histograms, entries = new_histograms(plan), []
-    for i, shard in enumerate(plan.shards):
-        path = folder / shard.file
-        kept = add_shard(histograms, BatchReader(folder, plan), i)
-        entries.append(ShardEntry(file=shard.file, entries=kept, bytes=path.stat().st_size, sha256=file_sha256(path)))
-    statistics = {name: histogram.summary() for name, histogram in histograms.items()}
-    write_json(folder, MANIFEST_FILE, Manifest(plan=plan, entries=tuple(entries), statistics=statistics).to_json())
+    findings = Findings.nothing(plan)
+    for number in range(len(plan.shards)):
+        findings.read_back(folder, plan, number)
+    write_json(folder, MANIFEST_FILE, finished(folder, plan, [findings]).to_json())
 
 
 def rewrite(fake: FakeCache, folder: Path, row: int, change: Callable[[Response], Response]) -> None:

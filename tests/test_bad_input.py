@@ -484,7 +484,7 @@ DAMAGED = {
     "[]": "expected a JSON object, got list",
     '{"rows": NaN}': "expected JSON, got NaN, which JSON does not have",
     '{"format": "parquet"}': "expected format 'aligndistil-cache', got 'parquet'",
-    '{"format": "aligndistil-cache", "format_version": 9}': "expected format_version 2, got 9",
+    '{"format": "aligndistil-cache", "format_version": 9}': "expected format_version 3, got 9",
 }
 
 
@@ -508,7 +508,7 @@ def test_a_plan_that_lacks_a_field_and_a_manifest_that_was_edited(refuse_build, 
     plan = json.loads((copy / "plan.json").read_text())
     plan.pop("pairs")
     (copy / "plan.json").write_text(json.dumps(plan))
-    assert refuse_build(out=copy) == f"{copy}/plan.json: expected a plan of format version 2, got KeyError('pairs')"
+    assert refuse_build(out=copy) == f"{copy}/plan.json: expected a plan of format version 3, got KeyError('pairs')"
 
 
 def test_a_finished_cache_that_lost_a_shard_is_not_said_to_be_done(refuse_build, copy):

@@ -1,4 +1,4 @@
-"""Shards of format version 2 that were written once (tests/golden/make.py) are read as they always were.
+"""Shards of format version 3 that were written once (tests/golden/make.py) are read as they always were.
 
 What is pinned are decoded values, never bytes: libraries change how they compress.
 """

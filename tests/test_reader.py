@@ -229,7 +229,7 @@ def test_a_shard_with_other_columns_is_refused(copy, tmp_path):
     path = copy / "part-00000.arrow"
     shutil.copy(tmp_path / "other" / path.name, path)
     fix_size(copy, path.name)
-    with pytest.raises(CacheDamaged, match=r"expected the columns of format version 2, got .* belongs$") as error:
+    with pytest.raises(CacheDamaged, match=r"expected the columns of format version 3, got .* belongs$") as error:
         ShardCache(copy)[0]
     require_one_line(error, path)
 

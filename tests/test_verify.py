@@ -28,7 +28,8 @@ from faults import (
 )
 
 from shards import codec, schema
-from shards.manifest import MANIFEST_FILE, canonical_json
+from shards.manifest import MANIFEST_FILE
+from shards.plan import canonical_json
 from shards.schema import Pair
 from shards.verify import MAX_PRINTED, main, verify
 from shards.writer import write_json

@@ -21,10 +21,9 @@ from precompute.plan import log_threshold, make_plan, resolve_device, support_ru
 from precompute.score import Scorer, hidden_states
 from precompute.support import SupportRule, token_scores, values_on
 from precompute.tokenize import TokenizedResponse
-from shards.batches import BatchReader
+from shards.finishing import Findings
 from shards.manifest import Plan
 from shards.schema import Pair
-from shards.statistics import add_shard, new_histograms
 from shards.writer import write_shard
 
 Work = Callable[[], None]
@@ -74,7 +73,7 @@ def make_bench(options: BuildingOptions) -> Bench:
         ignores_chat_template=False,
         data_sha256="",
     )
-    plan = make_plan(asked, {}, corpus, options.vocabulary, threshold)
+    plan = make_plan(asked, {}, corpus, options.vocabulary, threshold, index_sha256="")
     rule = support_rule(asked, options.vocabulary, threshold)
     return Bench(scorer=scorer, rule=rule, rows=rows, plan=plan, folder=out / "cache")
 
@@ -184,7 +183,7 @@ class Works:
         write_shard(self.bench.folder, self.bench.plan.shards[0], self.bench.plan, self.responses)
 
     def check(self) -> None:
-        add_shard(new_histograms(self.bench.plan), BatchReader(self.bench.folder, self.bench.plan), 0)
+        Findings.nothing(self.bench.plan).read_back(self.bench.folder, self.bench.plan, 0)
 
     def _heads(self, model: RoleModel, hidden_NH: torch.Tensor) -> None:
         for hidden_CH in hidden_NH.split(CHUNK):

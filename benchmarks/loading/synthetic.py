@@ -17,23 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.loading.options import LoadingOptions
-from shards.batches import BatchReader
-from shards.manifest import (
-    MANIFEST_FILE,
-    PLAN_FILE,
-    VOCABULARY_FILE,
-    Manifest,
-    Plan,
-    ShardEntry,
-    ShardPlan,
-    canonical_json,
-    file_sha256,
-)
+from shards.finishing import Findings, finished
+from shards.index import RowIndex
+from shards.manifest import MANIFEST_FILE, PLAN_FILE, VOCABULARY_FILE, Plan, ShardPlan
 from shards.nodes import StrengthNodes
+from shards.plan import canonical_json
 from shards.schema import Role
 from shards.scores import Response, Scores, segment_starts
-from shards.statistics import add_shard, new_histograms
-from shards.writer import write_json, write_shard
+from shards.writer import write_index, write_json, write_shard
 
 EXPONENTS = np.linspace(1.05, 3.5, 32)
 """Of the power laws: entropies from five nats to a third of one."""
@@ -164,6 +155,7 @@ def _partitions(
 def write_cache(folder: Path, options: LoadingOptions, responses: list[Response], rows_per_batch: int) -> None:
     """Write a cache of the responses, whole, as a build would."""
     vocabulary = {f"token{i}": i for i in range(options.vocabulary)}
+    folder.mkdir(parents=True, exist_ok=True)
     plan = Plan(
         identity={
             "models": {role: {"synthetic": options.seed} for role in options.cached_roles},
@@ -179,18 +171,25 @@ def write_cache(folder: Path, options: LoadingOptions, responses: list[Response]
         skipped={},
         truncated=0,
         prompt_not_prefix=0,
+        index_sha256=write_index(folder, index_of(responses)),
         shards=tuple(_shards(responses)),
     )
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder, VOCABULARY_FILE, vocabulary)
     write_json(folder, PLAN_FILE, plan.to_json())
-    histograms, entries = new_histograms(plan), []
+    findings = Findings.nothing(plan)
     for number, shard in enumerate(plan.shards):
         write_shard(folder, shard, plan, responses[shard.first_row : shard.first_row + shard.rows])
-        kept, path = add_shard(histograms, BatchReader(folder, plan), number), folder / shard.file
-        entries.append(ShardEntry(file=shard.file, entries=kept, bytes=path.stat().st_size, sha256=file_sha256(path)))
-    statistics = {name: histogram.summary() for name, histogram in histograms.items()}
-    write_json(folder, MANIFEST_FILE, Manifest(plan=plan, entries=tuple(entries), statistics=statistics).to_json())
+        findings.read_back(folder, plan, number)
+    write_json(folder, MANIFEST_FILE, finished(folder, plan, [findings]).to_json())
+
+
+def index_of(responses: list[Response]) -> RowIndex:
+    return RowIndex(
+        pair_id=np.array([response.pair_id for response in responses], np.int64),
+        chosen=np.array([response.chosen for response in responses], bool),
+        num_tokens=np.array([len(response.input_ids) for response in responses], np.int32),
+        num_positions=np.array([response.scores.num_positions for response in responses], np.int32),
+    )
 
 
 def _shards(responses: list[Response]) -> Iterator[ShardPlan]:

@@ -1,7 +1,8 @@
 """How tests/golden was made: `PYTHONPATH=tests python tests/golden/make.py`. Two caches, and what decoding them gave.
 
-Made once, by the code that defined version 2 of the format. Made anew it would turn whatever today's code does into the
-law; a shard of version 2 must be read as it always was, and another version gets files of its own.
+Made once, by the code that defined version 2 of the format. Version 3 added the index and took the record batches as
+they were, so what is decoded is still what the first code gave. Made anew it would turn whatever today's code does
+into the law; a shard must be read as it always was, and a version with other columns gets files of its own.
 """
 
 import json
