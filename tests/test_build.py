@@ -23,7 +23,7 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from precompute import bits
+from precompute import bits, shard_work
 from precompute import build as build_module
 from precompute.bits import Block
 from precompute.build import build
@@ -31,6 +31,7 @@ from precompute.models import RoleModel, load_models, resolve
 from precompute.score import batches_by_length
 from precompute.support import SupportRule, find_threshold, summarise, token_scores
 from shards import ShardCache, TeacherSpec
+from shards.finishing import Findings
 from shards.nodes import StrengthNodes
 from shards.schema import Pair
 
@@ -419,21 +420,30 @@ def test_an_error_of_the_writer_ends_the_build(trio_folders, pairs_file, tmp_pat
     def full(*args):
         raise OSError("no space left")
 
-    monkeypatch.setattr(build_module, "write_shard", full)
+    monkeypatch.setattr(shard_work, "write_shard", full)
     with pytest.raises(OSError, match="no space left"):
         build(build_options(trio_folders, pairs_file, tmp_path / "a", top_k=5, max_top_k=12, tokens_per_shard=15))
     assert not (tmp_path / "a" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("moment", ["write_json", "write_shard", "add_shard"])
+MOMENTS = [
+    (build_module, "write_json"),
+    (build_module, "write_index"),
+    (shard_work, "write_shard"),
+    (Findings, "read_back"),
+    (build_module, "finished"),
+]
+
+
+@pytest.mark.parametrize(("owner", "moment"), MOMENTS, ids=lambda value: getattr(value, "__name__", value))
 def test_a_build_that_broke_off_anywhere_ends_with_the_same_bytes(
-    trio_folders, pairs_file, tmp_path, monkeypatch, moment
+    trio_folders, pairs_file, tmp_path, monkeypatch, owner, moment
 ):
     settings = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
     build(build_options(trio_folders, pairs_file, tmp_path / "whole", **settings))
     whole = contents(tmp_path / "whole")
 
-    plain = getattr(build_module, moment)
+    plain = getattr(owner, moment)
     for lucky in range(6):
         calls = iter(range(100))
 
@@ -443,12 +453,16 @@ def test_a_build_that_broke_off_anywhere_ends_with_the_same_bytes(
             return plain(*args, **kwargs)
 
         out = tmp_path / f"broken{lucky}"
-        monkeypatch.setattr(build_module, moment, fails_after_some)
+        monkeypatch.setattr(owner, moment, fails_after_some)
         try:
             build(build_options(trio_folders, pairs_file, out, **settings))
         except KeyboardInterrupt:
             assert not (out / "manifest.json").exists()
-        monkeypatch.setattr(build_module, moment, plain)
+        else:
+            assert lucky > 0
+            return  # it does not come so often
+        finally:
+            monkeypatch.setattr(owner, moment, plain)
         build(build_options(trio_folders, pairs_file, out, **settings))
         assert contents(out) == whole
 

@@ -68,7 +68,7 @@ class Loader:
         """Rows in the record batches that an epoch reads over the rows that it asks for."""
         plan, read, asked = self.cache.plan, 0, 0
         for items in self.sampler:
-            places = {self.cache._place(int(self.data._places[item.row, 1])) for item in items}
+            places = set(self.cache._places(self.data._rows[[item.row for item in items]]))
             asked += len(places)
             read += sum(plan.num_rows(shard, batch) for shard, batch in {place[:2] for place in places})
         return read / asked
