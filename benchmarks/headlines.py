@@ -7,6 +7,7 @@ from benchmarks.alignment.frontier import Interval
 from benchmarks.alignment.summary import difference, methods_of
 from benchmarks.building import report as building
 from benchmarks.codec.codecs import OURS
+from benchmarks.loading import scale_report as scaling
 from benchmarks.online import report as online
 from benchmarks.step import report as step
 
@@ -28,7 +29,10 @@ def of_loading(results: Results) -> list[Headline]:
         rate = results["whole"][f"{order}, {rows}"]["positions_per_cpu_second"]
         found.append(Headline(f"positions a second and core, {order}", f"{rate:,.0f}", "1,000,000 or more"))
     size = results["caches"][rows]["bytes_per_position"]
-    return [*found, Headline("bytes a position, synthetic cache", f"{size:.0f}")]
+    found.append(Headline("bytes a position, synthetic cache", f"{size:.0f}"))
+    return found + [
+        Headline(what, f"{figure:.3g}", asked) for what, figure, asked, _ in scaling.figures(results["scale"])
+    ]
 
 
 def of_codec(results: Results) -> list[Headline]:

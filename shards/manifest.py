@@ -64,6 +64,8 @@ class Manifest:
             entries = tuple(map(ShardEntry.from_json, data["shards"]))
             planned = [{k: s[k] for k in ShardPlan.__slots__} for s in data["shards"]]
             statistics = {name: dict(numbers) for name, numbers in data["statistics"].items()}
+            if not statistics or not all(isinstance(n, (int, float)) for s in statistics.values() for n in s.values()):
+                raise ValueError("statistics that are no numbers")
             build_sha256 = data["build_sha256"]
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as exc:
             raise CacheDamaged(f"{where}: expected a table of shards and statistics, got {exc!r}") from exc

@@ -7,7 +7,7 @@ timed one after the other, several rounds over, and the medians are taken.
 import statistics
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,14 @@ class Loader:
 
     def shuffled(self) -> None:
         """An epoch: every row once, in the sampler's order."""
-        for items in self.sampler:
-            self.collator(self.data.__getitems__(items))
+        self.read(self.sampler)
 
     def sequential(self) -> None:
-        for items in self.in_order:
+        self.read(self.in_order)
+
+    def read(self, batches: Iterable[Sequence[BatchItem]]) -> None:
+        """Micro-batches, from the file to their tensors."""
+        for items in batches:
             self.collator(self.data.__getitems__(items))
 
     def batches(self) -> Iterator[tuple[int, int]]:

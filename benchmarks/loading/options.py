@@ -8,6 +8,8 @@ from shards.errors import OptionError
 from shards.schema import NEGATIVES, REQUIRED_ROLES, ROLES, Pair, Role
 from shards.teacher import PRESETS
 
+MEASURES = ("speed", "scale")
+
 
 @dataclass(kw_only=True)
 class LoadingOptions:
@@ -27,15 +29,28 @@ class LoadingOptions:
     micro_batch_size: int = flag(8, "responses that are read and composed together")
     global_batch_size: int = flag(128, "responses of an optimizer step, among which lengths are sorted")
     repeats: int = flag(5, "times that everything is measured, interleaved; medians are reported")
+    measure: list[str] = flag(
+        list(MEASURES), "speed: reading and its parts; scale: how costs grow with shards and rows"
+    )
+    shards: list[int] = flag([3, 30, 300, 5000], "shards that the rows of a cache lie in: a cache of each")
+    shard_rows: int = flag(5000, "rows of these caches")
+    index_rows: list[int] = flag([100_000, 1_000_000, 10_000_000], "rows of caches that are opened: one of each")
     seed: int = flag(0, "of the scores and of the order")
     out: str = flag("runs/loading", "folder for the caches and the results")
 
     def __post_init__(self) -> None:
         require_choices(self)
         require_at_least(self, 1, ("rows", "length", "prompt", "top_k", "micro_batch_size", "repeats"))
-        for name in ("rows_per_batch", "levels"):
+        for name in ("rows_per_batch", "levels", "shards", "index_rows", "measure"):
+            if not getattr(self, name):
+                raise OptionError(f"{name}: expected one or more, got none")
+        if not set(self.measure) <= set(MEASURES):
+            raise OptionError(f"measure: expected some of {', '.join(MEASURES)}, got {', '.join(self.measure)}")
+        if max(self.shards) > self.shard_rows:
+            raise OptionError(f"shards: expected at most the {self.shard_rows} of shard_rows, got {max(self.shards)}")
+        for name in ("rows_per_batch", "levels", "shards", "index_rows"):
             values = getattr(self, name)
-            if not values or min(values) < 1:
+            if min(values) < 1:
                 raise OptionError(f"{name}: expected numbers of 1 or more, got {values}")
         if not self.top_k <= self.max_top_k <= self.vocabulary:
             raise OptionError(

@@ -3,14 +3,27 @@
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.loading.scale_report import tables
+
 
 def page(results: Mapping[str, Any]) -> str:
+    settings = results["settings"]
+    parts = [
+        "# Loading: from the cache to the student",
+        f"Written by `{settings['command']}` on {settings['machine']}; {settings['versions']}. One process, "
+        "one thread, files in the page cache, medians.",
+    ]
+    if "facts" in results:
+        parts.append(speed_text(results))
+    if "scale" in results:
+        parts += ["## Many shards, many rows", tables(results["scale"], settings)]
+    return "\n\n".join(parts)
+
+
+def speed_text(results: Mapping[str, Any]) -> str:
     facts, settings = results["facts"], results["settings"]
     return "\n\n".join(
         [
-            "# Loading: response positions a second from the cache to the student",
-            f"Written by `{settings['command']}` on {settings['machine']}; {settings['versions']}. One process, "
-            "one thread, files in the page cache, medians.",
             f"{facts['rows']:,} responses, {facts['positions']:,} response positions, "
             f"{facts['entries_per_position']:.1f} kept tokens a position, V = {settings['vocabulary']:,}, "
             f"{settings['values']} values of {', '.join(settings['roles'])}; teacher {settings['teacher']}, "

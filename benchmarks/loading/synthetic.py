@@ -154,12 +154,19 @@ def _partitions(
 
 def write_cache(folder: Path, options: LoadingOptions, responses: list[Response], rows_per_batch: int) -> None:
     """Write a cache of the responses, whole, as a build would."""
-    vocabulary = {f"token{i}": i for i in range(options.vocabulary)}
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan(
+    index_sha256 = write_index(folder, index_of(responses))
+    write_planned(folder, make_plan(options, tuple(_shards(responses)), rows_per_batch, index_sha256), responses)
+
+
+def make_plan(options: LoadingOptions, shards: tuple[ShardPlan, ...], rows_per_batch: int, index_sha256: str) -> Plan:
+    return Plan(
         identity={
             "models": {role: {"synthetic": options.seed} for role in options.cached_roles},
-            "tokenizer": {"vocabulary_sha256": hashlib.sha256(canonical_json(vocabulary)).hexdigest()},
+            "tokenizer": {
+                "vocabulary_sha256": hashlib.sha256(canonical_json(_vocabulary(options.vocabulary))).hexdigest()
+            },
+            "data": {"rows": shards[-1].first_row + shards[-1].rows},
         },
         roles=options.cached_roles,
         pairs=options.pairs,
@@ -171,16 +178,24 @@ def write_cache(folder: Path, options: LoadingOptions, responses: list[Response]
         skipped={},
         truncated=0,
         prompt_not_prefix=0,
-        index_sha256=write_index(folder, index_of(responses)),
-        shards=tuple(_shards(responses)),
+        index_sha256=index_sha256,
+        shards=shards,
     )
-    write_json(folder, VOCABULARY_FILE, vocabulary)
+
+
+def write_planned(folder: Path, plan: Plan, responses: list[Response]) -> None:
+    """Write what a plan names but for the index, which is there."""
+    write_json(folder, VOCABULARY_FILE, _vocabulary(plan.vocabulary_size))
     write_json(folder, PLAN_FILE, plan.to_json())
     findings = Findings.nothing(plan)
     for number, shard in enumerate(plan.shards):
         write_shard(folder, shard, plan, responses[shard.first_row : shard.first_row + shard.rows])
         findings.read_back(folder, plan, number)
     write_json(folder, MANIFEST_FILE, finished(folder, plan, [findings]).to_json())
+
+
+def _vocabulary(size: int) -> dict[str, int]:
+    return {f"token{i}": i for i in range(size)}
 
 
 def index_of(responses: list[Response]) -> RowIndex:

@@ -1,0 +1,35 @@
+"""python -m benchmarks.loading.opening DIR: how long a cache takes to open, and the memory that it holds then, as JSON.
+
+Opening ends where a student can ask for its first rows: the manifest is read, every shard was looked for, the index is
+read, and the first epoch is shuffled. A process of its own, since memory that was freed before would be used again.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from student.data import CachedResponses, GlobalBatchSampler
+
+
+def resident_bytes(field: str) -> int:
+    """VmRSS, what the process holds of memory, or VmHWM, its peak (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def main() -> None:
+    before = resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    began = time.perf_counter()
+    data = CachedResponses([sys.argv[1]], train_on="both")
+    sampler = GlobalBatchSampler(data.lengths, seed=0, micro_batch_size=8, accumulation_steps=16, world_size=1, rank=0)
+    batches = iter(sampler)
+    next(batches)
+    seconds = time.perf_counter() - began
+    held, peak = resident_bytes("VmRSS") - before, resident_bytes("VmHWM") - before
+    print(json.dumps({"seconds": seconds, "bytes_per_row": held / len(data), "peak_bytes_per_row": peak / len(data)}))
+
+
+if __name__ == "__main__":
+    main()
