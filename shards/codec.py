@@ -83,8 +83,10 @@ def decode_scores(rows: Sequence[Row], plan: Plan, selection: Selection) -> Scor
     Many rows at once take little longer than one: a pass over a few hundred thousand values is as good as free, a call
     is not.
     """
-    table = [column for column in selection.columns(plan) if column.level in ("position", "node", "entry")]
-    columns = rows[0] if len(rows) == 1 else {c.name: np.concatenate([row[c.name] for row in rows]) for c in table}
+    columns = rows[0]
+    if len(rows) > 1:
+        table = [column for column in selection.columns(plan) if column.level in ("position", "node", "entry")]
+        columns = {column.name: np.concatenate([row[column.name] for row in rows]) for column in table}
     if plan.values == "float32":
         return _float32_scores(columns, plan, selection)
     return _compact_scores(columns, plan, selection, [len(row[schema.low(schema.SUPPORT_GAPS)]) for row in rows])

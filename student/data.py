@@ -216,6 +216,13 @@ class GlobalBatchSampler(Sampler[list[BatchItem]]):
 
 def kind_of(cache: ShardCache) -> dict[str, Any]:
     """What caches that are used together must agree on: models, tokenizer, roles, pairs and nodes."""
-    plan = cache.plan.to_json()
-    facts = {name: plan[name] for name in ("roles", "pairs", "gain_nodes", "strength_nodes", "vocabulary_size")}
-    return {"models": plan["identity"]["models"], "tokenizer": plan["identity"]["tokenizer"], **facts}
+    plan = cache.plan
+    return {
+        "models": plan.identity.get("models"),
+        "tokenizer": plan.identity.get("tokenizer"),
+        "roles": plan.roles,
+        "pairs": list(map(str, plan.pairs)),
+        "gain_nodes": plan.nodes.gains,
+        "strength_nodes": plan.nodes.strengths,
+        "vocabulary_size": plan.vocabulary_size,
+    }

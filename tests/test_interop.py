@@ -78,7 +78,7 @@ def test_the_recipe_of_the_format_page_needs_none_of_our_code(recipes):
     modules = {
         name for node in imports for name in (getattr(node, "module", None) or node.names[0].name).split(".")[:1]
     }
-    assert modules == {"json", "zlib", "pathlib", "numpy", "pyarrow"}
+    assert modules == {"hashlib", "json", "zlib", "pathlib", "numpy", "pyarrow"}
 
 
 def test_the_recipe_of_the_format_page_gives_the_values_of_our_reader(recipe, fake, monkeypatch):
@@ -86,6 +86,8 @@ def test_the_recipe_of_the_format_page_gives_the_values_of_our_reader(recipe, fa
     found = {}
     exec(compile(recipe, str(FORMAT_PAGE), "exec"), found)
     cache = ShardCache(fake.folder)
+    assert found["index"] == {name: getattr(cache.index, name).tolist() for name in found["index"]}
+    assert list(found["index"]) == ["pair_id", "chosen", "num_tokens", "num_positions"]
     scores, teacher = cache[0].scores, cache.teacher([0], TeacherSpec.preset("aligndistil"))
     np.testing.assert_array_equal(found["count"], scores.support_count)
     np.testing.assert_array_equal(found["ids"], scores.support_ids)
@@ -134,6 +136,14 @@ def test_the_recipe_of_the_format_page_refuses_altered_values(recipe, tmp_path, 
         writer.write_batch(found.batch, custom_metadata={"crc32": sums})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AssertionError, match="support_ids"):
+        exec(compile(recipe, str(FORMAT_PAGE), "exec"), {})
+
+
+def test_the_recipe_of_the_format_page_refuses_an_altered_index(recipe, tmp_path, monkeypatch):
+    fake = make_cache(tmp_path / "shards", pairs=1)
+    (fake.folder / "index.arrow").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AssertionError):
         exec(compile(recipe, str(FORMAT_PAGE), "exec"), {})
 
 
