@@ -114,6 +114,6 @@ def _require_new_rows(base: Any, rows: int, who: str, torch: ModuleType) -> None
         logits_NV = write(new_NH[:1])[:, rows:]
     if not bool(torch.isfinite(new_NH).all() and torch.isfinite(logits_NV).all()):
         raise ModelError(
-            f"{who}: expected weights for the {len(new_NH):,} tokens that its tokenizer adds to the {rows:,} of its "
-            "base, found none"
+            f"{who}: expected weights for all {rows + len(new_NH):,} tokens of its tokenizer, got none for some of "
+            f"those beyond the {rows:,} of its base"
         )
