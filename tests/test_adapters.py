@@ -346,7 +346,7 @@ def test_a_trio_with_resized_embeddings_is_built_checked_sampled_and_trained(lon
         [{"prompt": "the <new>", "chosen": " cat <newer>", "rejected": " dog"}, *make_pairs(3)],
     )
     build(build_options(longer_trio, data, tmp_path / "cache", responses="both", **SMALL))
-    assert any(V in response.input_ids for response in ShardCache(tmp_path / "cache").read(range(8)))
+    assert any(V in response.input_ids for response in ShardCache(tmp_path / "cache").read(range(6)))
     assert check(CheckOptions(shards=str(tmp_path / "cache"), device="cpu")).agrees
     rollout(
         RolloutOptions(
@@ -359,7 +359,7 @@ def test_a_trio_with_resized_embeddings_is_built_checked_sampled_and_trained(lon
         )
     )
     run = DistillArguments(
-        shards=[str(tmp_path / "cache")], output_dir=str(tmp_path / "out"), max_steps=1, global_batch_size=4,
+        shards=[str(tmp_path / "cache")], output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=4,
         learning_rate=1e-3, use_cpu=True, report_to=[], save_strategy="no",
     )  # fmt: skip
     train(run)
