@@ -353,13 +353,12 @@ def test_a_trio_with_resized_embeddings_is_built_checked_sampled_and_trained(lon
             model=str(longer_trio["reference"]),
             data=str(data),
             out=str(tmp_path / "r.jsonl"),
-            num_samples=1,
             max_new_tokens=3,
             device="cpu",
         )
     )
     run = DistillArguments(
-        shards=[str(tmp_path / "cache")], output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=4,
+        shards=[str(tmp_path / "cache")], output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=2, global_batch_size=4,
         learning_rate=1e-3, use_cpu=True, report_to=[], save_strategy="no",
     )  # fmt: skip
     train(run)
