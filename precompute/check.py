@@ -128,6 +128,7 @@ def load_scorer(
         cache.plan.vocabulary_size,
         dtype=dtype,
         device=str(device),
+        one_at_a_time=options.models_in_memory == "one",
         apart=True,  # what the build did wrong with a shared base would be done again
         device_map=options.device_map,
         attn_implementation=attn_implementation,
@@ -139,6 +140,7 @@ def load_scorer(
         nodes=cache.plan.nodes,
         chunk_positions=options.chunk_positions,
         device=device,
+        one_at_a_time=options.models_in_memory == "one",
     )
 
 

@@ -71,7 +71,8 @@ def test_a_reference_from_the_hub_is_taken_at_the_commit_of_the_build(hub_cache,
     found = reference_of(ShardCache(hub_cache))
     assert (found.name, found.commit) == ("lab/reference", OLD)
     run = DistillArguments(
-        shards=[str(hub_cache)], output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=3, global_batch_size=3, learning_rate=0.0,
+        shards=[str(hub_cache)], output_dir=str(tmp_path / "out"), max_steps=1,
+        per_device_train_batch_size=3, global_batch_size=3, learning_rate=0.0,
         lr_scheduler_type="constant", use_cpu=True, report_to=[], save_strategy="no",
     )  # fmt: skip
     train(run)
