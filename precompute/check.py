@@ -45,7 +45,7 @@ def check(options: CheckOptions) -> CheckReport:
     cache = ShardCache(options.shards)
     cache.check(options.spec)
     device = resolve_device(options.device, 0)
-    folders = {role: resolve(name) for role, name in model_places(cache, options.model_names).items()}
+    folders = find_models(cache, options.model_names)
     require_vocabulary(cache, folders, trust_remote_code=options.trust_remote_code)
     changed = changed_models(cache, folders, trust_remote_code=options.trust_remote_code)
     for role, texts in changed.items():
@@ -87,6 +87,15 @@ def model_places(cache: ShardCache, given: Mapping[Role, str]) -> dict[Role, str
     return {role: places[role] for role in cache.plan.roles}
 
 
+def find_models(cache: ShardCache, given: Mapping[Role, str]) -> dict[Role, ModelFolder]:
+    """The model of each of the cache's roles; one that is not given, from the hub at the commit of the build."""
+    recorded = cache.plan.identity.get("models", {})
+    return {
+        role: resolve(name, recorded=None if role in given else recorded.get(role))
+        for role, name in model_places(cache, given).items()
+    }
+
+
 def require_vocabulary(cache: ShardCache, folders: Mapping[Role, ModelFolder], *, trust_remote_code: bool) -> None:
     """Raise VocabularyMismatch where the models' tokenizers are not the cache's."""
     tokenizers = {role: load_tokenizer(folder, trust_remote_code=trust_remote_code) for role, folder in folders.items()}
@@ -119,6 +128,8 @@ def load_scorer(
         cache.plan.vocabulary_size,
         dtype=dtype,
         device=str(device),
+        one_at_a_time=options.models_in_memory == "one",
+        apart=True,  # what the build did wrong with a shared base would be done again
         device_map=options.device_map,
         attn_implementation=attn_implementation,
         trust_remote_code=options.trust_remote_code,
@@ -129,6 +140,7 @@ def load_scorer(
         nodes=cache.plan.nodes,
         chunk_positions=options.chunk_positions,
         device=device,
+        one_at_a_time=options.models_in_memory == "one",
     )
 
 

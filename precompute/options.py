@@ -144,6 +144,9 @@ class CheckOptions:
     device_map: str | None = flag(None, "as in transformers' from_pretrained")
     attn_implementation: str | None = flag(None, "as in transformers' from_pretrained; default: as in the build")
     trust_remote_code: bool = flag(False, "run code that comes with a model")
+    models_in_memory: Literal["all", "one"] = flag(
+        "all", "on the device: all bodies, each with a base of its own, or one at a time"
+    )
     batch_tokens: int = flag(2048, "tokens, padding included, of one forward pass")
     chunk_positions: int = flag(32, "response positions compared at a time, over the whole vocabulary in float64")
 
@@ -152,6 +155,8 @@ class CheckOptions:
         for name, lowest in (("sample", 1), ("seed", 0), ("batch_tokens", 1), ("chunk_positions", 1)):
             if getattr(self, name) < lowest:
                 raise OptionError(f"{name}: expected {lowest} or more, got {getattr(self, name)}")
+        if self.device_map is not None and self.models_in_memory == "one":
+            raise OptionError(f"device_map: expected none with models_in_memory one, got {self.device_map!r}")
         if self.json is not None:
             _require_file_outside(Path(self.json), Path(self.shards))
         _ = self.model_names, self.spec

@@ -34,6 +34,19 @@ class LogitTransform:
         return product if self.soft_cap is None else self.soft_cap * xp.tanh(product / self.soft_cap)
 
 
+def body_of(model: Any, who: str) -> Any:
+    """The part of a causal language model that gives the last hidden states.
+
+    Its base_model, or where that is the whole model again (Llama 4) its decoder, or the one model in it. Raises
+    ModelError where there is none of these.
+    """
+    inner = [child for child in model.children() if hasattr(child, "base_model")]
+    for part in (model.base_model, model.get_decoder(), *(inner if len(inner) == 1 else ())):
+        if part is not model:
+            return part
+    raise ModelError(f"{who}: expected a model with a body and an output layer, got {type(model).__name__}")
+
+
 def require_same_logits(ours: Any, theirs: Any, *, narrow: bool, who: str, model_class: str) -> None:
     """Compare logits, of any one shape, that we get from a model's parts with its own; both in its own dtype.
 

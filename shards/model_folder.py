@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ def require_tokenizer(name: str, folder: Path) -> None:
     """Raise ModelError without a tokenizer's files; transformers would look for one under other names."""
     if not any((folder / file).is_file() for file in ("tokenizer_config.json", "tokenizer.json")):
         raise ModelError(f"{name}: expected a tokenizer in the folder, found none")
+    model = folder / "tokenizer.model"
+    if (folder / "tokenizer.json").is_file() or not model.is_file() or find_spec("sentencepiece"):
+        return
+    if model.read_bytes()[:1] == b"\n":  # the first field of sentencepiece's own format; tiktoken's is text
+        raise ModelError(
+            f"{name}: expected tokenizer.json, or the package sentencepiece, which reads tokenizer.model; "
+            "pip install sentencepiece"
+        )
 
 
 def require_whole(name: str, loading_info: Mapping[str, Any]) -> None:

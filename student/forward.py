@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from shards import Divergence
 from shards.errors import ModelError
-from shards.head import LogitTransform, probe_ids, require_same_logits, require_width
+from shards.head import LogitTransform, body_of, probe_ids, require_same_logits, require_width
 from student.fused import FusedLoss, Sums, why_not_fused
 from student.loss import METRICS, SparseTargets, loss_sums, position_metrics, sparse_divergence
 
@@ -106,7 +106,9 @@ class DistillForward:
 
     def _hidden(self, input_ids: Any, attention_mask: Any, position: Any) -> torch.Tensor:
         """Last hidden states at the response positions, (N, H)."""
-        hidden_BTH = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+        hidden_BTH = body_of(self.model, "student")(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        )[0]
         return hidden_BTH.flatten(0, 1)[position]
 
     @staticmethod
@@ -172,7 +174,7 @@ class DistillForward:
         training = model.training
         model.eval()
         ids_BT = torch.tensor([probe_ids(self.vocabulary_size)], device=model.device)
-        hidden_TH = model.base_model(input_ids=ids_BT, use_cache=False)[0][0]
+        hidden_TH = body_of(model, "student")(input_ids=ids_BT, use_cache=False)[0][0]
         ours_TV = self._transform(module(hidden_TH), torch).float()
         theirs_TV = self._own_forward(input_ids=ids_BT, use_cache=False).logits[0].float()
         model.train(training)

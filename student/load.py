@@ -1,74 +1,85 @@
 """A student's model and tokenizer, out of a folder or from the hub; weights from safetensors only."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from shards.adapter import load_adapter, merge
 from shards.errors import ModelError, OptionError, first_line
-from shards.model_folder import (
-    adapter_base,
-    refusing,
-    require_folder,
-    require_tokenizer,
-    require_weights,
-    require_whole,
-)
+from shards.find_model import ModelFolder, resolve
+from shards.head import probe_ids
+from shards.model_folder import refusing, require_tokenizer, require_weights, require_whole
 
 
-def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(source: str | ModelFolder, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model; an adapter without one has its base's. Raises ModelError."""
-    base = adapter_base(source, Path(source))
-    if base and not (Path(source) / "tokenizer_config.json").is_file():
-        return load_tokenizer(base, trust_remote_code=trust_remote_code)
-    require_folder(source)
-    if Path(source).is_dir():
-        require_tokenizer(source, Path(source))
-    with refusing(source, "a model folder, or a hub name, with a tokenizer"):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    folder = _found(source)
+    if folder.base and not folder.has_tokenizer:
+        return load_tokenizer(folder.base, trust_remote_code=trust_remote_code)
+    require_tokenizer(folder.name, folder.path)
+    with refusing(folder.name, "a tokenizer that can be read"):
+        return AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
 
 
 def load_model(
-    source: str, *, dtype: str, attn_implementation: str | None = None, trust_remote_code: bool = False
+    source: str | ModelFolder, *, dtype: str, attn_implementation: str | None = None, trust_remote_code: bool = False
 ) -> Any:
     """A causal language model: a full one, or the base of an adapter folder with the adapter merged into it.
 
     On the CPU, in dtype: float32, bfloat16 or auto (as stored). Raises ModelError.
     """
+    folder = _found(source)
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if attn_implementation is not None:
         kwargs["attn_implementation"] = attn_implementation
-    base_name = adapter_base(source, Path(source))
-    if base_name is None:
-        return load_whole(source, AutoModelForCausalLM, "a causal language model", **kwargs)
+    if folder.base is None:
+        return load_whole(folder, AutoModelForCausalLM, "a causal language model", **kwargs)
     try:
-        base = load_model(base_name, **kwargs)
+        base = load_model(folder.base, **kwargs)
     except ModelError as exc:
-        raise ModelError(f"{source}: base of the adapter: {exc}") from exc
-    with refusing(source, "a peft adapter for its base"):
-        from peft import PeftConfig, PeftModelForCausalLM
-
-        adapted = PeftModelForCausalLM(base, PeftConfig.from_pretrained(source))
-        found = adapted.load_adapter(source, "default")
-    require_whole(source, {"missing_keys": found.missing_keys})
-    return adapted.merge_and_unload().requires_grad_(True)  # peft froze the base
+        raise ModelError(f"{folder.name}: base of the adapter: {exc}") from exc
+    model = _with_adapter(base, folder, trust_remote_code=trust_remote_code)
+    model.config._name_or_path = folder.name
+    return model
 
 
-def load_whole(source: str, auto_class: Any, expected: str, **kwargs: Any) -> Any:
-    """A model of one of transformers' Auto classes, none of whose weights is made up.
+def load_whole(source: str | ModelFolder, auto_class: Any, expected: str, **kwargs: Any) -> Any:
+    """A full model of one of transformers' Auto classes, none of whose weights is made up.
 
     expected: what it should be, in words; kwargs go to from_pretrained. Raises ModelError.
     """
-    require_folder(source)
-    if Path(source).is_dir():
-        require_weights(source, Path(source), "model")
-    with refusing(source, expected):
+    folder = _found(source)
+    require_weights(folder.name, folder.path, "model")
+    with refusing(folder.name, expected):
         model, info = auto_class.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **kwargs
+            folder.path, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **kwargs
         )
-    require_whole(source, info)
+    require_whole(folder.name, info)
+    model.config._name_or_path = folder.name  # a model card should not name the hub's cache
     return model
+
+
+def _found(source: str | ModelFolder) -> ModelFolder:
+    return resolve(source) if isinstance(source, str) else source
+
+
+def _with_adapter(base: Any, folder: ModelFolder, *, trust_remote_code: bool) -> Any:
+    """A base with the adapter merged into it."""
+    try:
+        import peft
+    except ImportError as exc:
+        raise ModelError(f"{folder.name}: is a peft adapter; install aligndistil-offline[peft]") from exc
+    tokens = len(load_tokenizer(folder, trust_remote_code=trust_remote_code)) if folder.has_tokenizer else None
+    adapted = load_adapter(base.eval(), folder.path, folder.name, peft=peft, torch=torch, tokens=tokens)
+    return merge(adapted, folder.name, _probe_logits).requires_grad_(True)  # peft froze the base
+
+
+@torch.no_grad()
+def _probe_logits(model: Any) -> torch.Tensor:
+    """What a model says by itself on a few tokens, (T, V)."""
+    ids_BT = torch.tensor([probe_ids(model.config.get_text_config().vocab_size)])
+    return model(input_ids=ids_BT, use_cache=False).logits[0].float()
 
 
 def device_named(name: str) -> torch.device:

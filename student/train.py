@@ -9,11 +9,10 @@ import torch.distributed as dist
 from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from shards import ShardCache
 from shards.command import OneLineErrors, run_command
 from shards.describe_trust import sampled, trust_lines
-from shards.errors import CacheMissing, ModelError, OptionError, first_line
-from shards.model_folder import weights_sha256
+from shards.errors import OptionError, first_line
+from shards.find_model import resolve
 from shards.sample import chunks, spread
 from shards.trust import assess
 from student.data import CachedResponses
@@ -21,6 +20,7 @@ from student.forward import base_model
 from student.learned import fit_strength
 from student.load import load_model, load_tokenizer
 from student.options import DistillArguments
+from student.reference import reference_of
 from student.trainer import DistillTrainer
 
 SAMPLE_ROWS = 200
@@ -34,8 +34,8 @@ def train(args: DistillArguments) -> DistillTrainer:
     fit_strength(args, train_data)
     train_data = train_data.for_teacher(args.spec)
     eval_data = CachedResponses(args.eval_shards, train_on=args.train_on) if args.eval_shards else None
-    source = args.model or _reference_of(train_data.caches[0])
-    if Path(source).resolve() == Path(args.output_dir or ".").resolve():
+    source = resolve(args.model) if args.model else reference_of(train_data.caches[0])
+    if source.path.resolve() == Path(args.output_dir or ".").resolve():
         raise OptionError(f"output_dir: expected another folder than the student's own, got {args.output_dir}")
     _require_unused(args)
     tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
@@ -53,7 +53,7 @@ def train(args: DistillArguments) -> DistillTrainer:
         processing_class=tokenizer,
     )
     if trainer.is_world_process_zero():
-        print(_plan_text(trainer, source))
+        print(_plan_text(trainer, source.name))
     trainer.train(resume_from_checkpoint=_checkpoint(args))
     if eval_data is not None:
         metrics = trainer.evaluate()
@@ -126,23 +126,6 @@ def save(trainer: DistillTrainer, tokenizer: Any) -> None:
     trainer.create_model_card()
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
-
-
-def _reference_of(cache: ShardCache) -> str:
-    """The reference that the cache was built with. Raises ModelError where it is gone, or not the same any more."""
-    try:
-        source = str(cache.provenance["models"]["reference"])
-    except (CacheMissing, KeyError, TypeError) as exc:
-        raise ModelError(f"{cache.folder}: expected the place of its reference, found none; give --model") from exc
-    if Path(source).is_absolute() and not Path(source).is_dir():
-        raise ModelError(f"{cache.folder}: was built with the reference {source}, which is not there; give --model")
-    recorded = cache.plan.identity["models"]["reference"]
-    stem = "adapter_model" if "base" in recorded else "model"
-    if Path(source).is_dir() and weights_sha256(Path(source), stem) != recorded["weights_sha256"]:
-        raise ModelError(
-            f"{cache.folder}: expected the reference {source} as it was scored, got other weights; give --model"
-        )
-    return source
 
 
 def _add_lora(model: Any, args: DistillArguments) -> Any:

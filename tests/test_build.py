@@ -408,7 +408,7 @@ def test_models_one_at_a_time_give_the_same_bytes_and_are_never_two_on_the_devic
         return plain_hidden(self, *args)
 
     monkeypatch.setattr(RoleModel, "on", on)
-    monkeypatch.setattr(RoleModel, "_check_head", lambda self, module: None)  # it runs the model where it was loaded
+    monkeypatch.setattr(RoleModel, "_check_head", lambda self, *args: None)  # it runs the model where it was loaded
     monkeypatch.setattr(RoleModel, "hidden", hidden)
     build(build_options(trio_folders, pairs_file, tmp_path / "one", models_in_memory="one", **settings))
     assert contents(tmp_path / "one") == contents(tmp_path / "all")

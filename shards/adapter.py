@@ -1,0 +1,119 @@
+"""A peft adapter on its base: what both rooms ask of it before they believe its values.
+
+The rooms hand over peft, torch and the models; this module loads none of them.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from shards.errors import ModelError, first_line
+from shards.model_folder import refusing, require_whole
+
+_BEFORE_THE_INPUT = "puts trained states before the input"
+NOT_FOLLOWED: Mapping[str, str] = {
+    "PROMPT_TUNING": _BEFORE_THE_INPUT,
+    "MULTITASK_PROMPT_TUNING": _BEFORE_THE_INPUT,
+    "P_TUNING": _BEFORE_THE_INPUT,
+    "PREFIX_TUNING": _BEFORE_THE_INPUT,
+    "CPT": _BEFORE_THE_INPUT,
+    "CARTRIDGE": _BEFORE_THE_INPUT,
+    "ADAPTION_PROMPT": _BEFORE_THE_INPUT,
+    "POLY": "needs a task with every input",
+    "SHADOW": "runs a second model beside the first",
+    "XLORA": "reads every input twice, to mix adapters by it",
+}
+"""Kinds that do more than the model's layers hold: body and output layer, run alone, would miss it. All others that
+peft 0.21 has gave what their own forward pass gives (tests/test_adapters.py); each is compared again at load."""
+
+
+def require_followed(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ModelError for an adapter, by its adapter_config.json, whose values we could not compute or repeat."""
+    kind = config.get("peft_type")
+    if not isinstance(kind, str):
+        raise ModelError(f"{name}/adapter_config.json: expected peft_type, got {kind!r}")
+    why = NOT_FOLLOWED.get(kind)
+    if config.get("alora_invocation_tokens"):
+        kind, why = "activated LoRA", "starts at its invocation tokens only"
+    if str(config.get("init_lora_weights")).startswith("pissa_niter"):
+        kind, why = "LoRA with pissa_niter", "draws other weights for its base whenever it is loaded"
+    if why:
+        raise ModelError(f"{name}: expected an adapter of the model's layers, got {kind}, which {why}")
+
+
+def load_adapter(
+    base: Any,
+    path: Path,
+    who: str,
+    *,
+    peft: ModuleType,
+    torch: ModuleType,
+    name: str = "default",
+    onto: Any = None,
+    tokens: int | None = None,
+) -> Any:
+    """The PeftModel of a base with this adapter on it, or `onto` with one more. Raises ModelError.
+
+    tokens: of the tokenizer in the adapter's folder, if there is one. Where the base has fewer embeddings it gets more,
+    as AutoPeftModelForCausalLM gives it, and the adapter must hold the values of all of them.
+    """
+    with refusing(who, "a peft adapter for its base"):
+        rows = _widen(base, tokens)
+        if onto is None:
+            onto = peft.PeftModelForCausalLM(base, peft.PeftConfig.from_pretrained(str(path)), adapter_name=name)
+        found = onto.load_adapter(str(path), adapter_name=name, torch_device=str(base.device))
+    require_whole(who, {"missing_keys": found.missing_keys})
+    for key in sorted(found.unexpected_keys):
+        raise ModelError(f"{who}: expected a peft adapter for its base, got {key}, for which the base has no place")
+    if rows is not None:
+        _require_new_rows(base, rows, who, torch)
+    return onto.eval()
+
+
+def merge(adapted: Any, who: str, logits_of: Callable[[Any], Any]) -> Any:
+    """The base with the adapter in its weights. Raises ModelError where that is another model than the two were.
+
+    logits_of: a model's own logits on a few tokens.
+    """
+    kind = adapted.active_peft_config.peft_type.value
+    before = logits_of(adapted)
+    try:
+        merged = adapted.merge_and_unload()
+    except Exception as exc:  # by kind: NotImplementedError, ValueError, AttributeError
+        raise ModelError(
+            f"{who}: expected an adapter that its base can take up, got {kind} ({first_line(exc)})"
+        ) from exc
+    largest = float(abs(before).max())
+    worst = float(abs(logits_of(merged) - before).max())
+    allowed = 1e-3 if str(merged.dtype) == "torch.float32" else 2**-4  # merged weights are rounded to the base's dtype
+    if worst > allowed * largest:
+        raise ModelError(f"{who}: expected a merged {kind} to give its own logits, got a difference of {worst:.2g}")
+    return merged
+
+
+def _widen(base: Any, tokens: int | None) -> int | None:
+    """Give the base an embedding for each token; the number that it had, or None where they were enough.
+
+    New ones are NaN: nobody can mistake them for trained ones.
+    """
+    rows = base.get_input_embeddings().weight.shape[0]
+    if tokens is None or tokens <= rows:
+        return None
+    base.resize_token_embeddings(tokens, mean_resizing=False)
+    for layer in (base.get_input_embeddings(), base.get_output_embeddings()):
+        layer.weight.data[rows:] = float("nan")
+    return int(rows)
+
+
+def _require_new_rows(base: Any, rows: int, who: str, torch: ModuleType) -> None:
+    """Raise ModelError where the adapter left an embedding of a new token, or its row of the output layer, empty."""
+    read, write = base.get_input_embeddings(), base.get_output_embeddings()
+    with torch.no_grad():
+        new_NH = read(torch.arange(rows, read.weight.shape[0], device=base.device))
+        logits_NV = write(new_NH[:1])[:, rows:]
+    if not bool(torch.isfinite(new_NH).all() and torch.isfinite(logits_NV).all()):
+        raise ModelError(
+            f"{who}: expected weights for all {rows + len(new_NH):,} tokens of its tokenizer, got none for some of "
+            f"those beyond the {rows:,} of its base"
+        )
