@@ -57,5 +57,5 @@ def weights_sha256(model: Any) -> str:
         if base is model or not parameter.requires_grad:
             name = name.replace(".base_layer", "")  # as peft calls a layer that it has put an adapter on
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            digest.update(memoryview(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
