@@ -11,9 +11,9 @@ from student.metrics import MetricSums
 ROWS = 32
 """Responses that are measured: twice their forward passes is a sixth of a step of the recipe."""
 
-HARDLY = 1e-4
-"""A change of the loss, and of the KL in nats a token, below which a student has hardly moved: a run of the recipe
-changes the first by hundredths and more."""
+HARDLY_LOSS, HARDLY_KL = 1e-3, 1e-4
+"""A relative change of the loss, and a change of the KL in nats a token, below which a student has hardly moved. The
+recipe's run changes them by a tenth and by hundredths."""
 
 
 @torch.no_grad()
@@ -46,9 +46,10 @@ def distance_text(before: dict[str, float] | None, after: dict[str, float] | Non
     if before is None or after is None:
         return ""
     loss, kl = ((before[name], after[name]) for name in ("loss", "kl_reference"))
+    shown = [f"{max(0.0, round(value, 6)):g}" for value in kl]  # 0 comes out of float32 as 1e-8 or so, of either sign
     text = (
         f"on {after['rows']:,} training responses loss {loss[0]:.4g} -> {loss[1]:.4g}, "
-        f"KL to the reference {kl[0]:.2g} -> {kl[1]:.2g} nats a token"
+        f"KL to the reference {shown[0]} -> {shown[1]} nats a token"
     )
-    still = abs(loss[1] - loss[0]) < HARDLY * abs(loss[0]) and abs(kl[1] - kl[0]) < HARDLY
+    still = abs(loss[1] - loss[0]) < HARDLY_LOSS * abs(loss[0]) and abs(kl[1] - kl[0]) < HARDLY_KL
     return f"{text}: the student has hardly moved" if still else text

@@ -1,5 +1,6 @@
 """What the options of a training may be: ranges, and what cannot mean anything here."""
 
+import json
 import math
 from typing import Any
 
@@ -45,6 +46,7 @@ AT_LEAST_ONE = (
     *("chunk_positions", "lora_r", "lora_alpha", "per_device_train_batch_size", "per_device_eval_batch_size"),
     *("gradient_accumulation_steps", "save_total_limit", "dataloader_prefetch_factor"),
 )
+KEYWORDS = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 INTERVALS = ("logging_steps", "save_steps", "eval_steps")
 SMALLER_IS_BETTER = ("loss", "kl_teacher")
 LARGER_IS_BETTER = ("expected_reward", "expected_reward_per_sequence", "support_mass")
@@ -67,6 +69,7 @@ def refuse_options(options: Any) -> None:
         raise OptionError("dataloader_persistent_workers: expected dataloader_num_workers of 1 or more, got 0")
     for name, (least, highest) in RANGES.items():
         _require_between(options, name, least, highest)
+    _refuse_json(options)
     for name in INTERVALS:
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf and not (name == "eval_steps" and value == 0):
@@ -86,8 +89,24 @@ def _require_between(options: Any, name: str, least: float, highest: float) -> N
     raise OptionError(f"{name}: expected {expected}, got {value}")
 
 
+def _refuse_json(options: Any) -> None:
+    """What stands in braces must be JSON, and keyword arguments must stand in braces: no file holds them."""
+    for name in (*options._VALID_DICT_FIELDS, *KEYWORDS):
+        value = getattr(options, name)
+        if not isinstance(value, str) or not (value.startswith("{") or name in KEYWORDS):
+            continue
+        try:
+            found = json.loads(value)
+        except ValueError as exc:
+            raise OptionError(f"{name}: expected a JSON object, got {value!r} ({exc})") from exc
+        if not isinstance(found, dict):
+            raise OptionError(f"{name}: expected a JSON object, got {value!r}")
+
+
 def _refuse_metric(options: Any) -> None:
     """The metric of the best model must be one that an evaluation gives, and it must be clear which end is best."""
+    if options.eval_strategy == "no" and (options.load_best_model_at_end or options.save_strategy == "best"):
+        raise OptionError("eval_strategy: expected steps or epoch, by which the best model is found, got 'no'")
     if options.metric_for_best_model is None:
         return
     name = options.metric_for_best_model.removeprefix("eval_")

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 
-import torch
 from safetensors import SafetensorError
 
 from shards.errors import AlignDistilError, OptionError, first_line
@@ -28,11 +27,11 @@ def naming_saves(where: str) -> Iterator[None]:
     except AlignDistilError:
         raise
     except (OSError, SafetensorError) as exc:
-        raise OptionError(f"{where}: expected to be able to write it, got {first_line(exc)}") from exc
+        raise OptionError(f"{where}: expected to be able to write there, got {first_line(exc)}") from exc
     except RuntimeError as exc:
         if "PytorchStreamWriter" not in str(exc) and "inline_container" not in str(exc):
             raise
-        raise OptionError(f"{where}: expected to be able to write it, got {first_line(exc)}") from exc
+        raise OptionError(f"{where}: expected to be able to write there, got {first_line(exc)}") from exc
 
 
 @contextlib.contextmanager
@@ -54,5 +53,5 @@ def naming_workers() -> Iterator[None]:
         raise OptionError(f"dataloader_num_workers: {first_line(exc)}") from exc
 
 
-OF_THE_FIRST_STEP = (ValueError, ImportError, NotImplementedError, KeyError, OSError, torch.OutOfMemoryError)
+OF_THE_FIRST_STEP = (ValueError, TypeError, ImportError, NotImplementedError, KeyError, OSError, RuntimeError)
 """What libraries raise about options when they are first used. A step that went well shows that they are right."""

@@ -43,8 +43,13 @@ def require_steps_that_move(args: Any, steps: int) -> None:
             f"warmup_steps: expected fewer than the run's {steps}, got {warm_up}: the student would hardly change; "
             "lower --global_batch_size, train for longer or give --warmup_steps 0"
         )
-    if args.learning_rate > 0 and not any(rates(args, steps)):
+    highest = max(rates(args, steps))
+    if args.learning_rate > 0 and highest <= 0:
         raise OptionError(f"lr_scheduler_type: expected a rate above zero in one of the run's {steps} steps, got none")
+    if highest > args.learning_rate * (1 + 1e-6):
+        raise OptionError(
+            f"lr_scheduler_kwargs: expected rates up to the learning_rate of {args.learning_rate:g}, got {highest:g}"
+        )
 
 
 def steps_texts(args: Any, steps: int, batch: int) -> tuple[str, str]:

@@ -77,10 +77,8 @@ def _require_output(args: DistillArguments, source: str) -> None:
     out = Path(str(args.output_dir))
     if Path(source).resolve() == out.resolve():
         raise OptionError(f"output_dir: expected another folder than the student's own, got {args.output_dir}")
-    if args.eval_strategy != "no" and not args.eval_shards:
-        raise OptionError("eval_strategy: expected caches to evaluate on, got none; give --eval_shards")
-    if args.save_strategy == "best" and args.eval_strategy == "no":
-        raise OptionError("save_strategy: expected an --eval_strategy, by which the best is found, got none")
+    if (args.eval_strategy != "no" or args.eval_on_start) and not args.eval_shards:
+        raise OptionError("eval_shards: expected caches to evaluate on, got none")
     if int(os.environ.get("RANK", "0")) == 0:
         with naming_saves("output_dir"):
             out.mkdir(parents=True, exist_ok=True)
