@@ -1,13 +1,16 @@
 """What a run needs at its end, tried before its first step: weights that can move, and a student that can be saved."""
 
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 from transformers.trainer_utils import SaveStrategy
+from transformers.utils import logging
 
 from shards.errors import OptionError, first_line
 from student.card import write_model_card
@@ -64,7 +67,8 @@ def try_saving(trainer: Any) -> None:
     with naming_saves("output_dir"):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".trial-") as folder, naming("saving the student"):
-            model.save_pretrained(folder, state_dict={})
+            with _quietly():
+                model.save_pretrained(folder, state_dict={})
             for adapter in getattr(trainer.model, "peft_config", {}).values():
                 adapter.save_pretrained(folder)
             if trainer.processing_class is not None:
@@ -72,6 +76,16 @@ def try_saving(trainer: Any) -> None:
             torch.save(args, Path(folder) / "training_args.bin")
             trainer.state.save_to_json(str(Path(folder) / "trainer_state.json"))
             write_model_card(trainer, Path(folder))
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """No progress bar over weights that are not saved."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    yield
+    if shown:
+        logging.enable_progress_bar()
 
 
 def require_disk(trainer: Any, steps: int) -> None:

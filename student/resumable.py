@@ -81,9 +81,9 @@ class ResumableTrainer(Trainer):
             # the first process's, whose weights are the ones that all others get
             first = weights_sha256(self.model) if self.is_world_process_zero() else None
             (self._model_sha256,) = broadcast_object_list([first])
+            try_saving(self)
         if checkpoint is not None:
             checkpoints.require_checkpoint(checkpoint, self.run_identity(), self.num_steps)
-        try_saving(self)
         require_disk(self, self.num_steps - (0 if checkpoint is None else checkpoints.step_of(checkpoint)))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

@@ -289,7 +289,7 @@ def test_a_run_asks_for_its_output_folder():
         ({"deepspeed": "/nowhere.json"}, "TrainingArguments: No package metadata was found for "),
         ({"fsdp": "full_shard"}, "transformers' Trainer: Using fsdp only works in distributed training."),
         ({"torch_compile_backend": "nonsense"}, "transformers' Trainer: 'NONSENSE' is not a valid DynamoBackend"),
-        ({"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False, "what": 1}},
+        ({"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True, "what": 1}},
          "the first step: Unexpected keyword arguments: what"),
         ({"push_to_hub": True}, "transformers' Trainer: Cannot reach https://huggingface.co/api/repos/create"),
     ],
