@@ -13,8 +13,8 @@ from typing import Any
 from shards.errors import AlignDistilError, CacheConflict, CacheDamaged, CacheMissing, OptionError
 from shards.manifest import read_json, refuse_difference
 from shards.writer import flush_files, write_json
+from student.run import RUN_FILE
 
-RUN_FILE = "distill_run.json"
 STATE_FILE = "trainer_state.json"
 
 

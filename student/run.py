@@ -9,6 +9,9 @@ from student.data import CachedResponses, GlobalBatchSampler
 from student.forward import base_model
 from student.options import DistillArguments
 
+RUN_FILE = "distill_run.json"
+"""In a checkpoint's folder, with what it belongs to."""
+
 RECIPE = (
     *(
         "learning_rate",

@@ -349,7 +349,7 @@ def test_the_best_model_is_the_one_of_the_smaller_loss_unless_said(tmp_path):
 
 
 def test_a_measurement_changes_nothing(sparse_cache, trio_folders, tmp_path, monkeypatch):
-    settings = recipe(num_train_epochs=1, save_strategy="no", use_peft=True, lora_dropout=0.2)
+    settings = recipe(max_steps=2, save_strategy="no", use_peft=True, lora_dropout=0.2)
     train(arguments(sparse_cache, trio_folders["reference"], tmp_path / "a", **settings))
     monkeypatch.setattr("student.train.measure", lambda trainer: None)
     train(arguments(sparse_cache, trio_folders["reference"], tmp_path / "b", **settings))
