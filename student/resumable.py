@@ -9,8 +9,10 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
@@ -94,24 +96,27 @@ class ResumableTrainer(Trainer):
             self.control.should_training_stop = True
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Trainer._save_checkpoint. The checkpoint is signed when all of it is written, and only then are old ones
-        removed."""
+        """Trainer._save_checkpoint, signed at its end. Only then is it uploaded, and are older ones removed."""
         args, out = self.args, Path(self._get_output_dir(trial))
         folder = out / f"checkpoint-{self.state.global_step}"
-        limit, args.save_total_limit = args.save_total_limit, None
-        try:
-            with naming_saves(str(folder)):
-                if args.should_save:
-                    checkpoints.begin(folder, self.run_identity())
-                self.accelerator.wait_for_everyone()
+        asked = {"save_total_limit": args.save_total_limit, "push_to_hub": args.push_to_hub}
+        with naming_saves(str(folder)):
+            if args.should_save:
+                checkpoints.begin(folder, self.run_identity())
+            self.accelerator.wait_for_everyone()
+            args.save_total_limit, args.push_to_hub = None, False
+            try:
                 super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
-                if args.should_save:
-                    checkpoints.sign(folder, self.run_identity(), weights_only=args.save_only_model)
-        finally:
-            args.save_total_limit = limit
+            finally:
+                vars(args).update(asked)
+            self.accelerator.wait_for_everyone()
+            if args.should_save:
+                torch.save(args, folder / TRAINING_ARGS_NAME)
+                checkpoints.sign(folder, self.run_identity(), weights_only=args.save_only_model)
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
         if args.should_save:
-            rotate_checkpoints(str(out), limit, self.state.best_model_checkpoint, use_mtime=True)
+            rotate_checkpoints(str(out), args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer.create_optimizer; raises OptionError where the optimizer is not installed, or has no such options."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from student.outside import naming_saves
+from student.outside import naming, naming_saves
 
 
 def save(trainer: Any, tokenizer: Any) -> None:
@@ -25,11 +25,12 @@ def save(trainer: Any, tokenizer: Any) -> None:
             trainer.distill_forward.restore()
         trainer.create_model_card()
     if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+        with naming(f"{out}: done, but push_to_hub"):
+            trainer.push_to_hub()
 
 
 def merged(adapted: Any) -> Any:
     """The model with its adapters added to their base, in float32: a base in bfloat16 would round most of them away."""
-    if any(torch.finfo(parameter.dtype).bits < 32 for parameter in adapted.parameters()):
+    if any(p.is_floating_point() and torch.finfo(p.dtype).bits < 32 for p in adapted.parameters()):
         adapted = adapted.to("cpu", torch.float32)  # where there is room for it
     return adapted.merge_and_unload()

@@ -187,6 +187,8 @@ class DistillTrainer(ResumableTrainer):
             logs |= means | {"loss": logs["loss"]}  # Trainer's own: the mean over the steps since the last log
             self.train_sums = MetricSums()
             self._warn_of_support(means)
+        if self.state.global_step == getattr(self, "_initial_global_step", -1):
+            logs.pop("train_loss", None)  # a mean over no steps
         super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

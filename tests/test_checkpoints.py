@@ -67,6 +67,7 @@ def test_a_finished_run_is_saved_again_and_trained_no_further(sparse_cache, stud
         assert same_weights(unbroken, tmp_path / "again")
         losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (first, again)]
         assert losses[0] == losses[1]
+        assert not any("train_loss" in entry for entry in again.state.log_history), "a mean over no steps"
 
 
 def test_a_run_killed_between_its_last_checkpoint_and_the_final_save(sparse_cache, student_folder, finished, copy):
@@ -208,6 +209,19 @@ def test_from_python_too(sparse_cache, student_folder, finished, copy):
     after = load(finished).state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in trained.model.state_dict().items())
     assert "model: expected" in refusal(lambda: trainer(finished).train(resume_from_checkpoint=True))
+
+
+def test_a_checkpoint_is_whole_when_it_is_uploaded(sparse_cache, student_folder, tmp_path, monkeypatch):
+    args = arguments(sparse_cache, student_folder, tmp_path, **settings(max_steps=2, save_total_limit=1))
+    trainer = DistillTrainer(load(student_folder), args, CachedResponses([sparse_cache.folder], train_on="both"))
+    args.push_to_hub, faults = True, []
+    monkeypatch.setattr(
+        DistillTrainer, "_push_from_checkpoint", lambda self, folder: faults.append(checkpoints.fault(Path(folder)))
+    )
+    trainer.train()
+    assert faults == [None, None]
+    saved = torch.load(tmp_path / "checkpoint-2" / "training_args.bin", weights_only=False)
+    assert (saved.save_total_limit, saved.push_to_hub) == (1, True)
 
 
 def test_two_ranks_in_bf16_leave_a_checkpoint_aside_that_one_of_them_did_not_write(
