@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,14 @@ def write_text(folder: Path, file: str, text: str) -> None:
 
 def publish_folder(temporary: Path, path: Path) -> None:
     """Flush every file of a folder to the disk, then give it its final name, under which nothing lies."""
-    for file in sorted(temporary.rglob("*")):
-        _fsync(file)
+    flush_files(sorted(temporary.rglob("*")))
     _publish(temporary, path)
+
+
+def flush_files(paths: Iterable[Path]) -> None:
+    """Wait until what was written to these files and folders has reached the disk."""
+    for path in paths:
+        _fsync(path)
 
 
 @contextlib.contextmanager

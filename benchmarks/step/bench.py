@@ -145,7 +145,7 @@ def write_data(path: Path, options: StepOptions) -> Path:
 
 
 def make_trainer(student: Path, tokenizer: Any, options: StepOptions, device: torch.device) -> DistillTrainer:
-    model = AutoModelForCausalLM.from_pretrained(student, dtype=options.dtype)
+    model = AutoModelForCausalLM.from_pretrained(student, dtype="float32")
     args = DistillArguments(
         output_dir=str(Path(options.out) / "scratch"),
         per_device_train_batch_size=options.rows,
@@ -157,4 +157,6 @@ def make_trainer(student: Path, tokenizer: Any, options: StepOptions, device: to
         disable_tqdm=True,
     )
     data = CachedResponses([Path(options.out) / "cache"])
-    return DistillTrainer(model.train(), args, data, processing_class=tokenizer)
+    trainer = DistillTrainer(model.train(), args, data, processing_class=tokenizer)
+    trainer.model.to(getattr(torch, options.dtype))  # which a trainer refuses; here a step ends before the optimizer
+    return trainer
