@@ -116,10 +116,19 @@ def refuse_difference(found: Mapping[str, Any], asked: Mapping[str, Any], where:
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
-    """(field, old, new) wherever two nested mappings differ, the values as JSON."""
+    """(field, old, new) wherever two nested mappings differ, the values as JSON; tables entry by entry."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in {**new, **old}:
             inner = f"{name}.{key}" if name else key
             yield from differences(old.get(key), new.get(key), inner)
+    elif old != new and _is_table(old) and _is_table(new):  # of shards, say: too long for a line as a whole
+        if len(old) != len(new):
+            yield name, f"{len(old)} entries", f"{len(new)} entries"
+        for i, (ours, theirs) in enumerate(zip(old, new, strict=False)):
+            yield from differences(ours, theirs, f"{name}[{i}]")
     elif old != new:
         yield name, json.dumps(old), json.dumps(new)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -101,6 +102,21 @@ def test_a_shard_is_opened_once_to_be_read(few_and_many, monkeypatch):
     monkeypatch.setattr(pa, "OSFile", counting)
     ShardCache(few_and_many[1].folder).read([4, 17])
     assert opened == ["part-00004.arrow", "part-00017.arrow"]
+
+
+def test_a_table_of_shards_that_differs_is_not_printed_as_a_whole(few_and_many, tmp_path):
+    fake = few_and_many[1]
+    folder = shutil.copytree(fake.folder, tmp_path / "copy")
+    plan = json.loads((folder / PLAN_FILE).read_text())
+    plan["shards"][7]["surplus"] = 1
+    write_json(folder, PLAN_FILE, plan)
+    assert [str(f) for f in verify(folder)] == [
+        f"{folder}/plan.json: shards[7].surplus: expected null, got 1 [rule 2: plan]"
+    ]
+    write_json(folder, PLAN_FILE, {**plan, "shards": plan["shards"][:7]})
+    assert [str(f) for f in verify(folder)] == [
+        f"{folder}/plan.json: shards: expected 20 entries, got 7 entries [rule 2: plan]"
+    ]
 
 
 # ---- finishing
