@@ -1,10 +1,10 @@
 """Adapters of roles: peft itself, and whether an adapter leaves its base alone, so that other roles may use it too."""
 
 from types import ModuleType
-from typing import Any
 
 from safetensors import safe_open
 
+from shards.adapter import is_set
 from shards.errors import ModelError
 from shards.find_model import ModelFolder
 from shards.model_folder import ADAPTER_CONFIG, read_config, refusing
@@ -38,16 +38,9 @@ def shares_base(folder: ModelFolder) -> bool:
     if folder.base is None:
         return True
     config = read_config(folder.name, folder.path / ADAPTER_CONFIG)
+    others = [name for name, value in config.items() if name not in _FREE and is_set(value)]
     plain = config.get("peft_type") == "LORA" and config.get("init_lora_weights", True) in (True, False, "gaussian")
-    return plain and not any(map(_is_set, _others(config))) and all(".lora_" in key for key in _keys(folder))
-
-
-def _others(config: dict[str, Any]) -> list[Any]:
-    return [value for name, value in config.items() if name not in _FREE]
-
-
-def _is_set(value: Any) -> bool:
-    return value not in (None, False, "none", [], {})
+    return plain and not others and all(".lora_" in key for key in _keys(folder))
 
 
 def _keys(folder: ModelFolder) -> list[str]:

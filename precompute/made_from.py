@@ -16,8 +16,13 @@ DIRECTIONS: dict[Role, str] = {"dpo": "chosen preferred", "reverse": "chosen and
 
 def require_same_inputs(found: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
     """Raise CacheConflict naming the first field in which two records differ. Library versions may differ."""
-    old, new = ({name: part for name, part in record.items() if name != "versions"} for record in (found, asked))
-    refuse_difference(old, new, f"{where}: was made from other inputs")
+    refuse_difference(_inputs(found), _inputs(asked), f"{where}: was made from other inputs")
+
+
+def _inputs(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without the versions of libraries, that of an adapter's peft included."""
+    parts = {name: part for name, part in record.items() if name not in ("versions", "peft_version")}
+    return {name: _inputs(part) if isinstance(part, Mapping) else part for name, part in parts.items()}
 
 
 def direction_warnings(folders: Mapping[Role, ModelFolder], models: Mapping[Role, Any]) -> Iterator[str]:

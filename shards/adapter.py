@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from shards.errors import ModelError, first_line
-from shards.model_folder import refusing, require_whole
+from shards.model_folder import ADAPTER_CONFIG, read_config, refusing, require_whole
 
 _BEFORE_THE_INPUT = "puts trained states before the input"
 NOT_FOLLOWED: Mapping[str, str] = {
@@ -32,7 +32,7 @@ def require_followed(name: str, config: Mapping[str, Any]) -> None:
     """Raise ModelError for an adapter, by its adapter_config.json, whose values we could not compute or repeat."""
     kind = config.get("peft_type")
     if not isinstance(kind, str):
-        raise ModelError(f"{name}/adapter_config.json: expected peft_type, got {kind!r}")
+        raise ModelError(f"{name}/{ADAPTER_CONFIG}: expected peft_type, got {kind!r}")
     why = NOT_FOLLOWED.get(kind)
     if config.get("alora_invocation_tokens"):
         kind, why = "activated LoRA", "starts at its invocation tokens only"
@@ -60,15 +60,29 @@ def load_adapter(
     """
     with refusing(who, "a peft adapter for its base"):
         rows = _widen(base, tokens)
+        config = peft.PeftConfig.from_pretrained(str(path))
         if onto is None:
-            onto = peft.PeftModelForCausalLM(base, peft.PeftConfig.from_pretrained(str(path)), adapter_name=name)
+            onto = peft.PeftModelForCausalLM(base, config, adapter_name=name)
         found = onto.load_adapter(str(path), adapter_name=name, torch_device=str(base.device))
+    for field in unknown_fields(config, read_config(who, path / ADAPTER_CONFIG)):
+        raise ModelError(f"{who}: expected an adapter of peft {peft.__version__} or older, got {field}, unknown to it")
     require_whole(who, {"missing_keys": found.missing_keys})
     for key in sorted(found.unexpected_keys):
         raise ModelError(f"{who}: expected a peft adapter for its base, got {key}, for which the base has no place")
     if rows is not None:
         _require_new_rows(base, rows, who, torch)
     return onto.eval()
+
+
+def is_set(value: Any) -> bool:
+    """Whether a field of an adapter's config says anything; peft writes all of them."""
+    return value not in (None, False, "none", [], {})
+
+
+def unknown_fields(config: Any, given: Mapping[str, Any]) -> list[str]:
+    """Fields that say something which this peft does not read: it leaves them out with a warning."""
+    known = config.to_dict()
+    return [name for name, value in given.items() if name not in known and is_set(value)]
 
 
 def merge(adapted: Any, who: str, logits_of: Callable[[Any], Any]) -> Any:

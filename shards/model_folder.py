@@ -21,7 +21,9 @@ def refusing(where: str, expected: str) -> Iterator[None]:
         yield
     except Exception as exc:  # they have no family in common
         got = "one that needs code of its own, which runs with --trust_remote_code only"
-        if "trust_remote_code" not in str(exc):
+        if isinstance(exc, KeyError):  # whose whole message is the key
+            got = f"one with an unknown {exc}"
+        elif "trust_remote_code" not in str(exc):
             got = first_line(exc)
         raise ModelError(f"{where}: expected {expected}, got {got}") from exc
 

@@ -12,6 +12,7 @@ from precompute import role_model
 from precompute.adapters import shares_base
 from precompute.build import build
 from precompute.check import check
+from precompute.made_from import require_same_inputs
 from precompute.models import identity, load_merged, load_models, resolve
 from precompute.options import CheckOptions
 from precompute.role_model import own_logits
@@ -288,6 +289,16 @@ def test_weights_that_the_base_has_no_place_for_are_refused(base, tmp_path):
     assert message.endswith(", for which the base has no place")
 
 
+def test_what_this_peft_does_not_know_is_refused(base, tmp_path):
+    folder = set_field(make_adapter(base, tmp_path / "dpo", lora()), new_in_peft={"changes": "the result"}, old=None)
+    assert refusal(lambda: load_model(str(folder), dtype="float32")) == (
+        f"{folder}: expected an adapter of peft {peft.__version__} or older, got new_in_peft, unknown to it"
+    )
+    set_field(folder, peft_type="NEWER")
+    message = refusal(lambda: load_model(str(folder), dtype="float32"))
+    assert message == f"{folder}: expected a peft adapter for its base, got one with an unknown 'NEWER'"
+
+
 def test_an_adapter_of_an_adapter_is_one_of_the_merged_model(base, plain, tmp_path):
     torch.manual_seed(0)
     merged = save(load_model(str(plain), dtype="float32"), tmp_path / "merged")
@@ -302,6 +313,7 @@ def test_what_changes_an_adapter_changes_its_identity(base, tmp_path):
     folder = make_adapter(base, tmp_path / "dpo", lora())
     before = identity(resolve(str(folder)))
     assert before["peft_version"] == peft.__version__
+    require_same_inputs({"reference": before | {"peft_version": "0"}}, {"reference": before}, "a teacher's folder")
     after = identity(resolve(str(set_field(folder, lora_alpha=3))))
     assert {name for name in before if before[name] != after[name]} == {"config_sha256"}
     moved = identity(resolve(str(set_field(folder, lora_alpha=8, base_model_name_or_path=f"{base}/."))))
