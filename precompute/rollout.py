@@ -25,7 +25,7 @@ from precompute.sampling import Engine, Request, TransformersEngine
 from precompute.vllm_engine import load_vllm
 from shards.command import OneLineErrors, run_command
 from shards.errors import OptionError
-from shards.writer import exclusive
+from shards.outside import naming_saves
 
 
 def rollout(options: RolloutOptions) -> Path:
@@ -36,19 +36,26 @@ def rollout(options: RolloutOptions) -> Path:
     inputs = read_inputs(options)
     file = SampleFile(path, inputs.identity)
     if file.is_done:
-        file.clean()
-        print(f"{path}: already sampled from the same inputs, nothing to do")
-        return path
+        return _found(file)
     require_writable(path.parent)
     engine = load_engine(options, inputs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file.begin()
-    with exclusive(file.partial):
+    with naming_saves("out"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with file.begun():
+        if file.is_done:
+            return _found(file)
         rows = sample_all(file, engine, inputs, inputs.requests(options.num_samples_per_prompt), options.batch_size)
         file.finish(rows)
     print(summary_text(rows, inputs.skipped))
     print(f"{path}: done")
     return path
+
+
+def _found(file: SampleFile) -> Path:
+    """Leave a finished file as it is."""
+    file.clean()
+    print(f"{file.path}: already sampled from the same inputs, nothing to do")
+    return file.path
 
 
 def load_engine(options: RolloutOptions, inputs: Inputs) -> Engine:

@@ -24,6 +24,7 @@ from precompute.teacher_folders import is_done, last_checkpoint, remove_training
 from precompute.teacher_options import TeacherOptions
 from shards.command import OneLineErrors, run_command
 from shards.errors import OptionError
+from shards.outside import naming_saves
 from shards.schema import Role
 from shards.writer import exclusive
 
@@ -49,18 +50,22 @@ def make_teachers(options: TeacherOptions, args: "DPOArguments") -> None:
 
     out, processes = Path(options.out), args.distributed_state
     inputs = read_inputs(options, args)
-    done = {role: is_done(out / role, record) for role, record in inputs.records.items()}
-    starts = {role: last_checkpoint(training_folder(out, role), record) for role, record in inputs.records.items()}
     require_writable(out)
-    processes.wait_for_everyone()  # until every process has seen what is there
     processes.print(f"{'reference':>11}  {options.reference}\n{'pairs':>11}  {inputs.pairs_text}")
-    out.mkdir(parents=True, exist_ok=True)
+    with naming_saves("out"):
+        out.mkdir(parents=True, exist_ok=True)
     with exclusive(out) if processes.is_main_process else contextlib.nullcontext():
+        processes.wait_for_everyone()  # from here on nobody else changes what is there
+        done = {role: is_done(out / role, record) for role, record in inputs.records.items()}
+        starts = {role: last_checkpoint(training_folder(out, role), record) for role, record in inputs.records.items()}
+        processes.wait_for_everyone()  # until every process has seen it
         for role, record in inputs.records.items():
             if done[role]:
                 processes.print(f"{out / role}: already trained from the same inputs, nothing to do")
                 continue
-            start = starts[role]
+            start, left_aside = starts[role]
+            if left_aside:
+                processes.print(f"{out / role}: {left_aside}")
             processes.print(f"{out / role}: {record['direction']}{f', going on from {start.name}' if start else ''}")
             train_role(role, inputs.pairs, inputs.reference, record, options, args)
             processes.print(f"{out / role}: done")

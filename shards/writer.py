@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,22 @@ def write_text(folder: Path, file: str, text: str) -> None:
 
 def publish_folder(temporary: Path, path: Path) -> None:
     """Flush every file of a folder to the disk, then give it its final name, under which nothing lies."""
-    for file in sorted(temporary.rglob("*")):
-        _fsync(file)
+    flush_files(sorted(temporary.rglob("*")))
     _publish(temporary, path)
+
+
+def flush_files(paths: Iterable[Path]) -> None:
+    """Wait until what was written to these files and folders has reached the disk."""
+    for path in paths:
+        _fsync(path)
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Keep other builds out of a folder while this one writes there. Raises CacheConflict where another does.
 
-    An advisory lock of the folder itself: it leaves no file behind and goes with the process.
+    An advisory lock of the folder itself: it leaves no file behind and goes with the process. What was read before
+    the lock may have changed since: read it again.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -67,9 +73,19 @@ def exclusive(folder: Path) -> Iterator[None]:
             raise CacheConflict(f"{folder}: expected no other build at work here, found one") from exc
         except OSError as exc:  # a file system without locks
             print(f"{folder}: cannot be locked ({exc}); see that no other build writes there", file=sys.stderr)
+        if not _is_still(folder, descriptor):  # a lock of a file that its owner has removed keeps nobody out
+            raise CacheConflict(f"{folder}: expected no other build at work here, found one that has just ended")
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether a path names what was opened under it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def remove_temporary_files(folder: Path) -> None:
@@ -79,7 +95,8 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 def _temporary(folder: Path, file: str) -> Path:
-    return folder / f".{file}.aligndistil-tmp"
+    """A name of this process's own: two that write the same file must not write into each other's."""
+    return folder / f".{file}.{os.getpid()}.aligndistil-tmp"
 
 
 def _publish(temporary: Path, path: Path) -> None:
