@@ -10,8 +10,8 @@ from shards.manifest import Plan
 CARD_FILE = "README.md"
 
 
-def write_model_card(trainer: Any) -> None:
-    """Write README.md into the trainer's output folder: what it was distilled from, and how."""
+def write_model_card(trainer: Any, folder: Path) -> None:
+    """Write README.md into a folder: what the trainer's student was distilled from, and how."""
     args = trainer.args
     caches = trainer.train_dataset.caches
     data = ModelCardData(library_name="transformers", tags=["aligndistil", "distillation", "alignment"])
@@ -65,7 +65,7 @@ Distilled token by token from a cached teacher with
 | | |
 |---|---|
 {measured}"""
-    ModelCard(text).save(Path(args.output_dir) / CARD_FILE)
+    ModelCard(text).save(folder / CARD_FILE)
 
 
 def _cache_table(plan: Plan, rows: int) -> str:

@@ -1,6 +1,5 @@
 """DistillArguments: every flag of `python -m student.train` - transformers' TrainingArguments, and what is ours."""
 
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,8 +7,11 @@ import torch
 from transformers import TrainingArguments
 
 from shards import Divergence, TeacherSpec
-from shards.command import flag, require_at_least, require_choices
-from shards.errors import OptionError, first_line
+from shards.command import flag
+from shards.errors import OptionError
+from shards.launcher import launched_processes
+from student.option_rules import refuse_options
+from student.outside import naming
 
 DEFAULT_GLOBAL_BATCH_SIZE = 128
 
@@ -49,7 +51,9 @@ class DistillArguments(TrainingArguments):
     )
 
     overwrite_output_dir: bool = flag(False, "write into a folder that holds a model or checkpoints of another run")
-    dtype: Literal["float32", "bfloat16", "auto"] = flag("float32", "dtype of the student's weights")
+    dtype: Literal["float32", "bfloat16", "auto"] = flag(
+        "float32", "dtype of the student's weights; float32 unless they are the frozen base of adapters"
+    )
     attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
     trust_remote_code: bool = flag(False, "run code that comes with the model")
     use_peft: bool = flag(
@@ -77,13 +81,13 @@ class DistillArguments(TrainingArguments):
             self.lr_scheduler_kwargs = None  # they are the default schedule's
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
-        self._refuse()
+        refuse_options(self)
         self._set_accumulation()
         _ = self.spec, self.loss_divergence
-        try:
+        with naming("TrainingArguments"):
             super().__post_init__()
-        except (ValueError, ImportError) as exc:
-            raise OptionError(f"TrainingArguments: {first_line(exc)}") from exc
+        if self.world_size != (launched := launched_processes()):
+            raise OptionError(f"processes: expected {launched}, as WORLD_SIZE says, got {self.world_size}")
 
     @property
     def spec(self) -> TeacherSpec:
@@ -99,7 +103,7 @@ class DistillArguments(TrainingArguments):
 
     def _set_accumulation(self) -> None:
         """global_batch_size = per_device_train_batch_size * gradient_accumulation_steps * world size."""
-        at_once = self.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+        at_once = self.per_device_train_batch_size * launched_processes()
         if self.gradient_accumulation_steps is None:
             wanted = DEFAULT_GLOBAL_BATCH_SIZE if self.global_batch_size is None else self.global_batch_size
             if wanted < 1 or wanted % at_once:
@@ -113,30 +117,3 @@ class DistillArguments(TrainingArguments):
                 "global_batch_size and gradient_accumulation_steps: expected one of them, got "
                 f"{self.global_batch_size} and {self.gradient_accumulation_steps}"
             )
-
-    def _refuse(self) -> None:
-        require_choices(self)
-        refused = {
-            "label_smoothing_factor": (0.0, "targets are whole distributions"),
-            "use_liger_kernel": (False, "the loss is fused with the output layer already"),
-            "train_sampling_strategy": ("random", "the order is the cache's own, a function of seed and epoch"),
-            "auto_find_batch_size": (False, "the batch size is part of the order"),
-            "dataloader_drop_last": (False, "the last batch is filled up with rows of weight zero"),
-            "neftune_noise_alpha": (None, "the teacher was computed without noise"),
-            "parallelism_config": (None, "ranks share out rows; tensor and sequence parallelism are not supported"),
-        }
-        for name, (neutral, reason) in refused.items():
-            if getattr(self, name) != neutral:
-                raise OptionError(f"{name}: expected {neutral!r} here ({reason}), got {getattr(self, name)!r}")
-        at_least_one = ["chunk_positions", "lora_r", "lora_alpha"]
-        at_least_one += ["per_device_train_batch_size", "per_device_eval_batch_size"]
-        at_least_one += [] if self.gradient_accumulation_steps is None else ["gradient_accumulation_steps"]
-        require_at_least(self, 1, at_least_one)
-        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
-            raise OptionError("dataloader_persistent_workers: expected dataloader_num_workers of 1 or more, got 0")
-        if not self.learning_rate >= 0:
-            raise OptionError(f"learning_rate: expected 0 or more, got {self.learning_rate}")
-        if self.max_steps <= 0 and not self.num_train_epochs > 0:
-            raise OptionError(f"num_train_epochs: expected more than 0, got {self.num_train_epochs}")
-        if not self.shards:
-            raise OptionError("shards: expected one or more folders, got none")

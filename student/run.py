@@ -1,14 +1,14 @@
-"""What a run is: the file that a checkpoint carries, and what a run must be to go on from it."""
+"""What a run is: what its checkpoints carry, and what a run must be to go on from one."""
 
-from pathlib import Path
+import hashlib
 from typing import Any
 
-from shards.errors import CacheConflict, OptionError
-from shards.manifest import read_json, refuse_difference
+import torch
+
 from student.data import CachedResponses, GlobalBatchSampler
+from student.forward import base_model
 from student.options import DistillArguments
 
-RUN_FILE = "distill_run.json"
 RECIPE = (
     *(
         "learning_rate",
@@ -17,17 +17,22 @@ RECIPE = (
         "weight_decay",
         "adam_beta1",
         "adam_beta2",
+        "adam_epsilon",
+        "optim_args",
         "max_grad_norm",
     ),
-    *("dtype", "bf16", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+    *("dtype", "bf16", "fp16", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
 )
 """What a resumed run must have as it was, besides teacher, loss and order. It may train for more or fewer steps."""
 
 
-def run_identity(args: DistillArguments, dataset: CachedResponses, sampler: GlobalBatchSampler) -> dict[str, Any]:
-    """Caches, teacher, loss, order and recipe, as JSON values."""
+def run_identity(
+    args: DistillArguments, dataset: CachedResponses, sampler: GlobalBatchSampler, model_sha256: str | None
+) -> dict[str, Any]:
+    """Caches, the weights that the student started from, teacher, loss, order and recipe, as JSON values."""
     return {
         "caches": [cache.plan.sha256 for cache in dataset.caches],
+        "model": model_sha256,
         "train_on": dataset.train_on,
         "teacher": {name: getattr(args.spec, name) for name in args.spec.__slots__},
         "divergence": args.divergence,
@@ -41,18 +46,16 @@ def run_identity(args: DistillArguments, dataset: CachedResponses, sampler: Glob
     }
 
 
-def require_same_run(checkpoint: Path, identity: dict[str, Any]) -> None:
-    """Raise CacheConflict where a checkpoint is of another run, naming the first field that differs."""
-    if not (checkpoint / RUN_FILE).is_file():
-        raise CacheConflict(f"{checkpoint}: expected a checkpoint with {RUN_FILE}, found none")
-    refuse_difference(read_json(checkpoint / RUN_FILE), identity, f"{checkpoint}: is of another run")
+def weights_sha256(model: Any) -> str:
+    """sha256, in hex, over the weights that a student starts from: those that are frozen, if it has adapters.
 
-
-def require_steps_after_warm_up(args: DistillArguments, steps: int) -> None:
-    """Raise OptionError for a run that is over before its learning rate has risen."""
-    warm_up = args.get_warmup_steps(steps)
-    if args.learning_rate > 0 and warm_up >= steps:
-        raise OptionError(
-            f"warmup_steps: expected fewer than the run's {steps}, got {warm_up}: the student would hardly change; "
-            "lower --global_batch_size, train for longer or give --warmup_steps 0"
-        )
+    Adapters start at random; the checkpoint brings its own. An adapter folder is merged into its base by now.
+    """
+    digest = hashlib.sha256()
+    base = base_model(model)
+    for name, parameter in base.named_parameters():
+        if base is model or not parameter.requires_grad:
+            name = name.replace(".base_layer", "")  # as peft calls a layer that it has put an adapter on
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

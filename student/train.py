@@ -1,13 +1,13 @@
 """python -m student.train: a cache and a student -> a distilled model."""
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch.distributed as dist
 from transformers import HfArgumentParser, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from shards import ShardCache
 from shards.command import OneLineErrors, run_command
@@ -16,11 +16,16 @@ from shards.errors import CacheMissing, ModelError, OptionError, first_line
 from shards.model_folder import weights_sha256
 from shards.sample import chunks, spread
 from shards.trust import assess
+from student.checkpoints import checkpoint_to_resume, checkpoints_of
 from student.data import CachedResponses
+from student.distance import distance_text, measure
 from student.forward import base_model
 from student.learned import fit_strength
 from student.load import load_model, load_tokenizer
 from student.options import DistillArguments
+from student.outside import naming_saves
+from student.saving import save
+from student.schedule import steps_texts
 from student.trainer import DistillTrainer
 
 SAMPLE_ROWS = 200
@@ -35,9 +40,8 @@ def train(args: DistillArguments) -> DistillTrainer:
     train_data = train_data.for_teacher(args.spec)
     eval_data = CachedResponses(args.eval_shards, train_on=args.train_on) if args.eval_shards else None
     source = args.model or _reference_of(train_data.caches[0])
-    if Path(source).resolve() == Path(args.output_dir or ".").resolve():
-        raise OptionError(f"output_dir: expected another folder than the student's own, got {args.output_dir}")
-    _require_unused(args)
+    _require_output(args, source)
+    checkpoint, left_aside = checkpoint_to_resume(args.resume_from_checkpoint, Path(str(args.output_dir)))
     tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
     model = load_model(
         source,
@@ -52,46 +56,75 @@ def train(args: DistillArguments) -> DistillTrainer:
         eval_dataset=eval_data,
         processing_class=tokenizer,
     )
+    trainer.require_ready(checkpoint)
     if trainer.is_world_process_zero():
-        print(_plan_text(trainer, source))
-    trainer.train(resume_from_checkpoint=_checkpoint(args))
+        print(_plan_text(trainer, source, _resumed_text(checkpoint, left_aside)))
+    start = measure(trainer)
+    trainer.train(resume_from_checkpoint=checkpoint)
     if eval_data is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    went = distance_text(start, measure(trainer))
     save(trainer, tokenizer)
     if trainer.is_world_process_zero():
-        print(f"{args.output_dir}: done, after {trainer.state.global_step:,} steps")
+        print(f"{args.output_dir}: done, after {trainer.state.global_step:,} steps; {went}".removesuffix("; "))
     return trainer
 
 
-def _require_unused(args: DistillArguments) -> None:
+def _require_output(args: DistillArguments, source: str) -> None:
+    """Raise OptionError where the output folder cannot be written, or holds what this run does not go on from."""
+    out = Path(str(args.output_dir))
+    if Path(source).resolve() == out.resolve():
+        raise OptionError(f"output_dir: expected another folder than the student's own, got {args.output_dir}")
+    if args.eval_strategy != "no" and not args.eval_shards:
+        raise OptionError("eval_strategy: expected caches to evaluate on, got none; give --eval_shards")
+    if args.save_strategy == "best" and args.eval_strategy == "no":
+        raise OptionError("save_strategy: expected an --eval_strategy, by which the best is found, got none")
+    if int(os.environ.get("RANK", "0")) == 0:
+        with naming_saves("output_dir"):
+            out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=out).close()
+        _require_unused(args, out)
+
+
+def _require_unused(args: DistillArguments, out: Path) -> None:
     """Raise OptionError where the output folder holds a model or checkpoints that this run does not go on from."""
-    out = Path(args.output_dir or ".")
-    if args.overwrite_output_dir or _checkpoint(args) or int(os.environ.get("RANK", "0")) > 0:
-        return
+    wanted = str(args.resume_from_checkpoint).lower()
     found = sorted(path.name for pattern in ("config.json", "checkpoint-*") for path in out.glob(pattern))
-    if found:
+    if args.overwrite_output_dir or not found or (wanted == "true" and checkpoints_of(out)):
+        return
+    if wanted in ("none", "false", "true"):
+        resume = "" if wanted == "true" else "--resume_from_checkpoint true or "
         raise OptionError(
             f"output_dir: expected a folder without a model, found {found[0]} in {out}; give another one, "
-            "--resume_from_checkpoint true or --overwrite_output_dir true"
+            f"{resume}--overwrite_output_dir true"
         )
 
 
-def _plan_text(trainer: DistillTrainer, source: str) -> str:
-    """Student, data, teacher and steps, before the work."""
+def _plan_text(trainer: DistillTrainer, source: str, resumes: str) -> str:
+    """Student, data, teacher and steps, before the work, and what to mind."""
     args, data = trainer.args, trainer.train_dataset
-    order = trainer.sampler.global_batch_size
+    steps, few = steps_texts(args, trainer.num_steps, trainer.sampler.global_batch_size)
     lines = {
         "student": source,
         "responses": f"{len(data):,} ({args.train_on}) from {', '.join(str(cache.folder) for cache in data.caches)}",
         "teacher": str(args.spec),
         "loss": f"{args.divergence}, mean by {args.reduction}; {_loss_path(trainer)}",
-        "steps": f"{trainer.num_steps:,}, each of {order:,} responses",
+        "steps": steps,
         **_trust_lines(trainer),
+        "resumed": resumes,
+        "few steps": few,
+        "kept": trainer.generation_config_fault,
     }
-    indented = {name: text.replace("\n", "\n" + " " * 12) for name, text in lines.items()}
+    indented = {name: text.replace("\n", "\n" + " " * 12) for name, text in lines.items() if text}
     return "\n".join(f"{name:>10}  {text}" for name, text in indented.items())
+
+
+def _resumed_text(checkpoint: Path | None, left_aside: str) -> str:
+    """Where a resumed run goes on; empty for one that begins."""
+    begins = f"after {checkpoint.name}" if checkpoint else "from the first step" if left_aside else ""
+    return f"{begins}; {left_aside}".removesuffix("; ")
 
 
 def _loss_path(trainer: DistillTrainer) -> str:
@@ -107,25 +140,6 @@ def _trust_lines(trainer: DistillTrainer) -> dict[str, str]:
     parts = map(data.scores, chunks(rows, "measuring the teacher"))
     trust = assess(parts, trainer.args.spec, data.nodes, data.caches[0].plan.vocabulary_size)
     return trust_lines(trust, sampled(len(rows), len(data)))
-
-
-def save(trainer: DistillTrainer, tokenizer: Any) -> None:
-    """An ordinary transformers folder: weights (adapters merged), tokenizer, model card."""
-    trainer.save_state()
-    out = Path(trainer.args.output_dir or ".")
-    if trainer.is_fsdp_enabled:  # whole weights, whatever the checkpoints hold
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    if trainer.args.use_peft and not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:
-        trainer.distill_forward.restore()
-        if trainer.is_world_process_zero():
-            trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(out)
-            tokenizer.save_pretrained(out)
-    else:
-        trainer.save_model(str(out))
-        trainer.distill_forward.restore()
-    trainer.create_model_card()
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
 
 
 def _reference_of(cache: ShardCache) -> str:
@@ -166,18 +180,6 @@ def _add_lora(model: Any, args: DistillArguments) -> Any:
     if args.gradient_checkpointing:
         base_model(adapted).enable_input_require_grads()
     return adapted
-
-
-def _checkpoint(args: DistillArguments) -> str | None:
-    """The checkpoint that --resume_from_checkpoint names; `true` is the last one in the output folder, if any."""
-    wanted, out = args.resume_from_checkpoint, args.output_dir or "."
-    if wanted is None or str(wanted).lower() == "false":
-        return None
-    if str(wanted).lower() == "true":
-        return get_last_checkpoint(out) if Path(out).is_dir() else None
-    if not Path(wanted).is_dir():
-        raise OptionError(f"resume_from_checkpoint: expected a folder, got {wanted!r}")
-    return str(wanted)
 
 
 def leave_processes() -> None:

@@ -6,20 +6,18 @@ all rows). Everything else is Trainer's.
 """
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from shards.errors import CacheMissing, OptionError, first_line
+from shards.errors import OptionError
 from shards.head import require_room
 from shards.vocabulary import require_same_vocabulary
-from shards.writer import write_json
 from student.card import write_model_card
 from student.collate import Collator
 from student.data import CachedResponses, GlobalBatchSampler
@@ -28,13 +26,15 @@ from student.learned import fit_strength
 from student.loss import SparseTargets
 from student.metrics import MetricSums
 from student.options import DistillArguments
-from student.run import RUN_FILE, require_same_run, require_steps_after_warm_up, run_identity
+from student.outside import naming_workers
+from student.resumable import ResumableTrainer
+from student.run import run_identity
 from student.support import SupportWatch
 
 logger = logging.get_logger(__name__)
 
 
-class DistillTrainer(Trainer):
+class DistillTrainer(ResumableTrainer):
     """Distils `model` from the teacher that `args` name, composed from cached responses.
 
     model               a PreTrainedModel, or a PeftModel around one, with the tokenizer of the cache
@@ -77,22 +77,15 @@ class DistillTrainer(Trainer):
         collator: Any = Collator(  # of a MicroBatch, where Trainer says list
             spec=args.spec, nodes=train_dataset.nodes, reduction=args.reduction, pad_token_id=pad_token_id
         )
-        try:
-            super().__init__(
-                model,
-                args,
-                data_collator=collator,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                **kwargs,
-            )
-        except RuntimeError as exc:
-            if "installed" not in str(exc):
-                raise
-            raise OptionError(f"report_to: {first_line(exc)}") from exc
-        except (OSError, ValueError, ImportError) as exc:  # what it refuses are its arguments, and where they lead
-            raise OptionError(f"transformers' Trainer: {first_line(exc)}") from exc
+        super().__init__(
+            model,
+            args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
         # the sums below are divided by global counts, so Trainer must not divide again
         self.loss_is_scaled_for_ga = True
         self.distill_forward = DistillForward(
@@ -108,9 +101,8 @@ class DistillTrainer(Trainer):
         self._eval_sums = MetricSums()
         self._support_watch = SupportWatch()
 
-    def run_identity(self) -> dict[str, Any]:
-        """What a checkpoint belongs to: caches, teacher, loss, order and recipe. A resumed run must have the same."""
-        return run_identity(self.args, self.train_dataset, self.sampler)
+    def identity_with(self, model_sha256: str | None) -> dict[str, Any]:
+        return run_identity(self.args, self.train_dataset, self.sampler, model_sha256)
 
     @property
     def model_name(self) -> str:
@@ -123,31 +115,6 @@ class DistillTrainer(Trainer):
         """Optimizer steps of the whole run."""
         epochs = math.ceil(self.args.num_train_epochs * self.sampler.num_global_batches)
         return self.args.max_steps if self.args.max_steps > 0 else epochs
-
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Trainer.train; raises CacheConflict where the checkpoint belongs to another run."""
-        require_steps_after_warm_up(self.args, self.num_steps)
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
-            if resume_from_checkpoint is None:
-                raise CacheMissing(f"{self.args.output_dir}: expected a checkpoint to resume from, found none")
-        if resume_from_checkpoint:
-            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
-            require_same_run(Path(resume_from_checkpoint), self.run_identity())
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer.save_model; a checkpoint also gets what it belongs to, before it can be resumed from."""
-        super().save_model(output_dir, _internal_call)
-        if _internal_call and output_dir is not None and self.args.should_save:
-            write_json(Path(output_dir), RUN_FILE, self.run_identity())
-
-    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer.create_scheduler; raises OptionError where the schedule has no such arguments."""
-        try:
-            return super().create_scheduler(*args, **kwargs)
-        except (TypeError, ValueError) as exc:
-            raise OptionError(f"lr_scheduler_kwargs: {first_line(exc)}") from exc
 
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of this rank. Not prepared by accelerate: the sampler knows about ranks already."""
@@ -204,7 +171,10 @@ class DistillTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Trainer's loop, with its average of batch losses replaced by sums over all rows over their count."""
         self._eval_sums = MetricSums()
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        with naming_workers():
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         assert output.metrics is not None
         for name, value in self._eval_sums.means(self.accelerator, self.args.reduction).items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
@@ -222,7 +192,7 @@ class DistillTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """README.md in the output folder: the cache, the teacher and the recipe."""
         if self.is_world_process_zero():
-            write_model_card(self)
+            write_model_card(self, Path(str(self.args.output_dir)))
 
     def _distill(self, model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         return model(

@@ -1,0 +1,124 @@
+"""A Trainer whose runs can be stopped anywhere: what a checkpoint is, and how a run goes on from one.
+
+It owns what Trainer would get wrong: a checkpoint counts when all of it is written, a run goes on from the newest whole
+one of its own, and one that has all its steps behind it makes no more. And all that would end a run before its first
+step, or keep its student from being saved, is found before that step.
+"""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+from transformers.training_args import OptimizerNames
+from transformers.utils import logging
+
+from student import checkpoints
+from student.before import keep_generation_config, require_disk, require_float32, try_saving
+from student.forward import base_model
+from student.outside import OF_THE_FIRST_STEP, naming, naming_saves, naming_workers
+from student.run import weights_sha256
+from student.schedule import require_steps_that_move
+
+logger = logging.get_logger(__name__)
+
+
+class ResumableTrainer(Trainer):
+    """A Trainer with checkpoints that are whole or left aside. A subclass says what its runs are."""
+
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        require_float32(model)
+        with naming("transformers' Trainer"):  # what it refuses are its arguments, and where they lead
+            super().__init__(model, *args, **kwargs)
+        self.generation_config_fault = keep_generation_config(base_model(model))
+        self._model_sha256: str | None = None
+
+    @abstractmethod
+    def identity_with(self, model_sha256: str | None) -> dict[str, Any]:
+        """What a checkpoint belongs to, as JSON values."""
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+
+    def run_identity(self) -> dict[str, Any]:
+        """What a checkpoint belongs to: caches, first weights, teacher, loss, order and recipe.
+
+        A resumed run must have the same. The weights are known once train() has begun.
+        """
+        return self.identity_with(self._model_sha256)
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer.train, which goes on from the newest whole checkpoint where resume_from_checkpoint is True.
+
+        Raises CacheConflict where the checkpoint belongs to another run, CacheDamaged where it is not whole, and
+        OptionError for all that would end the run before its first step, or keep it from being saved at its end.
+        """
+        out = Path(str(self.args.output_dir))
+        checkpoint, left_aside = checkpoints.checkpoint_to_resume(resume_from_checkpoint, out)
+        if resume_from_checkpoint is True:
+            checkpoint = checkpoints.require_found(checkpoint, out)
+        if left_aside and self.is_world_process_zero():
+            logger.warning(left_aside)
+        self.require_ready(checkpoint)
+        begun = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
+        try:
+            with naming_workers():
+                return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        except OF_THE_FIRST_STEP as exc:
+            if self.state.global_step > begun:
+                raise
+            with naming("the first step"):
+                raise exc
+
+    def require_ready(self, checkpoint: Path | None = None) -> None:
+        """Raise where a run could not begin, or go on from the checkpoint, or could not be saved. See train()."""
+        require_steps_that_move(self.args, self.num_steps)
+        if self._model_sha256 is None:
+            # the first process's, whose weights are the ones that all others get
+            first = weights_sha256(self.model) if self.is_world_process_zero() else None
+            (self._model_sha256,) = broadcast_object_list([first])
+        if checkpoint is not None:
+            checkpoints.require_checkpoint(checkpoint, self.run_identity(), self.num_steps)
+        try_saving(self)
+        require_disk(self, self.num_steps - (0 if checkpoint is None else checkpoints.step_of(checkpoint)))
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer._run_epoch, but for a run that has all its steps behind it: Trainer would make one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer._save_checkpoint. The checkpoint is signed when all of it is written, and only then are old ones
+        removed."""
+        args, out = self.args, Path(self._get_output_dir(trial))
+        folder = out / f"checkpoint-{self.state.global_step}"
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            with naming_saves(str(folder)):
+                if args.should_save:
+                    checkpoints.begin(folder, self.run_identity())
+                self.accelerator.wait_for_everyone()
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if args.should_save:
+                    checkpoints.sign(folder, self.run_identity(), weights_only=args.save_only_model)
+        finally:
+            args.save_total_limit = limit
+        if args.should_save:
+            rotate_checkpoints(str(out), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer.create_optimizer; raises OptionError where the optimizer is not installed, or has no such options."""
+        with naming(f"optim: {OptimizerNames(self.args.optim).value}"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer.create_scheduler; raises OptionError where the schedule has no such arguments."""
+        with naming("lr_scheduler_kwargs"):
+            return super().create_scheduler(*args, **kwargs)

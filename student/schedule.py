@@ -1,0 +1,59 @@
+"""How far a run's learning rate lets the student go: its steps, and their rates."""
+
+import copy
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
+
+from shards.errors import OptionError
+from student.outside import naming
+
+FEW_STEPS = 20
+"""Fewer steps than these with a rate above zero hardly move a student at the recipe's rate: it adds up to some 1e-5,
+where the recipe's own run, some 500 steps, adds up to 3e-4. An Adam step moves a weight by its rate or so."""
+
+
+def rates(args: Any, steps: int) -> list[float]:
+    """The learning rate of each step. A schedule that follows the evaluation's loss counts with its first rate.
+
+    Raises OptionError where the schedule does not know its arguments.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+    with naming("lr_scheduler_kwargs"):
+        schedule = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=copy.deepcopy(args.lr_scheduler_kwargs),
+        )
+        if not isinstance(schedule, LambdaLR):
+            return [args.learning_rate] * steps
+        (factor,) = schedule.lr_lambdas
+        return [args.learning_rate * factor(step) for step in range(steps)]
+
+
+def require_steps_that_move(args: Any, steps: int) -> None:
+    """Raise OptionError for a run that is over before its learning rate has risen."""
+    warm_up = args.get_warmup_steps(steps)
+    if args.learning_rate > 0 and warm_up >= steps:
+        raise OptionError(
+            f"warmup_steps: expected fewer than the run's {steps}, got {warm_up}: the student would hardly change; "
+            "lower --global_batch_size, train for longer or give --warmup_steps 0"
+        )
+    if args.learning_rate > 0 and not any(rates(args, steps)):
+        raise OptionError(f"lr_scheduler_type: expected a rate above zero in one of the run's {steps} steps, got none")
+
+
+def steps_texts(args: Any, steps: int, batch: int) -> tuple[str, str]:
+    """Steps and those that move the student; and what to expect where they are few, else nothing."""
+    found = rates(args, steps)
+    moving = sum(rate > 0 for rate in found)
+    text = f"{steps:,}, each of {batch:,} responses; {moving:,} with a rate above zero, adding up to {sum(found):.2g}"
+    few = (
+        "they may hardly move the student: the default recipe is meant for thousands of pairs, with rates that add up "
+        "to some 3e-4; lower --global_batch_size, raise --learning_rate or train for more epochs"
+    )
+    return text, few if moving < FEW_STEPS else ""

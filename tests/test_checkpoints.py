@@ -1,0 +1,222 @@
+"""A run can be killed anywhere: it goes on from its newest whole checkpoint and makes exactly its steps."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import arguments, plain_sgd, recipe, same_weights
+from tiny import load, make_llama, nudged, save
+
+from shards.errors import AlignDistilError
+from student import checkpoints
+from student.data import CachedResponses
+from student.resumable import ResumableTrainer
+from student.train import train
+from student.trainer import DistillTrainer
+
+
+@pytest.fixture(scope="module")
+def student_folder(trio, tmp_path_factory):
+    return save(nudged(trio["reference"], 7, 0.1), tmp_path_factory.mktemp("student"))
+
+
+def settings(**overrides):
+    """Two epochs of three steps, each with a checkpoint."""
+    return recipe(global_batch_size=8, per_device_train_batch_size=8) | overrides
+
+
+@pytest.fixture(scope="module")
+def finished(sparse_cache, student_folder, tmp_path_factory):
+    """An unbroken run of six steps, with all its checkpoints."""
+    out = tmp_path_factory.mktemp("finished")
+    train(arguments(sparse_cache, student_folder, out, **settings()))
+    return out
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """The run as a kill between the last checkpoint and the final save leaves it."""
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    (out / "model.safetensors").unlink()
+    return out
+
+
+def resume(cache, student, out, wanted="true", **overrides):
+    return train(arguments(cache, student, out, resume_from_checkpoint=str(wanted), **settings(**overrides)))
+
+
+def refusal(call):
+    with pytest.raises(AlignDistilError) as caught:
+        call()
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [{"num_train_epochs": 2}, {"num_train_epochs": 1.5}, {"max_steps": 2}], ids=str)
+def test_a_finished_run_is_saved_again_and_trained_no_further(sparse_cache, student_folder, finished, tmp_path, steps):
+    count = {2: 6, 1.5: 5}[steps["num_train_epochs"]] if "num_train_epochs" in steps else 2
+    unbroken = tmp_path / "unbroken"
+    first = train(arguments(sparse_cache, student_folder, unbroken, **settings(**steps)))
+    assert first.state.global_step == count
+    shutil.copytree(unbroken, tmp_path / "again")
+    for _ in range(2):
+        again = resume(sparse_cache, student_folder, tmp_path / "again", **steps)
+        assert again.state.global_step == count
+        assert same_weights(unbroken, tmp_path / "again")
+        losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (first, again)]
+        assert losses[0] == losses[1]
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_the_final_save(sparse_cache, student_folder, finished, copy):
+    assert resume(sparse_cache, student_folder, copy).state.global_step == 6
+    assert same_weights(finished, copy)
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short"])
+def test_each_file_of_a_checkpoint_is_missed(finished, tmp_path, damage):
+    whole = finished / "checkpoint-6"
+    assert checkpoints.fault(whole) is None
+    assert {"distill_run.json", "optimizer.pt", "model.safetensors", "trainer_state.json"} <= set(files_of(whole))
+    for name in files_of(whole):
+        folder = Path(shutil.copytree(whole, tmp_path / name))
+        content = (folder / name).read_bytes()
+        (folder / name).unlink() if damage == "missing" else (folder / name).write_bytes(content[: len(content) // 2])
+        assert name in checkpoints.fault(folder), name
+
+
+def test_a_run_goes_on_from_the_newest_whole_checkpoint_and_says_so(
+    sparse_cache, student_folder, finished, copy, capsys
+):
+    (copy / "checkpoint-6" / "optimizer.pt").unlink()
+    (copy / "checkpoint-5" / "distill_run.json").write_text("{")
+    resume(sparse_cache, student_folder, copy)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "resumed after checkpoint-4; checkpoint-6 is left aside: expected a whole checkpoint, found no optimizer.pt"
+        in printed
+    )
+    assert "checkpoint-5 is left aside: expected a whole checkpoint, got " in printed
+    assert same_weights(finished, copy)
+    assert checkpoints.newest_whole(copy) == (copy / "checkpoint-6", "")
+
+
+class Killed(BaseException):
+    pass
+
+
+WRITERS = ["save_model", "_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state"]
+
+
+@pytest.mark.parametrize("writer", [*WRITERS, "sign"])
+def test_a_kill_in_any_stage_of_a_checkpoint(sparse_cache, student_folder, finished, tmp_path, monkeypatch, writer):
+    """At the second checkpoint, before and after each of its parts."""
+    owner = checkpoints if writer == "sign" else ResumableTrainer
+    plain = getattr(owner, writer)
+    calls = []
+
+    def killed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Killed
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(owner, writer, killed)
+    with pytest.raises(Killed):
+        train(arguments(sparse_cache, student_folder, tmp_path, **settings(save_total_limit=1)))
+    monkeypatch.undo()
+    assert checkpoints.newest_whole(tmp_path)[0] == tmp_path / "checkpoint-1", (
+        "the old one is there till the new is whole"
+    )
+    resume(sparse_cache, student_folder, tmp_path, save_total_limit=1)
+    assert same_weights(finished, tmp_path)
+    assert [path.name for path in checkpoints.checkpoints_of(tmp_path)] == ["checkpoint-6"]
+
+
+def test_a_kill_in_the_first_checkpoint_begins_anew(sparse_cache, student_folder, finished, copy, capsys):
+    for folder in checkpoints.checkpoints_of(copy)[:-1]:
+        shutil.rmtree(folder)
+    signed = json.loads((copy / "checkpoint-1" / "distill_run.json").read_text()) | {"files": None}
+    (copy / "checkpoint-1" / "distill_run.json").write_text(json.dumps(signed))
+    (copy / "config.json").unlink()
+    resume(sparse_cache, student_folder, copy)
+    assert "resumed  from the first step; checkpoint-1 is left aside: " in capsys.readouterr().out
+    assert same_weights(finished, copy)
+
+
+def test_checkpoints_of_others_are_not_written_over(sparse_cache, student_folder, copy):
+    for folder in checkpoints.checkpoints_of(copy):
+        (folder / "distill_run.json").unlink()
+    message = refusal(lambda: resume(sparse_cache, student_folder, copy))
+    assert message.startswith(
+        f"{copy}: expected a checkpoint to resume from; checkpoint-6 is left aside: expected a whole checkpoint, found "
+        "no distill_run.json; checkpoint-5 "
+    )
+
+
+def test_a_damaged_checkpoint_that_is_named_is_refused(sparse_cache, student_folder, copy):
+    folder = copy / "checkpoint-3"
+    (folder / "scheduler.pt").unlink()
+    assert refusal(lambda: resume(sparse_cache, student_folder, copy, wanted=folder)) == (
+        f"{folder}: expected a whole checkpoint, found no scheduler.pt"
+    )
+
+
+def test_a_checkpoint_past_the_end_of_the_run_is_refused(sparse_cache, student_folder, copy):
+    assert refusal(lambda: resume(sparse_cache, student_folder, copy, max_steps=4)) == (
+        f"{copy}/checkpoint-6: expected a checkpoint of the run's 4 steps, got one of step 6"
+    )
+
+
+def test_a_checkpoint_of_weights_alone_is_refused(sparse_cache, student_folder, tmp_path):
+    train(
+        arguments(sparse_cache, student_folder, tmp_path, **settings(max_steps=1, warmup_steps=0, save_only_model=True))
+    )
+    folder = tmp_path / "checkpoint-1"
+    for wanted in (folder, "true"):
+        message = refusal(
+            lambda wanted=wanted: resume(sparse_cache, student_folder, tmp_path, wanted, max_steps=2, warmup_steps=0)
+        )
+        assert message.endswith("expected a whole checkpoint, got weights alone (--save_only_model true)")
+
+
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_a_run_does_not_go_on_from_another_student(sparse_cache, student_folder, tmp_path, use_peft):
+    other = save(make_llama(9), tmp_path / "other")
+    common = {"use_peft": use_peft, "lora_r": 2, "max_steps": 2, "save_steps": 1}
+    train(arguments(sparse_cache, student_folder, tmp_path / "run", **settings(**common)))
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    assert refusal(lambda: resume(sparse_cache, other, tmp_path / "b", checkpoint, **common)).startswith(
+        f'{checkpoint}: is of another run, model: expected "'
+    )
+    resume(sparse_cache, student_folder, tmp_path / "c", checkpoint, **common)
+    assert same_weights(tmp_path / "run", tmp_path / "c")
+
+
+def test_from_python_too(sparse_cache, student_folder, finished, copy):
+    (copy / "checkpoint-6" / "optimizer.pt").unlink()
+
+    def trainer(folder):
+        args = arguments(sparse_cache, student_folder, copy, **settings())
+        return DistillTrainer(load(folder), args, CachedResponses([sparse_cache.folder], train_on="both"))
+
+    trained = trainer(student_folder)
+    trained.train(resume_from_checkpoint=True)
+    assert trained.state.global_step == 6
+    after = load(finished).state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in trained.model.state_dict().items())
+    assert "model: expected" in refusal(lambda: trainer(finished).train(resume_from_checkpoint=True))
+
+
+def test_two_runs_of_one_seed_write_the_same_identity(finished, sparse_cache, student_folder, tmp_path):
+    train(arguments(sparse_cache, student_folder, tmp_path, **settings(max_steps=2) | plain_sgd(max_steps=1)))
+    mine, theirs = (
+        json.loads((folder / "checkpoint-1" / "distill_run.json").read_text()) for folder in (tmp_path, finished)
+    )
+    assert mine["model"] == theirs["model"]
+    assert mine["optim"] != theirs["optim"]
