@@ -86,6 +86,8 @@ class DPOArguments(DPOConfig):
         for name in ("ld_alpha", "ref_model_mixup_alpha"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 raise OptionError(f"{name}: expected a number from 0 to 1, got {value:g}")
+        if self.activation_offloading and not torch.accelerator.is_available():
+            raise OptionError("activation_offloading: expected a GPU, found none")
         if not 0 <= self.label_smoothing < 0.5:
             raise OptionError(f"label_smoothing: expected a number from 0 and below 0.5, got {self.label_smoothing:g}")
         losses = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type

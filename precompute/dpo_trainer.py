@@ -14,6 +14,7 @@ from transformers.training_args import OptimizerNames
 from trl import DPOTrainer
 
 from precompute.teacher_folders import begin_checkpoint, sign_checkpoint, step_of
+from shards.errors import OptionError
 from shards.outside import naming, naming_saves
 
 OF_THE_FIRST_STEP = (ValueError, ImportError, NotImplementedError, KeyError, RuntimeError)
@@ -29,15 +30,19 @@ class TeacherTrainer(DPOTrainer):
             super().__init__(**given)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Trainer.train. Raises OptionError for what the first step finds wrong."""
+        """Trainer.train. Raises OptionError for what the first step finds wrong, and for an early end."""
         begun = step_of(Path(resume_from_checkpoint)) if resume_from_checkpoint else 0
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
         except OF_THE_FIRST_STEP as exc:
             if self.state.global_step > begun:
                 raise
             with naming("DPOTrainer, the first step"):
                 raise exc
+        made, wanted = self.state.global_step, self.state.max_steps
+        if made < wanted:  # no batch in an epoch (--dataloader_drop_last), or asked to stop (--enable_jit_checkpoint)
+            raise OptionError(f"{self.args.output_dir}: expected {wanted:,} steps, got an end after {made:,}")
+        return result
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Trainer._run_epoch, but for a run that has all its steps behind it: Trainer would make one more."""

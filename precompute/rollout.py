@@ -7,7 +7,6 @@ A response that --max_new_tokens cut has `truncated` true. The build does not kn
 layout it closes it with the end-of-sequence token, or with what the chat template puts behind a turn.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -25,12 +24,13 @@ from precompute.sampling import Engine, Request, TransformersEngine
 from precompute.vllm_engine import load_vllm
 from shards.command import OneLineErrors, run_command
 from shards.errors import OptionError
+from shards.launcher import launched_processes
 from shards.outside import naming_saves
 
 
 def rollout(options: RolloutOptions) -> Path:
     """Sample, finish or recognise the file that the options ask for. Raises AlignDistilError."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched_processes() > 1:
         raise OptionError("expected one process; give each its own part of the data, or use --engine vllm")
     path = Path(options.out)
     inputs = read_inputs(options)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import HfArgumentParser
 
-from precompute.corpus import load_corpus
+from precompute.corpus import Corpus, load_corpus
 from precompute.made_from import DIRECTIONS
 from precompute.models import ModelFolder, identity, load_tokenizer, resolve
 from precompute.pairs import TokenizedPair, whole_pairs
@@ -24,6 +24,7 @@ from precompute.teacher_folders import is_done, last_checkpoint, remove_training
 from precompute.teacher_options import TeacherOptions
 from shards.command import OneLineErrors, run_command
 from shards.errors import OptionError
+from shards.launcher import launched_processes
 from shards.outside import naming_saves
 from shards.schema import Role
 from shards.writer import exclusive
@@ -99,8 +100,18 @@ def read_inputs(options: TeacherOptions, args: "DPOArguments") -> Inputs:
     return Inputs(
         reference=reference,
         pairs=pairs,
-        pairs_text=f"{len(pairs):,}, from {counted(corpus.rows_read, 'row')} of data{skipped_text(corpus.skipped)}",
+        pairs_text=_pairs_text(pairs, corpus),
         records={role: {"role": role, "direction": direction} | record for role, direction in DIRECTIONS.items()},
+    )
+
+
+def _pairs_text(pairs: Sequence[TokenizedPair], corpus: Corpus) -> str:
+    """How many pairs there are, of how many rows, and what of them teaches less than it could."""
+    alike = sum(list(pair.chosen.input_ids) == list(pair.rejected.input_ids) for pair in pairs)
+    return (
+        f"{len(pairs):,}, from {counted(corpus.rows_read, 'row')} of data{skipped_text(corpus.skipped)}"
+        + (f"; {counted(corpus.truncated, 'response')} cut at max_length" if corpus.truncated else "")
+        + (f"; {counted(alike, 'pair')} of twice the same tokens, which teach nothing" if alike else "")
     )
 
 
@@ -109,6 +120,7 @@ class _Parser(OneLineErrors, HfArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    launched_processes()  # before torch waits for processes that never come
     try:
         from precompute.dpo_arguments import DPOArguments
     except ModuleNotFoundError as exc:
