@@ -59,8 +59,10 @@ def flush_files(paths: Iterable[Path]) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other builds out of a folder while this one writes there. Raises CacheConflict where another does.
+
+    wait: wait for the other one instead, where it will not be long.
 
     An advisory lock of the folder itself: it leaves no file behind and goes with the process. What was read before
     the lock may have changed since: read it again.
@@ -68,7 +70,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as exc:
             raise CacheConflict(f"{folder}: expected no other build at work here, found one") from exc
         except OSError as exc:  # a file system without locks
