@@ -17,6 +17,7 @@ import numpy as np
 from precompute.tokenize import TokenizedResponse
 from shards.errors import OptionError
 
+_TRAINS_BIT = np.uint32(31)
 _TRAINS = np.uint32(1 << 31)
 _BLOCK_BYTES = 1 << 18
 
@@ -42,7 +43,7 @@ class TokenStore(Sequence[TokenizedResponse]):
         assert row.sample_id == f"{row.pair_id}/{name}", "a sample_id begins with the number of its row"
         if name not in self._names:
             self._names.append(name)
-        words_T = row.input_ids.astype(np.uint32) | np.where(row.loss_mask, _TRAINS, np.uint32(0))
+        words_T = row.input_ids.astype(np.uint32) | row.loss_mask.astype(np.uint32) << _TRAINS_BIT
         self._unwritten += words_T.tobytes()
         if len(self._unwritten) >= _BLOCK_BYTES:
             self.flush()
