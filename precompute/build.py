@@ -15,31 +15,41 @@ from typing import Any, cast
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from precompute.corpus import Corpus, load_corpus
+from precompute.corpus import Corpus, load_corpus, rows_sha256
 from precompute.made_from import direction_warnings
-from precompute.models import ModelFolder, check_vocabularies, load_models, load_tokenizer, resolve
+from precompute.models import ModelFolder, check_vocabularies, identity, load_models, load_tokenizer, resolve
 from precompute.options import BuildOptions
 from precompute.plan import (
     build_identity,
+    holds_build,
     log_threshold,
     make_plan,
     read_earlier,
-    require_writable,
     resolve_device,
     support_rule,
+    with_tokens,
 )
 from precompute.preferences import sample_directions
 from precompute.processes import Processes
-from precompute.report import directions_text, plan_text, shared_text, summary_text
+from precompute.report import (
+    bytes_per_position,
+    corpus_warnings,
+    directions_text,
+    plan_text,
+    shared_text,
+    summary_text,
+)
+from precompute.roles import require_different_models
 from precompute.score import Scorer, batches_by_length, require_shared_prompts
+from precompute.share import load_on_first
 from precompute.spread import sample_rows
 from precompute.support import SupportRule
 from precompute.tokenize import TokenizedResponse
 from shards import ShardCache
 from shards.batches import BatchReader
 from shards.command import OneLineErrors, run_command
-from shards.directions import Direction, measure_directions
-from shards.errors import CacheConflict, OptionError
+from shards.directions import measure_directions
+from shards.errors import CacheConflict, DataError, OptionError
 from shards.head import require_room
 from shards.manifest import (
     MANIFEST_FILE,
@@ -56,13 +66,25 @@ from shards.manifest import (
 )
 from shards.schema import Role
 from shards.scores import Scores
+from shards.space import require_space, require_writable
 from shards.statistics import add_shard, new_histograms
 from shards.writer import exclusive, remove_temporary_files, write_json, write_shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What a build is asked to read, by names and hashes; `corpus` where it was tokenised on the way."""
+
+    folders: dict[Role, ModelFolder]
+    vocabulary: dict[str, int]
+    tokenizer: Any
+    identity: dict[str, Any]
+    corpus: Corpus | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What a build reads, before any model is loaded."""
+    """What a build has read, before any model is loaded."""
 
     folders: dict[Role, ModelFolder]
     vocabulary: dict[str, int]
@@ -79,18 +101,21 @@ def build(options: BuildOptions) -> Manifest:
     """Build, finish or recognise the cache that the options ask for. Raises AlignDistilError."""
     processes = Processes.join()
     out = Path(options.out)
-    inputs = read_inputs(options, processes)
-    earlier = read_earlier(out, inputs.identity)
-    processes.wait()
+    sources = processes.together(lambda: find_sources(options, processes))
+    processes.require_equal(sources.identity)
+    earlier = processes.together(lambda: read_earlier(out, sources.identity))
     if isinstance(earlier, Manifest):
-        found = ShardCache(out).manifest  # no word of done before every shard is known to be there
+        found = processes.together(lambda: ShardCache(out).manifest)  # done is what has every shard in its place
         if processes.is_first:
             print(f"{out}: already built from the same inputs, nothing to do")
         return found
-    require_writable(out)
-    scorer = load_scorer(options, inputs, processes)
+    processes.together(lambda: require_writable(out))
+    inputs = read_inputs(options, sources, processes)
+    earlier = processes.together(lambda: cast(Plan | None, read_earlier(out, inputs.identity)))
+    scorer = processes.together(lambda: load_scorer(options, inputs, processes))
     out.mkdir(parents=True, exist_ok=True)
-    with exclusive(out) if processes.is_first else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        processes.together(lambda: stack.enter_context(exclusive(out)) if processes.is_first else None)
         return _build(out, options, inputs, scorer, processes, earlier)
 
 
@@ -101,49 +126,83 @@ def _build(
     plan = earlier or begin(out, options, inputs, scorer, processes)
     rule = support_rule(options, inputs.vocabulary_size, plan.log_threshold)
     todo = [shard for shard in plan.shards if not (out / shard.file).exists()]
-    if processes.is_first:
-        speed = _tokens_per_second(scorer, inputs.corpus, rule, options.batch_tokens)
-        for warning in direction_warnings(inputs.folders, inputs.identity["models"]):
-            print(f"warning: {warning}")
-        print(plan_text(plan, inputs.corpus, todo, options.top_k, speed and speed * processes.world_size))
-        if options.share_prompts:
-            print(shared_text(inputs.corpus.facts))
-        remove_temporary_files(out)
-    processes.wait()  # until every process has seen which shards are left
+    processes.together(lambda: announce(out, options, inputs, plan, todo, scorer, rule, processes))
     left = set(todo)
     mine = [shard for i, shard in enumerate(plan.shards) if processes.owns(i) and shard in left]
     write_shards(out, plan, mine, inputs.corpus, scorer, rule, options.batch_tokens, show=processes.is_first)
     processes.wait()
     if processes.is_first:
         finish(out, plan)
-        if found := _directions(out, options, inputs, scorer):
+        if options.responses == "both" and (found := measure_directions(ShardCache(out))):
             print(directions_text(found))
         print(f"{out}: done")
     processes.wait()
     return read_manifest(out)
 
 
-def _directions(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer) -> list[Direction]:
-    """What dpo and reverse prefer, from the cache where it has both responses of a pair, else from a few rows."""
-    if options.responses == "both":
-        return measure_directions(ShardCache(out))
-    sample, batch_tokens = options.sample_rows, options.batch_tokens
-    return sample_directions(inputs.corpus, scorer, sample=sample, batch_tokens=batch_tokens)
+def announce(
+    out: Path,
+    options: BuildOptions,
+    inputs: Inputs,
+    plan: Plan,
+    todo: Sequence[ShardPlan],
+    scorer: Scorer,
+    rule: SupportRule,
+    processes: Processes,
+) -> None:
+    """Say what will be done, and what looks wrong with it, before the work; the first process for all.
+
+    Raises OptionError where the disk has no room for the shards `todo`.
+    """
+    if not processes.is_first:
+        return
+    remove_temporary_files(out)
+    projected = sum(shard.positions for shard in todo) * bytes_per_position(plan, options.top_k)
+    warnings = [require_space(out, projected)]
+    speed = _tokens_per_second(scorer, inputs.corpus, rule, options.batch_tokens)
+    print(plan_text(plan, inputs.corpus, todo, options.top_k, speed and speed * processes.world_size))
+    if options.share_prompts:
+        print(shared_text(inputs.corpus.facts))
+    if todo:
+        sample, batch_tokens = options.sample_rows, options.batch_tokens
+        if found := sample_directions(inputs.corpus, scorer, sample=sample, batch_tokens=batch_tokens):
+            print(directions_text(found))
+    warnings += [*direction_warnings(inputs.folders, inputs.identity["models"]), *corpus_warnings(inputs.corpus)]
+    for warning in filter(None, warnings):
+        print(f"warning: {warning}")
 
 
-def read_inputs(options: BuildOptions, processes: Processes) -> Inputs:
-    """Find the models, compare their tokenizers, tokenise the data."""
+def find_sources(options: BuildOptions, processes: Processes) -> Sources:
+    """Find the models, compare their tokenizers, hash the data.
+
+    Where no build was begun the first process tokenises them while it is at it.
+    """
     folders = {role: resolve(name) for role, name in options.model_names.items()}
-    tokenizers = {
-        role: load_tokenizer(folder, trust_remote_code=options.trust_remote_code) for role, folder in folders.items()
-    }
+    trust = options.trust_remote_code
+    tokenizers = {role: load_tokenizer(folder, trust_remote_code=trust) for role, folder in folders.items()}
     vocabulary = check_vocabularies(tokenizers)
     size = max(vocabulary.values()) + 1
     if options.top_k > size:
         raise OptionError(f"top_k: expected at most the vocabulary's {size} tokens, got {options.top_k}")
-    corpus = load_corpus(
+    models = {role: identity(folder, trust_remote_code=trust) for role, folder in folders.items()}
+    require_different_models(models, folders)
+    device = resolve_device(options.device, processes.local_rank)
+    tokenizer, corpus = tokenizers["reference"], None
+    if processes.is_first and not holds_build(Path(options.out)):
+        require_writable(Path(options.out))
+        corpus = tokenized(options, tokenizer)
+        data_sha256 = corpus.data_sha256
+    else:
+        show = processes.is_first
+        data_sha256 = rows_sha256(options.data, split=options.split, limit=options.limit, progress=show)
+    asked = build_identity(options, device, models, tokenizer, data_sha256)
+    return Sources(folders=folders, vocabulary=vocabulary, tokenizer=tokenizer, identity=asked, corpus=corpus)
+
+
+def tokenized(options: BuildOptions, tokenizer: Any) -> Corpus:
+    return load_corpus(
         options.data,
-        tokenizer=tokenizers["reference"],
+        tokenizer=tokenizer,
         split=options.split,
         responses=options.responses,
         max_length=options.max_length,
@@ -151,11 +210,17 @@ def read_inputs(options: BuildOptions, processes: Processes) -> Inputs:
         on_overlong=options.on_overlong,
         on_empty=options.on_empty,
         sample_pairs=options.sample_rows,
-        progress=processes.is_first,
+        progress=True,
     )
-    device = resolve_device(options.device, processes.local_rank)
-    identity = build_identity(options, device, folders, vocabulary, tokenizers["reference"].chat_template, corpus)
-    return Inputs(folders=folders, vocabulary=vocabulary, corpus=corpus, identity=identity)
+
+
+def read_inputs(options: BuildOptions, sources: Sources, processes: Processes) -> Inputs:
+    """The data, tokenised by the first process for all."""
+    corpus = load_on_first(lambda: sources.corpus or tokenized(options, sources.tokenizer), processes)
+    if corpus.data_sha256 != sources.identity["data"]["rows_sha256"]:
+        raise DataError(f"{options.data}: expected the rows of a minute ago, got others; is it still being written?")
+    asked = with_tokens(sources.identity, corpus.tokens_sha256)
+    return Inputs(folders=sources.folders, vocabulary=sources.vocabulary, corpus=corpus, identity=asked)
 
 
 def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> Scorer:

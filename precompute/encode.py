@@ -149,7 +149,7 @@ def _text_ids(
 ) -> Iterator[np.ndarray]:
     if not texts:
         return
-    fast = _is_plainly_fast(tokenizer)
+    fast = is_plainly_fast(tokenizer)
     # no more than the ids: masks of ones are lists as long
     lean = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
     # a call for one text sets the backend up (no truncation, no padding) as a call for all would
@@ -161,7 +161,7 @@ def _text_ids(
     yield from (np.array(ids, dtype=np.int32) for ids in found)
 
 
-def _is_plainly_fast(tokenizer: Any) -> bool:
+def is_plainly_fast(tokenizer: Any) -> bool:
     """Whether a call encodes with the backend and does nothing else; then offsets, which cost time, can be left out."""
     from transformers import PreTrainedTokenizerBase, TokenizersBackend
 

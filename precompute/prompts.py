@@ -58,8 +58,6 @@ def load_prompts(data: str, *, tokenizer: "PreTrainedTokenizerBase", split: str,
     )
     encoded = tqdm(encode_all(requests, tokenizer), desc=f"tokenizing {data}", unit=" rows", leave=False)
     found = [replace(row, token_ids=ids["prompt"].ids.tolist()) for row, ids in encoded]
-    if not found:
-        raise DataError(f"{data}: expected prompts, found no row")
     return Prompts(prompts=found, sha256=digest.hexdigest())
 
 

@@ -2,15 +2,17 @@
 
 A token takes four bytes there: its id, and whether it trains in the highest bit. A row takes some thirty bytes of
 memory. The file lies where temporary files do (TMPDIR) and has no name, so that nothing is left of it, however the
-process ends.
+process ends. Another process of this machine can open it while this one lives (`opened`).
 """
 
 import os
+import platform
 import tempfile
 import weakref
 from array import array
 from collections.abc import Sequence
-from typing import overload
+from dataclasses import dataclass, field
+from typing import BinaryIO, overload
 
 import numpy as np
 
@@ -22,47 +24,97 @@ _TRAINS = np.uint32(1 << 31)
 _BLOCK_BYTES = 1 << 18
 
 
+
+@dataclass(slots=True, kw_only=True)
+class Index:
+    """All but the tokens, and where those lie.
+
+    ends: tokens up to and with each row, after a 0. names: of the kinds of responses, which a sample_id has behind the
+    slash; kinds counts in them. place: machine, path, device and inode of the file.
+    """
+
+    ends: array = field(default_factory=lambda: array("q", [0]))
+    pair_ids: array = field(default_factory=lambda: array("q"))
+    starts: array = field(default_factory=lambda: array("i"))
+    kinds: array = field(default_factory=lambda: array("B"))
+    flags: array = field(default_factory=lambda: array("B"))
+    names: list[str] = field(default_factory=list)
+    place: tuple[str, str, int, int] | None = None
+
+    def append(self, row: TokenizedResponse) -> None:
+        name = row.sample_id.removeprefix(f"{row.pair_id}/")
+        assert row.sample_id == f"{row.pair_id}/{name}", "a sample_id begins with the number of its row"
+        if name not in self.names:
+            self.names.append(name)
+        self.ends.append(self.ends[-1] + len(row.input_ids))
+        self.pair_ids.append(row.pair_id)
+        self.starts.append(row.response_start)
+        self.kinds.append(self.names.index(name))
+        self.flags.append(row.chosen | row.truncated << 1 | row.prompt_is_prefix << 2)
+
+    @property
+    def num_bytes(self) -> int:
+        return 4 * self.ends[-1]
+
+
 class TokenStore(Sequence[TokenizedResponse]):
     """Rows in the order in which they were appended; each access makes the row anew."""
 
-    def __init__(self) -> None:
-        try:
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - open for as long as the store is there
-        except OSError as exc:
-            raise _no_room(exc) from exc
+    def __init__(self, index: Index | None = None, file: BinaryIO | None = None) -> None:
+        """Without arguments an empty one; else rows that another store has written."""
+        self.index = Index() if index is None else index
+        self._file = _temporary() if file is None else file
         weakref.finalize(self, self._file.close)
         self._unwritten = bytearray()
-        self._ends = array("q", [0])  # tokens up to and with each row
-        self._pair_ids, self._starts = array("q"), array("i")
-        self._kinds, self._flags = array("B"), array("B")
-        self._names: list[str] = []  # of the kinds of responses: what a sample_id has behind the slash
+
+    @classmethod
+    def opened(cls, index: Index) -> "TokenStore | None":
+        """The rows of a store of another process; None where its file cannot be seen from here."""
+        if index.place is None or index.place[0] != platform.node():
+            return None
+        try:
+            file = open(index.place[1], "rb", buffering=0)  # noqa: SIM115 - open for as long as the store is there
+        except OSError:
+            return None
+        found = os.fstat(file.fileno())
+        if (found.st_dev, found.st_ino, found.st_size) != (*index.place[2:], index.num_bytes):
+            file.close()
+            return None
+        return cls(index, file)
 
     def append(self, row: TokenizedResponse) -> None:
         """Raises OptionError where temporary files have no room left."""
-        name = row.sample_id.removeprefix(f"{row.pair_id}/")
-        assert row.sample_id == f"{row.pair_id}/{name}", "a sample_id begins with the number of its row"
-        if name not in self._names:
-            self._names.append(name)
         words_T = row.input_ids.astype(np.uint32) | row.loss_mask.astype(np.uint32) << _TRAINS_BIT
         self._unwritten += words_T.tobytes()
         if len(self._unwritten) >= _BLOCK_BYTES:
             self.flush()
-        self._ends.append(self._ends[-1] + len(words_T))
-        self._pair_ids.append(row.pair_id)
-        self._starts.append(row.response_start)
-        self._kinds.append(self._names.index(name))
-        self._flags.append(row.chosen | row.truncated << 1 | row.prompt_is_prefix << 2)
+        self.index.append(row)
 
     def flush(self) -> None:
         """Write what waits. Raises OptionError where temporary files have no room left."""
+        self.write_bytes(self._unwritten)
+        self._unwritten.clear()
+
+    def finish(self) -> None:
+        """Write what waits, and say where the file lies; a store that others open has no more rows to come."""
+        self.flush()
+        found, path = os.fstat(self._file.fileno()), f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+        self.index.place = platform.node(), path, found.st_dev, found.st_ino
+
+    def read_bytes(self, start: int, count: int) -> bytes:
+        return os.pread(self._file.fileno(), count, start)
+
+    def write_bytes(self, data: bytes | bytearray) -> None:
+        """Raises OptionError where temporary files have no room left."""
         try:
-            while self._unwritten:
-                del self._unwritten[: self._file.write(self._unwritten)]
+            done = 0
+            while done < len(data):
+                done += os.write(self._file.fileno(), memoryview(data)[done:])
         except OSError as exc:
             raise _no_room(exc) from exc
 
     def __len__(self) -> int:
-        return len(self._pair_ids)
+        return len(self.index.pair_ids)
 
     @overload
     def __getitem__(self, index: int) -> TokenizedResponse: ...
@@ -76,23 +128,29 @@ class TokenStore(Sequence[TokenizedResponse]):
     def _row(self, i: int) -> TokenizedResponse:
         if self._unwritten:
             self.flush()
-        start, stop = self._ends[i], self._ends[i + 1]
-        words_T = np.frombuffer(os.pread(self._file.fileno(), 4 * (stop - start), 4 * start), np.uint32)
-        flags, pair_id = self._flags[i], self._pair_ids[i]
+        index = self.index
+        start, stop = index.ends[i], index.ends[i + 1]
+        words_T = np.frombuffer(self.read_bytes(4 * start, 4 * (stop - start)), np.uint32)
+        flags, pair_id = index.flags[i], index.pair_ids[i]
         return TokenizedResponse(
-            sample_id=f"{pair_id}/{self._names[self._kinds[i]]}",
+            sample_id=f"{pair_id}/{index.names[index.kinds[i]]}",
             pair_id=pair_id,
             chosen=bool(flags & 1),
             input_ids=(words_T & ~_TRAINS).astype(np.int32),
-            response_start=self._starts[i],
+            response_start=index.starts[i],
             loss_mask=(words_T & _TRAINS).astype(bool),
             truncated=bool(flags & 2),
             prompt_is_prefix=bool(flags & 4),
         )
 
 
+def _temporary() -> BinaryIO:
+    try:
+        return tempfile.TemporaryFile(buffering=0)  # type: ignore[return-value]
+    except OSError as exc:
+        raise _no_room(exc) from exc
+
+
 def _no_room(error: OSError) -> OptionError:
-    where = tempfile.gettempdir()
-    return OptionError(
-        f"TMPDIR: expected room for the tokenised data in {where}, got {error.strerror}; name another folder"
-    )
+    where = os.environ.get("TMPDIR", tempfile.gettempdir())
+    return OptionError(f"TMPDIR: expected room for the tokenised data in {where}, got {error.strerror}; name another folder")
