@@ -2,12 +2,19 @@
 
 import argparse
 import dataclasses
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from shards.errors import AlignDistilError, OptionError
+from shards.errors import AlignDistilError, OptionError, first_line
+
+REFUSED_BY_THE_SYSTEM = frozenset({
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+})  # fmt: skip
+"""Errors of the operating system about disks and folders, which no code can help."""
 
 
 class OneLineErrors(argparse.ArgumentParser):
@@ -50,6 +57,8 @@ def require_at_least(options: Any, least: int, names: Iterable[str]) -> None:
 def run_command(main: Callable[[], None], *, interrupted: str = "interrupted") -> None:
     """Run a command's main; an AlignDistilError becomes one line and exit code 2, any other error a traceback.
 
+    What the operating system refuses (a full disk, a read-only folder, too many open files) is one line as well.
+
     interrupted: what is said after Ctrl-C, with exit code 130.
     """
     try:
@@ -61,5 +70,14 @@ def run_command(main: Callable[[], None], *, interrupted: str = "interrupted") -
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AlignDistilError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        if error.errno not in REFUSED_BY_THE_SYSTEM:
+            raise
+        where = error.filename or "a file"  # pyarrow does not say which
+        _refuse(f"{where}: expected to be able to read and write, got {error.strerror or first_line(error)}")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -5,11 +5,37 @@ disk is not what it should be). Messages are one line: where, what was expected,
 that line and exit with code 2.
 """
 
+from itertools import takewhile
+
+MAX_LINES = 4
+"""Lines of one sentence that are taken from another library's message."""
+
 
 def first_line(error: BaseException) -> str:
-    """An error of another library in one line: the first of its message, with the next where it only announces it."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+    """What another library's error says, in one line: its first sentence, and that of the cause it was raised from.
+
+    Libraries announce ("an error occurred while ...") and keep the reason in `__cause__`; the last of that chain is
+    added unless the message names it already.
+    """
+    text = _first_sentence(error)
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    reason = _first_sentence(root)
+    return text if reason in text else f"{text.rstrip('.:')}: {reason}"
+
+
+def _first_sentence(error: BaseException) -> str:
+    """The first line of a message, with the lines behind it for as long as the sentence goes on."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if not lines:
+        return type(error).__name__
+    paragraph = list(takewhile(bool, lines))
+    if paragraph[-1].endswith(":"):  # it announces what stands behind the blank line
+        paragraph += [line for line in lines[len(paragraph) :] if line][:1]
+    paragraph = paragraph[:MAX_LINES]
+    ends = next((i for i, line in enumerate(paragraph) if line.endswith((".", "!", "?"))), len(paragraph) - 1)
+    return " ".join(paragraph[: ends + 1])
 
 
 class AlignDistilError(Exception):
