@@ -9,8 +9,8 @@ from typing import Any, Literal
 from shards import TeacherSpec
 from shards.command import flag, require_at_least, require_choices
 from shards.errors import OptionError
-from shards.ranks import world_size
 from shards.nodes import DEFAULT_GAIN_NODES, DEFAULT_STRENGTH_NODES, StrengthNodes
+from shards.ranks import world_size
 from shards.schema import REQUIRED_ROLES, ROLES, Pair, Role
 
 

@@ -1,8 +1,6 @@
 """Before the work: identity of the inputs, shard boundaries, the support's threshold."""
 
-import hashlib
 import importlib.metadata
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ from precompute.options import BuildOptions
 from precompute.score import Scorer, batches_by_length
 from precompute.spread import sample_rows
 from precompute.support import SupportRule, find_threshold
-from precompute.tokenizer_identity import tokenizer_identity
 from precompute.tokenize import TokenizedResponse
+from precompute.tokenizer_identity import tokenizer_identity
 from shards.errors import CacheConflict, OptionError, first_line
 from shards.manifest import (
     MANIFEST_FILE,
@@ -26,7 +24,6 @@ from shards.manifest import (
     Manifest,
     Plan,
     ShardPlan,
-    canonical_json,
     read_json,
     refuse_difference,
 )

@@ -72,6 +72,7 @@ def prompts_sha256(data: str, *, split: str, limit: int | None) -> str:
 def _prompt_rows(data: str, split: str, limit: int | None, digest: Any) -> Iterator[Prompt]:
     """The prompts without their token ids; what they hold goes into the digest on the way."""
     layout: Layout | None = None
+    number = None
     for number, (where, row) in enumerate(islice(read_rows(data, split), limit)):
         layout = layout or _layout(row, where)
         values = used_values(row, layout, where)
@@ -81,6 +82,8 @@ def _prompt_rows(data: str, split: str, limit: int | None, digest: Any) -> Itera
         template = {name: values[name] for name in TEMPLATE_COLUMNS if name in values}
         digest.update(canonical_row({"prompt": prompt, **template}, where))
         yield Prompt(id=number, where=where, prompt=prompt, template=template, token_ids=[])
+    if number is None:
+        raise DataError(f"{data}: expected prompts, found no row")
 
 
 def _layout(row: Row, where: str) -> Layout:

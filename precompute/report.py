@@ -75,8 +75,10 @@ def summary_text(manifest: Manifest) -> str:
 
 def directions_text(directions: Sequence[Direction]) -> str:
     """What the models prefer, a line each; a plain warning where it is not what their roles say."""
-    labels = ["preferences", *([""] * len(directions))]
-    return "\n".join(f"{label:>18}  {direction}" for label, direction in zip(labels, directions, strict=False))
+    lines = [str(direction) for direction in directions]
+    if len(directions) == 2 and all(direction.share < 0.5 for direction in directions):
+        lines.append("dpo and reverse look swapped: each prefers what the other should")
+    return "\n".join(f"{'' if i else 'preferences':>18}  {line}" for i, line in enumerate(lines))
 
 
 def bytes_per_position(plan: Plan, top_k: int) -> float:

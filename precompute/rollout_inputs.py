@@ -30,8 +30,7 @@ class Sources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What a rollout has read. `prompts`: those that fit into the model, by their number; `skipped`: those that do not.
-    """
+    """What a rollout has read. `prompts`: those that fit into the model, by their number; `skipped`: how many not."""
 
     folder: ModelFolder
     tokenizer: Any

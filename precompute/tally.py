@@ -45,9 +45,9 @@ class Tally:
         self._last_pair_id: int | None = None
 
     def add(self, row: TokenizedResponse) -> None:
-        self._digest.update(np.ascontiguousarray(row.input_ids, "<i4"))
-        self._digest.update(np.ascontiguousarray(row.loss_mask))
-        self._positions.append(np.count_nonzero(row.loss_mask))
+        self._digest.update(np.ascontiguousarray(row.input_ids, "<i4").data)
+        self._digest.update(np.ascontiguousarray(row.loss_mask).data)
+        self._positions.append(int(np.count_nonzero(row.loss_mask)))
         self._tokens += len(row.input_ids)
         self._longest = max(self._longest, len(row.input_ids))
         self._truncated += row.truncated

@@ -12,7 +12,9 @@ import weakref
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, overload
+from io import FileIO
+from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -24,9 +26,8 @@ _TRAINS = np.uint32(1 << 31)
 _BLOCK_BYTES = 1 << 18
 
 
-
 @dataclass(slots=True, kw_only=True)
-class Index:
+class RowTable:
     """All but the tokens, and where those lie.
 
     ends: tokens up to and with each row, after a 0. names: of the kinds of responses, which a sample_id has behind the
@@ -60,27 +61,27 @@ class Index:
 class TokenStore(Sequence[TokenizedResponse]):
     """Rows in the order in which they were appended; each access makes the row anew."""
 
-    def __init__(self, index: Index | None = None, file: BinaryIO | None = None) -> None:
+    def __init__(self, table: RowTable | None = None, file: FileIO | None = None) -> None:
         """Without arguments an empty one; else rows that another store has written."""
-        self.index = Index() if index is None else index
+        self.table = RowTable() if table is None else table
         self._file = _temporary() if file is None else file
         weakref.finalize(self, self._file.close)
         self._unwritten = bytearray()
 
     @classmethod
-    def opened(cls, index: Index) -> "TokenStore | None":
+    def opened(cls, table: RowTable) -> "TokenStore | None":
         """The rows of a store of another process; None where its file cannot be seen from here."""
-        if index.place is None or index.place[0] != platform.node():
+        if table.place is None or table.place[0] != platform.node():
             return None
         try:
-            file = open(index.place[1], "rb", buffering=0)  # noqa: SIM115 - open for as long as the store is there
+            file = Path(table.place[1]).open("rb", buffering=0)  # noqa: SIM115 - open for as long as the store is there
         except OSError:
             return None
         found = os.fstat(file.fileno())
-        if (found.st_dev, found.st_ino, found.st_size) != (*index.place[2:], index.num_bytes):
+        if (found.st_dev, found.st_ino, found.st_size) != (*table.place[2:], table.num_bytes):
             file.close()
             return None
-        return cls(index, file)
+        return cls(table, file)
 
     def append(self, row: TokenizedResponse) -> None:
         """Raises OptionError where temporary files have no room left."""
@@ -88,7 +89,7 @@ class TokenStore(Sequence[TokenizedResponse]):
         self._unwritten += words_T.tobytes()
         if len(self._unwritten) >= _BLOCK_BYTES:
             self.flush()
-        self.index.append(row)
+        self.table.append(row)
 
     def flush(self) -> None:
         """Write what waits. Raises OptionError where temporary files have no room left."""
@@ -99,7 +100,7 @@ class TokenStore(Sequence[TokenizedResponse]):
         """Write what waits, and say where the file lies; a store that others open has no more rows to come."""
         self.flush()
         found, path = os.fstat(self._file.fileno()), f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
-        self.index.place = platform.node(), path, found.st_dev, found.st_ino
+        self.table.place = platform.node(), path, found.st_dev, found.st_ino
 
     def read_bytes(self, start: int, count: int) -> bytes:
         return os.pread(self._file.fileno(), count, start)
@@ -114,7 +115,7 @@ class TokenStore(Sequence[TokenizedResponse]):
             raise _no_room(exc) from exc
 
     def __len__(self) -> int:
-        return len(self.index.pair_ids)
+        return len(self.table.pair_ids)
 
     @overload
     def __getitem__(self, index: int) -> TokenizedResponse: ...
@@ -128,29 +129,31 @@ class TokenStore(Sequence[TokenizedResponse]):
     def _row(self, i: int) -> TokenizedResponse:
         if self._unwritten:
             self.flush()
-        index = self.index
-        start, stop = index.ends[i], index.ends[i + 1]
+        table = self.table
+        start, stop = table.ends[i], table.ends[i + 1]
         words_T = np.frombuffer(self.read_bytes(4 * start, 4 * (stop - start)), np.uint32)
-        flags, pair_id = index.flags[i], index.pair_ids[i]
+        flags, pair_id = table.flags[i], table.pair_ids[i]
         return TokenizedResponse(
-            sample_id=f"{pair_id}/{index.names[index.kinds[i]]}",
+            sample_id=f"{pair_id}/{table.names[table.kinds[i]]}",
             pair_id=pair_id,
             chosen=bool(flags & 1),
             input_ids=(words_T & ~_TRAINS).astype(np.int32),
-            response_start=index.starts[i],
+            response_start=table.starts[i],
             loss_mask=(words_T & _TRAINS).astype(bool),
             truncated=bool(flags & 2),
             prompt_is_prefix=bool(flags & 4),
         )
 
 
-def _temporary() -> BinaryIO:
+def _temporary() -> FileIO:
     try:
-        return tempfile.TemporaryFile(buffering=0)  # type: ignore[return-value]
+        return tempfile.TemporaryFile(buffering=0)
     except OSError as exc:
         raise _no_room(exc) from exc
 
 
 def _no_room(error: OSError) -> OptionError:
     where = os.environ.get("TMPDIR", tempfile.gettempdir())
-    return OptionError(f"TMPDIR: expected room for the tokenised data in {where}, got {error.strerror}; name another folder")
+    return OptionError(
+        f"TMPDIR: expected room for the tokenised data in {where}, got {error.strerror}; name another folder"
+    )
