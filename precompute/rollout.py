@@ -16,8 +16,7 @@ from transformers import HfArgumentParser
 
 from precompute.completion import sample_row
 from precompute.models import load_merged
-from precompute.plan import require_writable
-from precompute.rollout_inputs import Inputs, read_inputs
+from precompute.rollout_inputs import Inputs, find_sources, read_inputs
 from precompute.rollout_options import RolloutOptions
 from precompute.sample_file import SampleFile
 from precompute.sampling import Engine, Request, TransformersEngine
@@ -26,6 +25,7 @@ from shards.command import OneLineErrors, run_command
 from shards.errors import OptionError
 from shards.launcher import launched_processes
 from shards.outside import naming_saves
+from shards.space import require_writable
 
 
 def rollout(options: RolloutOptions) -> Path:
@@ -33,11 +33,12 @@ def rollout(options: RolloutOptions) -> Path:
     if launched_processes() > 1:
         raise OptionError("expected one process; give each its own part of the data, or use --engine vllm")
     path = Path(options.out)
-    inputs = read_inputs(options)
-    file = SampleFile(path, inputs.identity)
+    sources = find_sources(options)
+    file = SampleFile(path, sources.identity)
     if file.is_done:
         return _found(file)
     require_writable(path.parent)
+    inputs = read_inputs(options, sources)
     engine = load_engine(options, inputs)
     with naming_saves("out"):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -73,6 +73,11 @@ def _signature(checkpoint: Path) -> tuple[dict[str, Any], str | None]:
     return signed, damage(checkpoint, signed.pop("files", {}))
 
 
+def is_exact(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a role that is done was made with the same libraries too: then equal rows were equal tokens."""
+    return read_json(folder / MADE_FROM_FILE).get("versions") == record["versions"]
+
+
 def remove_training(work: Path) -> None:
     """Remove the checkpoints of a role that is done; what --report_to wrote beside them stays."""
     for path in _checkpoints(work):

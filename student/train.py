@@ -24,6 +24,7 @@ from student.learned import fit_strength
 from student.load import load_model, load_tokenizer
 from student.options import DistillArguments
 from student.outside import naming_saves
+from student.ranks import require_same_inputs
 from student.saving import save
 from student.schedule import steps_texts
 from student.trainer import DistillTrainer
@@ -41,6 +42,7 @@ def train(args: DistillArguments) -> DistillTrainer:
     eval_data = CachedResponses(args.eval_shards, train_on=args.train_on) if args.eval_shards else None
     source = args.model or _reference_of(train_data.caches[0])
     _require_output(args, source)
+    require_same_inputs(args, [*train_data.caches, *(eval_data.caches if eval_data else ())], source)
     checkpoint, left_aside = checkpoint_to_resume(args.resume_from_checkpoint, Path(str(args.output_dir)))
     tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
     model = load_model(

@@ -232,10 +232,10 @@ def test_what_was_made_from_other_inputs_is_refused_naming_the_field(where, flag
 def test_other_data_and_another_reference_are_refused(reference, data, copy, tmp_path):
     other_data = write_jsonl(tmp_path / "other.jsonl", make_pairs(16, seed=1))
     message = refusal(lambda: teach(reference, other_data, copy))
-    assert "data: expected the 16 pairs that it was trained on, got 16 others; give another --out" in message
+    assert "data: expected the rows of the 16 pairs that it was trained on, got others; give another --out" in message
     other = save(make_llama(1), tmp_path / "other")
     message = refusal(lambda: teach(other, data, copy))
-    assert "reference: expected the model that it was trained from, got one with other weights" in message
+    assert "reference: expected the one that it was trained from, got one with other weights" in message
 
 
 def test_a_folder_of_other_origin_is_left_alone(reference, data, tmp_path):

@@ -293,6 +293,14 @@ def test_a_training_that_another_one_did_meanwhile_is_not_done_again(reference, 
 # ---- one line
 
 
+def test_roles_that_were_renamed_are_refused(reference, data, taught, tmp_path):
+    copy = shutil.copytree(taught, tmp_path / "copy")
+    (copy / "dpo").rename(copy / "kept")
+    (copy / "reverse").rename(copy / "dpo")
+    message = refusal(lambda: teach(reference, data, copy))
+    assert "role: expected reverse, got dpo; direction: expected chosen and rejected swapped, got chosen" in message
+
+
 def test_a_changed_flag_is_named_in_place_of_hashes(reference, data, taught):
     message = refusal(lambda: teach(reference, data, taught, max_length=9, limit=4))  # other rows and tokens, too
     assert "limit: expected null, got 4; max_length: expected 2048, got 9; give another --out, or remove" in message
@@ -326,7 +334,7 @@ def test_a_changed_flag_is_named_in_place_of_hashes(reference, data, taught):
         ({"accelerator_config": "missing.json"}, "DPOConfig: [Errno 2] No such file or directory: 'missing.json'"),
         ({"eval_on_start": True}, "eval_on_start: expected False here"),
         ({"use_peft": True, "lora_dropout": math.nan}, "lora_dropout: expected a number from 0 and below 1, got nan"),
-        ({"out": "/proc/foo"}, "out: expected to be able to write it, got [Errno 2]"),
+        ({"out": "/proc/foo"}, "out: expected a folder to write into, got /proc, "),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(flags, expected, reference, data, tmp_path):
