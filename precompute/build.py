@@ -5,41 +5,25 @@ goes on where it stopped when the same command is given again.
 """
 
 import contextlib
-import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import HfArgumentParser
 
-from precompute.corpus import Corpus, load_corpus
-from precompute.made_from import direction_warnings
-from precompute.models import ModelFolder, check_vocabularies, load_models, load_tokenizer, resolve
+from precompute.announce import announce
+from precompute.build_inputs import Inputs, find_sources, read_inputs
+from precompute.models import load_models
 from precompute.options import BuildOptions
-from precompute.packing import longest_pair, units
-from precompute.plan import (
-    build_identity,
-    log_threshold,
-    make_plan,
-    read_earlier,
-    require_writable,
-    resolve_device,
-    sample_rows,
-    support_rule,
-)
-from precompute.preferences import sample_directions
+from precompute.plan import log_threshold, make_plan, read_earlier, resolve_device, support_rule
 from precompute.processes import Processes
-from precompute.report import directions_text, plan_text, shared_text, summary_text
-from precompute.row_index import row_index
-from precompute.score import Scorer, batches_by_length, require_shared_prompts
+from precompute.report import summary_text
+from precompute.score import Scorer, require_shared_prompts
 from precompute.shard_work import ShardWork
-from precompute.support import SupportRule
 from shards import ShardCache
 from shards.command import OneLineErrors, run_command
-from shards.directions import Direction, measure_directions
-from shards.errors import CacheConflict, OptionError
+from shards.errors import CacheConflict
 from shards.finishing import Findings, finished
 from shards.head import require_room
 from shards.index import INDEX_FILE
@@ -54,41 +38,29 @@ from shards.manifest import (
     read_json,
     read_manifest,
 )
-from shards.schema import Role
+from shards.space import require_writable
 from shards.writer import exclusive, remove_temporary_files, write_index, write_json
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
-    """What a build reads, before any model is loaded."""
-
-    folders: dict[Role, ModelFolder]
-    vocabulary: dict[str, int]
-    corpus: Corpus
-    identity: dict[str, Any]
-
-    @property
-    def vocabulary_size(self) -> int:
-        """V: the tokenizer's largest id + 1; the widths of output layers may be larger."""
-        return max(self.vocabulary.values()) + 1
 
 
 def build(options: BuildOptions) -> Manifest:
     """Build, finish or recognise the cache that the options ask for. Raises AlignDistilError."""
     processes = Processes.join()
     out = Path(options.out)
-    inputs = read_inputs(options, processes)
-    earlier = read_earlier(out, inputs.identity)
-    processes.wait()
+    sources = processes.together(lambda: find_sources(options, processes))
+    processes.require_equal(sources.identity)
+    earlier = processes.together(lambda: read_earlier(out, sources.identity))
     if isinstance(earlier, Manifest):
-        found = ShardCache(out).manifest  # no word of done before every shard is known to be there
+        found = processes.together(lambda: ShardCache(out).manifest)  # done is what has every shard in its place
         if processes.is_first:
             print(f"{out}: already built from the same inputs, nothing to do")
         return found
-    require_writable(out)
-    scorer = load_scorer(options, inputs, processes)
+    processes.together(lambda: require_writable(out))
+    inputs = read_inputs(options, sources, processes)
+    earlier = processes.together(lambda: cast(Plan | None, read_earlier(out, inputs.identity)))
+    scorer = processes.together(lambda: load_scorer(options, inputs, processes))
     out.mkdir(parents=True, exist_ok=True)
-    with exclusive(out) if processes.is_first else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        processes.together(lambda: stack.enter_context(exclusive(out)) if processes.is_first else None)
         return _build(out, options, inputs, scorer, processes, earlier)
 
 
@@ -101,16 +73,10 @@ def _build(
     there = {path.name for path in out.glob(SHARD_GLOB)}
     todo = [shard for shard in plan.shards if shard.file not in there]
     if processes.is_first:
-        speed = _tokens_per_second(scorer, inputs.corpus, rule, options.batch_tokens)
-        for warning in direction_warnings(inputs.folders, inputs.identity["models"]):
-            print(f"warning: {warning}")
-        print(plan_text(plan, inputs.corpus, todo, options.top_k, speed and speed * processes.world_size))
-        if options.share_prompts:
-            print(shared_text(inputs.corpus.responses))
         remove_temporary_files(out)
         if not (out / INDEX_FILE).exists():
-            write_index(out, row_index(inputs.corpus.responses))
-    processes.wait()  # until every process has seen which shards are left
+            write_index(out, inputs.corpus.facts.index)
+    processes.together(lambda: announce(out, options, inputs, plan, todo, scorer, rule, processes))
     mine = [number for number in range(len(plan.shards)) if processes.owns(number)]
     work = ShardWork(
         out=out,
@@ -125,44 +91,9 @@ def _build(
     parts = processes.gather(work.run(show=processes.is_first))
     if processes.is_first:
         finish(out, plan, parts)
-        if found := _directions(out, options, inputs, scorer):
-            print(directions_text(found))
         print(f"{out}: done")
     processes.wait()
     return read_manifest(out)
-
-
-def _directions(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer) -> list[Direction]:
-    """What dpo and reverse prefer, from the cache where it has both responses of a pair, else from a few rows."""
-    if options.responses == "both":
-        return measure_directions(ShardCache(out))
-    return sample_directions(options, inputs.corpus, inputs.folders["reference"], scorer)
-
-
-def read_inputs(options: BuildOptions, processes: Processes) -> Inputs:
-    """Find the models, compare their tokenizers, tokenise the data."""
-    folders = {role: resolve(name) for role, name in options.model_names.items()}
-    tokenizers = {
-        role: load_tokenizer(folder, trust_remote_code=options.trust_remote_code) for role, folder in folders.items()
-    }
-    vocabulary = check_vocabularies(tokenizers)
-    size = max(vocabulary.values()) + 1
-    if options.top_k > size:
-        raise OptionError(f"top_k: expected at most the vocabulary's {size} tokens, got {options.top_k}")
-    corpus = load_corpus(
-        options.data,
-        tokenizer=tokenizers["reference"],
-        split=options.split,
-        responses=options.responses,
-        max_length=options.max_length,
-        limit=options.limit,
-        on_overlong=options.on_overlong,
-        on_empty=options.on_empty,
-        progress=processes.is_first,
-    )
-    device = resolve_device(options.device, processes.local_rank)
-    identity = build_identity(options, device, folders, vocabulary, tokenizers["reference"].chat_template, corpus)
-    return Inputs(folders=folders, vocabulary=vocabulary, corpus=corpus, identity=identity)
 
 
 def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> Scorer:
@@ -177,11 +108,10 @@ def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> 
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
     )
-    rows = inputs.corpus.responses
-    longest = max(len(row.input_ids) for row in rows)
+    longest, pair = inputs.corpus.facts.longest, inputs.corpus.facts.longest_pair
     for role, role_model in models.items():
         require_room(role_model.model.config, longest, role)
-    if options.share_prompts and (pair := longest_pair(rows)) is not None:
+    if options.share_prompts and pair is not None:
         require_shared_prompts(models, pair, longest)
     return Scorer(
         models=models,
@@ -205,7 +135,7 @@ def begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer, proc
     if options.support == "adaptive":
         highest = support_rule(options, inputs.vocabulary_size, None).highest
         threshold = log_threshold(scorer, inputs.corpus.responses, options, highest)
-    index_sha256 = write_index(out, row_index(inputs.corpus.responses))
+    index_sha256 = write_index(out, inputs.corpus.facts.index)
     plan = make_plan(options, inputs.identity, inputs.corpus, inputs.vocabulary_size, threshold, index_sha256)
     places = {role: str(folder.path.resolve()) for role, folder in inputs.folders.items() if folder.commit is None}
     places |= {role: folder.name for role, folder in inputs.folders.items() if folder.commit is not None}
@@ -222,26 +152,6 @@ def finish(out: Path, plan: Plan, parts: Sequence[Findings]) -> None:
     manifest = finished(out, plan, parts)
     print(summary_text(manifest))
     write_json(out, MANIFEST_FILE, manifest.to_json())
-
-
-def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_tokens: int) -> float | None:
-    """The better speed of two passes over a batch of typical rows, for the plan's estimate only.
-
-    None where models are moved in turn: what that costs a token is known after a shard, when the bar shows it.
-    """
-    if scorer.one_at_a_time:
-        return None
-    rows = sample_rows(corpus.responses, 16)
-    if scorer.share_prompts:
-        rows = [corpus.responses[i] for unit in sample_rows(units(corpus.responses), 16) for i in unit]
-    batches = batches_by_length(rows, batch_tokens, share_prompts=scorer.share_prompts)
-    batch = [rows[i] for i in batches[len(batches) // 2]]
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        positions = sum(scores.num_positions for scores in next(scorer.score([batch], rule)))
-        seconds.append(time.perf_counter() - start)
-    return positions / min(seconds)
 
 
 class _Parser(OneLineErrors, HfArgumentParser):

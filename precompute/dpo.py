@@ -7,16 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
-from trl import DPOTrainer
 
+from precompute.before_training import (
+    GENERATION_FILE,
+    carry_generation_config,
+    keep_generation_config,
+    require_float32,
+    require_mergeable,
+    try_saving,
+)
 from precompute.dpo_arguments import DPOArguments
+from precompute.dpo_trainer import TeacherTrainer
 from precompute.made_from import MADE_FROM_FILE
 from precompute.models import ModelFolder, load_merged, load_tokenizer
+from precompute.moved import measure_moved, rewards_text
 from precompute.pairs import TokenizedPair, dpo_dataset
 from precompute.teacher_card import write_card
 from precompute.teacher_folders import last_checkpoint, remove_training, training_folder
 from precompute.teacher_options import TeacherOptions
-from shards.errors import OptionError, first_line
+from precompute.training_plan import StepsThatMove
+from shards.errors import OptionError
+from shards.outside import naming_saves
 from shards.schema import Role
 from shards.writer import publish_folder, write_json
 
@@ -34,39 +45,40 @@ def train_role(
     """Train OUT/ROLE and publish it; `callbacks` watch the training. Raises AlignDistilError."""
     out = Path(options.out)
     work = training_folder(out, role)
-    checkpoint = last_checkpoint(work, record)
+    checkpoint, _ = last_checkpoint(work, record)
     trainer = _trainer(role, pairs, reference, record, options, _of_role(args, role, work))
+    tokenizer = load_tokenizer(reference, trust_remote_code=args.trust_remote_code)
+    _require_ready(trainer, tokenizer, work, options)
     for callback in callbacks:
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _save(trainer, work / "model", options)
-    if trainer.is_world_process_zero():
-        tokenizer = load_tokenizer(reference, trust_remote_code=args.trust_remote_code)
-        tokenizer.save_pretrained(work / "model")  # as it was: TRL may have given its own a pad token
-        write_card(work / "model", record, reference.name)
-        write_json(work / "model", MADE_FROM_FILE, record)
-        publish_folder(work / "model", out / role)
-        remove_training(work)
+    trainer.train(str(checkpoint) if checkpoint else None)
+    with naming_saves(str(work / "model")):
+        _save(trainer, work / "model", options)
+        if trainer.is_world_process_zero():
+            tokenizer.save_pretrained(work / "model")  # as it was: TRL may have given its own a pad token
+            carry_generation_config(reference, work / "model")
+            write_card(work / "model", record, reference.name)
+            moved = measure_moved(work / "model", None if reference.base else reference.path, role)
+            print(f"{out / role}: {rewards_text(trainer.state.log_history)}{moved}")
+            write_json(work / "model", MADE_FROM_FILE, record)
+            publish_folder(work / "model", out / role)
+            remove_training(work)
     args.distributed_state.wait_for_everyone()
 
 
-class _Trainer(DPOTrainer):
-    """A DPOTrainer whose data are token ids already."""
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-
-class _Sign(TrainerCallback):
-    """Puts the record of the inputs into every checkpoint, once it is whole."""
-
-    def __init__(self, record: Mapping[str, Any], args: DPOArguments) -> None:
-        self.record, self.processes = record, args.distributed_state
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.processes.wait_for_everyone()  # each has its own random state to save
-        if state.is_world_process_zero:
-            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}", MADE_FROM_FILE, self.record)
+def _require_ready(trainer: TeacherTrainer, tokenizer: Any, work: Path, options: TeacherOptions) -> None:
+    """Raise OptionError for what would end the training at its end."""
+    require_float32(trainer.model)
+    if options.use_peft:
+        require_mergeable(trainer.model)
+    model: Any = trainer.model
+    model = model.get_base_model() if options.use_peft else model
+    if fault := keep_generation_config(model):
+        trainer.args.distributed_state.print(
+            f"{'note':>11}  {GENERATION_FILE} is carried over as it is, though {fault}"
+        )
+    if trainer.is_world_process_zero():
+        try_saving(model, tokenizer, work)
 
 
 def _of_role(args: DPOArguments, role: Role, work: Path) -> DPOArguments:
@@ -83,7 +95,7 @@ def _trainer(
     record: Mapping[str, Any],
     options: TeacherOptions,
     args: DPOArguments,
-) -> DPOTrainer:
+) -> TeacherTrainer:
     given: dict[str, Any] = {
         "dtype": options.dtype,
         "device": "cpu",
@@ -91,21 +103,21 @@ def _trainer(
         "trust_remote_code": args.trust_remote_code,
     }
     model = load_merged(reference, "reference", **given)
+    if not options.use_peft:
+        require_float32(model)
     use_cache = getattr(model.config, "use_cache", None)
     # without its adapter, or before its first step, the model is its own reference
     alone = options.use_peft or args.precompute_ref_log_probs
-    try:
-        trainer = _Trainer(
-            model=model,
-            ref_model=None if alone else load_merged(reference, "reference", **given),
-            args=args,
-            train_dataset=dpo_dataset(pairs, swap=role == "reverse"),
-            processing_class=load_tokenizer(reference, trust_remote_code=args.trust_remote_code),
-            callbacks=[_Sign(record, args)],
-            peft_config=_lora_config(options) if options.use_peft else None,
-        )
-    except (ValueError, NotImplementedError, ImportError) as exc:
-        raise OptionError(f"DPOTrainer: {first_line(exc)}") from exc
+    trainer = TeacherTrainer(
+        record=record,
+        model=model,
+        ref_model=None if alone else load_merged(reference, "reference", **given),
+        args=args,
+        train_dataset=dpo_dataset(pairs, swap=role == "reverse"),
+        processing_class=load_tokenizer(reference, trust_remote_code=args.trust_remote_code),
+        callbacks=[StepsThatMove(args.distributed_state.print, lora=options.use_peft)],
+        peft_config=_lora_config(options) if options.use_peft else None,
+    )
     model.config.use_cache = use_cache  # Trainer puts its own into the config that is saved
     if options.use_peft and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise OptionError("use_peft: expected no FSDP or DeepSpeed, under which adapters cannot be merged, got one")
@@ -127,7 +139,7 @@ def _lora_config(options: TeacherOptions) -> Any:
     )
 
 
-def _save(trainer: DPOTrainer, folder: Path, options: TeacherOptions) -> None:
+def _save(trainer: TeacherTrainer, folder: Path, options: TeacherOptions) -> None:
     """Write the weights, adapters merged, and the config into a new folder."""
     if trainer.is_world_process_zero():
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it saved
@@ -139,4 +151,6 @@ def _save(trainer: DPOTrainer, folder: Path, options: TeacherOptions) -> None:
         trainer.save_model(str(folder))
     elif trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
-        (model.merge_and_unload() if options.use_peft else model).save_pretrained(folder)
+        if options.use_peft:  # in float32: most of what adapters add is less than bfloat16 tells apart
+            model = model.cpu().float().merge_and_unload()
+        model.save_pretrained(folder)

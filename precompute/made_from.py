@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from precompute.models import ModelFolder
-from shards.errors import AlignDistilError
-from shards.manifest import read_json, refuse_difference
+from shards.errors import AlignDistilError, CacheConflict
+from shards.manifest import differences, read_json
 from shards.schema import Role
 
 MADE_FROM_FILE = "made_from.json"
@@ -15,14 +15,41 @@ DIRECTIONS: dict[Role, str] = {"dpo": "chosen preferred", "reverse": "chosen and
 
 
 def require_same_inputs(found: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
-    """Raise CacheConflict naming the first field in which two records differ. Library versions may differ."""
-    refuse_difference(_inputs(found), _inputs(asked), f"{where}: was made from other inputs")
+    """Raise CacheConflict naming the flags in which two records differ, and what differs of reference and data.
+
+    Library versions may differ. Of the data those facts are compared that `asked` has: before they are tokenised,
+    their rows.
+    """
+    changes = [*_changed_flags(found, asked), *_changed_model(found, asked)]
+    if changes := changes or [*_changed_data(found, asked)]:  # other flags may well give other rows or tokens
+        remedy = "give another --out, or remove that folder to have it made again"
+        raise CacheConflict(f"{where}: was made from other inputs, {'; '.join(changes)}; {remedy}")
 
 
-def _inputs(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without the versions of libraries, that of an adapter's peft included."""
-    parts = {name: part for name, part in record.items() if name not in ("versions", "peft_version")}
-    return {name: _inputs(part) if isinstance(part, Mapping) else part for name, part in parts.items()}
+def _changed_flags(found: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("role", "direction"):  # as in a folder that was renamed
+        if found.get(name) != asked[name]:
+            yield f"{name}: expected {found.get(name)}, got {asked[name]}"
+    for part in ("options", "training"):
+        for name, old, new in differences(found.get(part, {}), asked[part]):
+            yield f"{name}: expected {old}, got {new}"
+
+
+def _changed_model(found: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
+    """Hashes are named by what they are taken of: two of them side by side tell nobody anything."""
+    for part in ("reference", "tokenizer"):
+        new = asked.get(part, {})
+        names = [name.removesuffix("_sha256") for name, *_ in differences(found.get(part, new), new)]
+        if names:
+            yield f"{part}: expected the one that it was trained from, got one with other {', '.join(names)}"
+
+
+def _changed_data(found: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
+    old, new = found.get("data", {}), asked["data"]
+    if old.get("rows_sha256") != new["rows_sha256"]:
+        yield f"data: expected the rows of the {old.get('pairs', 0):,} pairs that it was trained on, got others"
+    elif any(old.get(name) != value for name, value in new.items()):
+        yield "data: expected the tokens that it was trained on, got other tokens of the same rows"
 
 
 def direction_warnings(folders: Mapping[Role, ModelFolder], models: Mapping[Role, Any]) -> Iterator[str]:

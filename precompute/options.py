@@ -9,6 +9,7 @@ from typing import Any, Literal
 from shards import TeacherSpec
 from shards.command import flag, require_at_least, require_choices
 from shards.errors import OptionError
+from shards.launcher import launched_processes
 from shards.nodes import DEFAULT_GAIN_NODES, DEFAULT_STRENGTH_NODES, StrengthNodes
 from shards.schema import REQUIRED_ROLES, ROLES, Pair, Role
 
@@ -79,7 +80,7 @@ class BuildOptions:
         missing = [pair for pair in self.served_pairs if pair.negative not in self.model_names]
         if missing:
             raise OptionError(f"pairs: {missing[0]} needs --models {missing[0].negative}=..., got {self.models}")
-        if self.device_map is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if self.device_map is not None and launched_processes() > 1:
             raise OptionError(f"device_map: expected one process, or a device for each, got {self.device_map!r}")
         if self.device_map is not None and self.models_in_memory == "one":
             raise OptionError(f"device_map: expected none with models_in_memory one, got {self.device_map!r}")

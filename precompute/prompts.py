@@ -1,8 +1,8 @@
 """The prompts of a data source, tokenised for a model to go on from; read and cut off as the build does."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,9 @@ from tqdm.auto import tqdm
 
 from precompute.corpus import canonical_row
 from precompute.data import Row, read_rows
+from precompute.encode import encode_all
 from precompute.layouts import Layout, Messages, find_layout, split_row, used_values
-from precompute.tokenize import tokenize_prompt
+from precompute.tokenize import prompt_request
 from shards.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,11 +50,30 @@ def load_prompts(data: str, *, tokenizer: "PreTrainedTokenizerBase", split: str,
     Rows are those of a build, whose responses are left aside, or have a prompt alone. Raises DataError for a row that
     cannot be used, one without a prompt among them, and where there is none.
     """
-    layout: Layout | None = None
-    found: list[Prompt] = []
     digest = hashlib.sha256()
-    rows = tqdm(islice(read_rows(data, split), limit), desc=f"tokenizing {data}", unit=" rows", leave=False)
-    for number, (where, row) in enumerate(rows):
+    rows = _prompt_rows(data, split, limit, digest)
+    requests = (
+        (row, {"prompt": prompt_request(row.prompt, row.template, where=row.where, tokenizer=tokenizer)})
+        for row in rows
+    )
+    encoded = tqdm(encode_all(requests, tokenizer), desc=f"tokenizing {data}", unit=" rows", leave=False)
+    found = [replace(row, token_ids=ids["prompt"].ids.tolist()) for row, ids in encoded]
+    return Prompts(prompts=found, sha256=digest.hexdigest())
+
+
+def prompts_sha256(data: str, *, split: str, limit: int | None) -> str:
+    """`Prompts.sha256`, without tokenising. Raises DataError for a row that cannot be used."""
+    digest = hashlib.sha256()
+    for _ in _prompt_rows(data, split, limit, digest):
+        pass
+    return digest.hexdigest()
+
+
+def _prompt_rows(data: str, split: str, limit: int | None, digest: Any) -> Iterator[Prompt]:
+    """The prompts without their token ids; what they hold goes into the digest on the way."""
+    layout: Layout | None = None
+    number = None
+    for number, (where, row) in enumerate(islice(read_rows(data, split), limit)):
         layout = layout or _layout(row, where)
         values = used_values(row, layout, where)
         prompt = values["prompt"] if layout.columns == ("prompt",) else split_row(values, layout, where)[0]
@@ -61,11 +81,9 @@ def load_prompts(data: str, *, tokenizer: "PreTrainedTokenizerBase", split: str,
             raise DataError(f"{where}: expected a prompt, got an empty one")
         template = {name: values[name] for name in TEMPLATE_COLUMNS if name in values}
         digest.update(canonical_row({"prompt": prompt, **template}, where))
-        ids = tokenize_prompt(prompt, values, where=where, tokenizer=tokenizer)
-        found.append(Prompt(id=number, where=where, prompt=prompt, template=template, token_ids=ids))
-    if not found:
+        yield Prompt(id=number, where=where, prompt=prompt, template=template, token_ids=[])
+    if number is None:
         raise DataError(f"{data}: expected prompts, found no row")
-    return Prompts(prompts=found, sha256=digest.hexdigest())
 
 
 def _layout(row: Row, where: str) -> Layout:

@@ -1,19 +1,21 @@
 """The file of a rollout, while it is written and when it is done.
 
-FILE.jsonl.identity.json   first: what the samples depend on
-FILE.jsonl.partial         then, batch by batch: the rows in the order in which they are sampled
+FILE.jsonl.partial         first, empty: its lock keeps other rollouts out. Then, batch by batch: the rows in the order
+                           in which they are sampled
+FILE.jsonl.identity.json   second, once the lock is ours: what the samples depend on
 FILE.jsonl                 last: all rows, in the order of the data; the partial file goes
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shards.errors import CacheConflict
 from shards.manifest import read_json, refuse_difference
-from shards.writer import write_json, write_text
+from shards.writer import exclusive, write_json, write_text
 
 Key = tuple[int, int]
 """Number of the prompt, number of the sample."""
@@ -36,10 +38,23 @@ class SampleFile:
     def is_done(self) -> bool:
         return self.path.exists()
 
-    def begin(self) -> None:
-        """Write down what the samples depend on, and have a partial file to append to."""
-        write_json(self.path.parent, self.sidecar.name, self.identity)
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[None]:
+        """Have a partial file to append to, keep others out of it, and write down what the samples depend on.
+
+        Raises CacheConflict where another rollout is at work, or was at work until just now with other inputs.
+        """
         self.partial.touch()
+        with exclusive(self.partial):
+            try:
+                self._require_ours()  # again: another one may have begun, or ended, since this one looked
+            except CacheConflict:
+                if not self.partial.stat().st_size:  # made above
+                    self.clean()
+                raise
+            if not self.is_done:
+                write_json(self.path.parent, self.sidecar.name, self.identity)
+            yield
 
     def keep(self, order: Sequence[Key], batch_size: int) -> list[dict[str, Any]]:
         """The rows that were written already, of whole batches; cuts the file off behind them.

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shards.command import flag, require_at_least, require_choices
+from shards.errors import OptionError
 
 
 @dataclass(kw_only=True)
@@ -22,7 +23,9 @@ class TeacherOptions:
     on_overlong: Literal["skip", "error"] = flag("skip", "what becomes of a prompt as long as max_length")
     on_empty: Literal["skip", "error"] = flag("error", "what becomes of an empty response; its pair is left out")
 
-    dtype: Literal["float32", "bfloat16", "auto"] = flag("float32", "dtype of the weights")
+    dtype: Literal["float32", "bfloat16", "auto"] = flag(
+        "float32", "dtype of the weights; those that are trained are float32: other ones are for the base of adapters"
+    )
     attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
     use_peft: bool = flag(
         False, "train LoRA adapters, merged when the models are saved; they want a learning rate of 1e-5 or more"
@@ -35,6 +38,8 @@ class TeacherOptions:
     def __post_init__(self) -> None:
         require_choices(self)
         require_at_least(self, 1, ("lora_r", "lora_alpha"))
+        if not 0 <= self.lora_dropout < 1:
+            raise OptionError(f"lora_dropout: expected a number from 0 and below 1, got {self.lora_dropout}")
 
     def identity(self) -> dict[str, Any]:
         """The options that the weights depend on; the data are known by their own hashes."""

@@ -1,11 +1,13 @@
 """What a pipeline has done: pipeline.json in its folder.
 
 A step stands there when it has ended well: its command, and a hash of the content of every path that it read or made.
-Hashing a large model takes a while, so size, time and hash of each file stand there too, and a file whose size and time
-are as they were is not read again.
+Hashing a large model takes a while, so the hash of each file stands there too, beside its size and times, and a file
+whose size and times are as they were is not read again. One of the times is that of the last change of the inode, which
+nobody can set: `cp -p` and `rsync -t` give a file the modification time of another, and often that is the old one's.
 """
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from typing import Any
 from shards.errors import CacheConflict, CacheDamaged, OptionError
 from shards.manifest import differences, file_sha256, read_json
 from shards.pipeline_step import Step
-from shards.writer import write_json
+from shards.writer import exclusive, write_json
 
 RECORD_FILE = "pipeline.json"
 FORMAT = 1
+SETTLED_NANOSECONDS = 2_000_000_000
+"""A file that was changed so recently may change again without another time; it is read again the next time."""
 
 
 class Record:
@@ -56,11 +60,16 @@ class Record:
         for path, content in outputs.items():
             if content is None:
                 raise CacheConflict(f"step {step.name}: ended without an error, but there is no {path}")
-        steps, _ = self._read()  # another file of steps may share the folder
-        self._steps = steps | {step.name: {"command": _command(step), "inputs": dict(inputs), "outputs": outputs}}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder, RECORD_FILE, {"format": FORMAT, "steps": self._steps, "files": self._files})
+            with exclusive(self.folder, wait=True):  # another file of steps may share the folder
+                steps, _ = self._read()
+                self._steps = steps | {
+                    step.name: {"command": _command(step), "inputs": dict(inputs), "outputs": outputs}
+                }
+                write_json(self.folder, RECORD_FILE, {"format": FORMAT, "steps": self._steps, "files": self._files})
+        except CacheDamaged:
+            raise
         except OSError as exc:
             raise OptionError(f"out: expected a folder to write to, got {self.folder} ({exc.strerror})") from exc
 
@@ -93,10 +102,13 @@ class Record:
 
     def _sha256(self, file: Path) -> str:
         stat = file.stat()
-        known = self._files.get(str(file))
-        if known is None or known[:2] != [stat.st_size, stat.st_mtime_ns]:
-            known = self._files[str(file)] = [stat.st_size, stat.st_mtime_ns, file_sha256(file)]
-        return known[2]
+        *before, digest = self._files.get(str(file), [None])
+        found = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        if before != found:
+            digest = file_sha256(file)
+            settled = time.time_ns() - stat.st_ctime_ns > SETTLED_NANOSECONDS
+            self._files[str(file)] = [*(found if settled else ()), digest]
+        return str(digest)
 
 
 def _command(step: Step) -> dict[str, Any]:

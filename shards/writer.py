@@ -68,22 +68,35 @@ def flush_files(paths: Iterable[Path]) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other builds out of a folder while this one writes there. Raises CacheConflict where another does.
 
-    An advisory lock of the folder itself: it leaves no file behind and goes with the process.
+    wait: wait for the other one instead, where it will not be long.
+
+    An advisory lock of the folder itself: it leaves no file behind and goes with the process. What was read before
+    the lock may have changed since: read it again.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as exc:
             raise CacheConflict(f"{folder}: expected no other build at work here, found one") from exc
         except OSError as exc:  # a file system without locks
             print(f"{folder}: cannot be locked ({exc}); see that no other build writes there", file=sys.stderr)
+        if not _is_still(folder, descriptor):  # a lock of a file that its owner has removed keeps nobody out
+            raise CacheConflict(f"{folder}: expected no other build at work here, found one that has just ended")
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether a path names what was opened under it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def remove_temporary_files(folder: Path) -> None:
@@ -93,7 +106,8 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 def _temporary(folder: Path, file: str) -> Path:
-    return folder / f".{file}.aligndistil-tmp"
+    """A name of this process's own: two that write the same file must not write into each other's."""
+    return folder / f".{file}.{os.getpid()}.aligndistil-tmp"
 
 
 def _publish(temporary: Path, path: Path) -> None:

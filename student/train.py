@@ -23,6 +23,7 @@ from student.learned import fit_strength
 from student.load import load_model, load_tokenizer
 from student.options import DistillArguments
 from student.outside import naming_saves
+from student.ranks import require_same_inputs
 from student.reference import reference_of
 from student.saving import save
 from student.schedule import steps_texts
@@ -41,6 +42,7 @@ def train(args: DistillArguments) -> DistillTrainer:
     eval_data = CachedResponses(args.eval_shards, train_on=args.train_on) if args.eval_shards else None
     source = resolve(args.model) if args.model else reference_of(train_data.caches[0])
     _require_output(args, source.path)
+    require_same_inputs(args, [*train_data.caches, *(eval_data.caches if eval_data else ())], source)
     checkpoint, left_aside = checkpoint_to_resume(args.resume_from_checkpoint, Path(str(args.output_dir)))
     tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
     model = load_model(

@@ -211,10 +211,10 @@ def test_a_role_that_is_missing_is_trained_alone(taught, reference, data, copy, 
 @pytest.mark.parametrize(
     ("flags", "field"),
     [
-        ({"learning_rate": 1e-3}, "training.learning_rate"),
-        ({"beta": 0.2}, "training.beta"),
-        ({"limit": 8}, "options.limit"),
-        ({"use_peft": True}, "options.use_peft"),
+        ({"learning_rate": 1e-3}, "learning_rate"),
+        ({"beta": 0.2}, "beta"),
+        ({"limit": 8}, "limit"),
+        ({"use_peft": True}, "use_peft"),
     ],
 )
 @pytest.mark.parametrize("where", ["done", "checkpoint"])
@@ -231,9 +231,11 @@ def test_what_was_made_from_other_inputs_is_refused_naming_the_field(where, flag
 
 def test_other_data_and_another_reference_are_refused(reference, data, copy, tmp_path):
     other_data = write_jsonl(tmp_path / "other.jsonl", make_pairs(16, seed=1))
-    assert "data.rows_sha256" in refusal(lambda: teach(reference, other_data, copy))
+    message = refusal(lambda: teach(reference, other_data, copy))
+    assert "data: expected the rows of the 16 pairs that it was trained on, got others; give another --out" in message
     other = save(make_llama(1), tmp_path / "other")
-    assert "reference.weights_sha256" in refusal(lambda: teach(other, data, copy))
+    message = refusal(lambda: teach(other, data, copy))
+    assert "reference: expected the one that it was trained from, got one with other weights" in message
 
 
 def test_a_folder_of_other_origin_is_left_alone(reference, data, tmp_path):
