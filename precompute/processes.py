@@ -48,7 +48,7 @@ class Processes:
         return cls(
             rank=dist.get_rank(),
             local_rank=int(os.environ["LOCAL_RANK"]),
-            world_size=dist.get_launched_processes(),
+            world_size=dist.get_world_size(),
             group=group,
         )
 
