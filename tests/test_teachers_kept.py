@@ -209,14 +209,18 @@ def stop_in(monkeypatch, owner, name, call=2, error=KeyboardInterrupt):
     monkeypatch.setattr(owner, name, stopping)
 
 
-def test_a_finished_training_that_was_not_saved_makes_no_step_more(taught, reference, data, half_done, monkeypatch):
+def test_a_finished_training_that_was_not_saved_makes_no_step_more(reference, data, tmp_path, monkeypatch):
+    flags = {"max_steps": 3}  # it ends in the middle of an epoch
+    teach(reference, data, tmp_path / "unbroken", **flags)
+    out = tmp_path / "broken"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_in(patch, dpo_module, "_save", call=1)
-        teach(reference, data, half_done)
-    assert checkpoint_steps(half_done)[-1] == STEPS
-    stop_at(monkeypatch, 1)
-    teach(reference, data, half_done)
-    assert_same_weights(half_done / "dpo", taught / "dpo")
+        teach(reference, data, out, **flags)
+    assert checkpoint_steps(out) == [3]
+    stop_at(monkeypatch, 3 + 1)  # three are reverse's
+    teach(reference, data, out, **flags)
+    for role in ("dpo", "reverse"):
+        assert_same_weights(out / role, tmp_path / "unbroken" / role)
 
 
 @pytest.mark.parametrize(
