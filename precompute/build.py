@@ -141,12 +141,10 @@ def read_inputs(options: BuildOptions, processes: Processes) -> Inputs:
     if options.top_k > size:
         raise OptionError(f"top_k: expected at most the vocabulary's {size} tokens, got {options.top_k}")
     corpus = load_corpus(
-        options.data,
+        options.sources,
         tokenizer=tokenizers["reference"],
-        split=options.split,
         responses=options.responses,
         max_length=options.max_length,
-        limit=options.limit,
         on_overlong=options.on_overlong,
         on_empty=options.on_empty,
         progress=processes.is_first,
@@ -200,8 +198,7 @@ def begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer, proc
     places = {role: str(folder.path.resolve()) for role, folder in inputs.folders.items() if folder.commit is None}
     places |= {role: folder.name for role, folder in inputs.folders.items() if folder.commit is not None}
     write_json(out, VOCABULARY_FILE, inputs.vocabulary)
-    data = str(Path(options.data).resolve()) if Path(options.data).exists() else options.data
-    write_json(out, PROVENANCE_FILE, {"models": dict(sorted(places.items())), "data": data})
+    write_json(out, PROVENANCE_FILE, {"models": dict(sorted(places.items())), "data": options.sources.places})
     write_json(out, PLAN_FILE, plan.to_json())
     processes.wait()
     return plan

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tqdm import tqdm
 
-from precompute.data import Row, read_rows
-from precompute.layouts import Layout, ResponseKind, find_layout, used_values
+from precompute.data_reader import DataReader, DataRow
+from precompute.layouts import Layout, ResponseKind
+from precompute.sources import Data
 from precompute.token_store import TokenStore
 from precompute.tokenize import SkippedResponse, TokenizedResponse, tokenize_row
 from shards.errors import DataError, OptionError
@@ -45,6 +46,7 @@ class Corpus:
     has_pairs: bool
     ignores_chat_template: bool
     data_sha256: str
+    notes: tuple[str, ...]
 
     @property
     def tokens_sha256(self) -> str:
@@ -56,7 +58,7 @@ class Corpus:
 
 
 def load_corpus(
-    data: str,
+    data: Data | str,
     *,
     tokenizer: "PreTrainedTokenizerBase",
     split: str = "train",
@@ -77,12 +79,15 @@ def load_corpus(
     format needs.
     """
     _check_options(responses, max_length, limit, {"on_overlong": on_overlong, "on_empty": on_empty})
+    if isinstance(data, str):
+        data = Data.of(data, split, limit)
     on_skip = {"overlong": on_overlong, "empty": on_empty}
     kept = TokenStore()
     skipped = dict.fromkeys(on_skip, 0)
     rows_read = truncated = prompt_not_prefix = 0
     digest = hashlib.sha256()
-    rows = tqdm(islice(read_rows(data, split), limit), desc=f"tokenizing {data}", unit=" rows", disable=not progress)
+    reader = DataReader(data)
+    rows = tqdm(reader, desc=f"tokenizing {data}", unit=" rows", disable=not progress)
     plain_text = has_pairs = False
     for canonical, outcomes, layout in _tokenized(rows, tokenizer, responses, max_length):
         rows_read += 1
@@ -109,20 +114,21 @@ def load_corpus(
         has_pairs=has_pairs,
         ignores_chat_template=plain_text and bool(tokenizer.chat_template),
         data_sha256=digest.hexdigest(),
+        notes=tuple(reader.notes()),
     )
 
 
 def load_pairs(
-    data: str, wanted: Collection[int], *, tokenizer: "PreTrainedTokenizerBase", split: str, max_length: int
+    data: Data, wanted: Collection[int], *, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> list[TokenizedResponse]:
     """Both responses of the rows of these numbers, tokenised; those that `load_corpus` would skip are left out."""
-    rows = islice(read_rows(data, split), max(wanted) + 1)
+    rows = islice(DataReader(data), max(wanted) + 1)
     by_row = _tokenized(rows, tokenizer, "both", max_length, wanted=wanted)
     return [outcome for _, some, _ in by_row for outcome in some if isinstance(outcome, TokenizedResponse)]
 
 
 def _tokenized(
-    rows: Iterable[tuple[str, Row]],
+    rows: Iterable[DataRow],
     tokenizer: "PreTrainedTokenizerBase",
     responses: Responses,
     max_length: int,
@@ -130,12 +136,10 @@ def _tokenized(
     wanted: Collection[int] | None = None,
 ) -> Iterator[tuple[bytes, list[TokenizedResponse | SkippedResponse], Layout]]:
     """For each row (of these numbers, where given) its canonical bytes, its responses and the source's layout."""
-    layout: Layout | None = None
-    for pair_id, (where, row) in enumerate(rows):
-        layout = layout or find_layout(row, where)
+    for pair_id, row in enumerate(rows):
+        where, values, layout = row.where, row.values, row.layout
         if wanted is not None and pair_id not in wanted:
             continue
-        values = used_values(row, layout, where)
         canonical = canonical_row(values, where)
         outcomes = tokenize_row(
             values,

@@ -45,7 +45,10 @@ def find_layout(row: Mapping[str, Any], where: str) -> Layout:
     columns = next((columns for columns in _LAYOUTS if set(columns) <= set(found)), None)
     if columns is None:
         expected = ", ".join("+".join(columns) for columns in _LAYOUTS)
-        raise DataError(f"{where}: expected the columns of one of {expected}, got {', '.join(found) or 'none'}")
+        got = ", ".join(found) or "none"
+        raise DataError(
+            f"{where}: expected the columns of one of {expected}, got {got}; --columns prompt=NAME ... names others"
+        )
     conversational = isinstance(row[columns[-1]], list) or columns == ("messages",)
     if conversational and "rejected" in columns and isinstance(row.get("prompt"), str):
         columns = ("chosen", "rejected")
@@ -66,9 +69,11 @@ def used_values(row: Mapping[str, Any], layout: Layout, where: str) -> dict[str,
 
 
 def split_row(values: Mapping[str, Any], layout: Layout, where: str) -> tuple[Any, dict[ResponseKind, Any]]:
-    """The prompt and the responses that are not empty, all text or all messages."""
+    """The prompt and the responses that are not empty, all text or all messages; a prompt alone has none."""
     prompt: Any
     responses: dict[ResponseKind, Any]
+    if layout.columns == ("prompt",):
+        return values["prompt"], {}
     if layout.columns == ("messages",):
         prompt, responses = values["messages"][:-1], {"completion": values["messages"][-1:]}
     elif layout.columns == ("chosen", "rejected"):
@@ -163,5 +168,12 @@ def _type_name(value: Any) -> str:
 
 
 def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
+    """How many items two sequences begin with in common, by halving: slices are compared far faster than items."""
+    shared, end = 0, min(len(first), len(second))
+    while shared < end:
+        middle = (shared + end + 1) // 2
+        if first[shared:middle] == second[shared:middle]:
+            shared = middle
+        else:
+            end = middle - 1
+    return shared

@@ -17,10 +17,9 @@ def sample_directions(options: BuildOptions, corpus: Corpus, reference: ModelFol
     if not corpus.has_pairs:
         return []
     rows = load_pairs(
-        options.data,
+        options.sources,
         {row.pair_id for row in sample_rows(corpus.responses, options.sample_rows)},
         tokenizer=load_tokenizer(reference, trust_remote_code=options.trust_remote_code),
-        split=options.split,
         # no longer than what the models were found to have room for
         max_length=max(len(row.input_ids) for row in corpus.responses),
     )

@@ -3,14 +3,15 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from precompute.corpus import canonical_row
-from precompute.data import Row, read_rows
-from precompute.layouts import Layout, Messages, find_layout, split_row, used_values
+from precompute.data_reader import DataReader
+from precompute.layouts import Layout, Messages, find_layout, split_row
+from precompute.sources import Data
+from precompute.text_files import Row
 from precompute.tokenize import tokenize_prompt
 from shards.errors import DataError
 
@@ -41,22 +42,22 @@ class Prompts:
 
     prompts: list[Prompt]
     sha256: str
+    notes: tuple[str, ...]
 
 
-def load_prompts(data: str, *, tokenizer: "PreTrainedTokenizerBase", split: str, limit: int | None) -> Prompts:
-    """The prompts of the first `limit` rows of `data`, or of all.
+def load_prompts(data: Data, *, tokenizer: "PreTrainedTokenizerBase") -> Prompts:
+    """The prompts of the rows of `data`.
 
     Rows are those of a build, whose responses are left aside, or have a prompt alone. Raises DataError for a row that
     cannot be used, one without a prompt among them, and where there is none.
     """
-    layout: Layout | None = None
     found: list[Prompt] = []
     digest = hashlib.sha256()
-    rows = tqdm(islice(read_rows(data, split), limit), desc=f"tokenizing {data}", unit=" rows", leave=False)
-    for number, (where, row) in enumerate(rows):
-        layout = layout or _layout(row, where)
-        values = used_values(row, layout, where)
-        prompt = values["prompt"] if layout.columns == ("prompt",) else split_row(values, layout, where)[0]
+    reader = DataReader(data, _layout)
+    rows = tqdm(reader, desc=f"tokenizing {data}", unit=" rows", leave=False)
+    for number, row in enumerate(rows):
+        where, values, layout = row.where, row.values, row.layout
+        prompt = split_row(values, layout, where)[0]
         if not prompt:
             raise DataError(f"{where}: expected a prompt, got an empty one")
         template = {name: values[name] for name in TEMPLATE_COLUMNS if name in values}
@@ -65,7 +66,7 @@ def load_prompts(data: str, *, tokenizer: "PreTrainedTokenizerBase", split: str,
         found.append(Prompt(id=number, where=where, prompt=prompt, template=template, token_ids=ids))
     if not found:
         raise DataError(f"{data}: expected prompts, found no row")
-    return Prompts(prompts=found, sha256=digest.hexdigest())
+    return Prompts(prompts=found, sha256=digest.hexdigest(), notes=tuple(reader.notes()))
 
 
 def _layout(row: Row, where: str) -> Layout:

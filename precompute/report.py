@@ -25,6 +25,7 @@ def plan_text(
         f"({per_position:,.0f} bytes per response token before compression)",
         f"{'projected time':>18}  {_time_text(left, tokens_per_second)}",
     ]
+    lines += [f"{'note':>18}  {note}" for note in corpus.notes]
     if corpus.ignores_chat_template:
         lines.append(f"{'note':>18}  the data are plain text: the tokenizer's chat template is not applied to them")
     return "\n".join(lines)

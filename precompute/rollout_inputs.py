@@ -45,11 +45,11 @@ def read_inputs(options: RolloutOptions) -> Inputs:
     folder = resolve(options.model)
     trust = options.trust_remote_code
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
-    found = load_prompts(options.data, tokenizer=tokenizer, split=options.split, limit=options.limit)
+    found = load_prompts(options.sources, tokenizer=tokenizer)
     room = _room(folder, trust_remote_code=trust)
     prompts = {prompt.id: prompt for prompt in found.prompts if _fits(prompt, room, options)}
     if not prompts:
-        raise DataError(f"{options.data}: no prompt leaves room for {options.max_new_tokens} tokens out of {room}")
+        raise DataError(f"{options.sources}: no prompt leaves room for {options.max_new_tokens} tokens out of {room}")
     device = resolve_device(options.device, 0)
     vocabulary = tokenizer.get_vocab()
     sampling = Sampling(

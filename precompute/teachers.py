@@ -73,17 +73,15 @@ def read_inputs(options: TeacherOptions, args: "DPOArguments") -> Inputs:
     """Find the reference, tokenise the data as the build does."""
     reference = resolve(options.reference)
     corpus = load_corpus(
-        options.data,
+        options.sources,
         tokenizer=load_tokenizer(reference, trust_remote_code=args.trust_remote_code),
-        split=options.split,
         responses="both",
         max_length=args.max_length,
-        limit=options.limit,
         on_overlong=options.on_overlong,
         on_empty=options.on_empty,
         progress=args.distributed_state.is_main_process,
     )
-    pairs = whole_pairs(corpus, options.data)
+    pairs = whole_pairs(corpus, str(options.sources))
     record = {
         "options": options.identity(),
         "reference": identity(reference, trust_remote_code=args.trust_remote_code),

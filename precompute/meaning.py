@@ -1,0 +1,88 @@
+"""Columns that are not read: refused where they change what a row means, else named in the plan."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from precompute.layouts import Layout
+from precompute.text_files import Row
+from shards.errors import DataError
+
+PROMPT_LIKE = frozenset({
+    "prompt", "question", "instruction", "instructions", "input", "inputs", "query", "problem", "context", "history",
+    "dialog", "dialogue", "conversation", "conversations", "human", "user_prompt", "system", "system_prompt",
+    "system_message",
+})  # fmt: skip
+"""Names, in small letters, of what a model is presumably meant to read before its response."""
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+LABELS = ("label", "kto_tag")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+_GOOD, _BAD = ("true", "1", "1.0"), ("false", "0", "0.0", "-1", "-1.0")
+
+
+def is_bad(row: Row, layout: Layout) -> bool:
+    """Whether a row without pairs says of its response that it is not wanted, as in KTO's data: label false."""
+    return "rejected" not in layout.columns and any(_word(row.get(name)) in _BAD for name in LABELS)
+
+
+def unused_columns(row: Row, layout: Layout) -> set[str]:
+    """Columns with a value that nothing reads."""
+    used = {*layout.columns, *(TEMPLATE_COLUMNS if layout.conversational else ())}
+    if "rejected" not in layout.columns:
+        used.update(name for name in LABELS if _word(row.get(name)) in _GOOD + _BAD)
+    return {name for name, value in row.items() if name not in used and value is not None}
+
+
+def require_no_lost_meaning(
+    row: Row, unused: set[str], layout: Layout, prompt: Any, responses: Mapping[Any, Any], where: str
+) -> bool:
+    """Raise DataError where an unused column holds pictures, tools, or a prompt that the row's prompt does not hold.
+
+    True where a column `prompt` that counts as a label (layouts.py) does not stand in the messages.
+    """
+    given = [name for name in row if name in unused and (row[name] or row[name] == 0)]
+    for name in given:
+        if name.lower() in MEDIA:
+            raise DataError(f"{where} column {name}: expected text alone, got {name}, which cannot be read")
+        if name in TEMPLATE_COLUMNS:
+            raise DataError(f"{where} column {name}: expected messages, whose template reads it, got text")
+    lost = [name for name in given if name.lower() in PROMPT_LIKE and not _stands_in(row[name], prompt, responses)]
+    if others := [name for name in lost if name != "prompt"]:
+        raise DataError(
+            f"{where}: expected a prompt with all that belongs to it, got one without {' and '.join(others)}; "
+            f"--columns {_remedy(others, layout, prompt)}"
+        )
+    return bool(lost)
+
+
+def _remedy(lost: list[str], layout: Layout, prompt: Any) -> str:
+    systems = [name for name in lost if name.lower().startswith("system")]
+    asked = [name for name in lost if name not in systems]
+    uses = [f"system={name}" for name in systems[:1] if layout.conversational or asked or "prompt" in layout.columns]
+    if asked and (not layout.conversational or not prompt):
+        before = ["prompt"] if "prompt" in layout.columns else []
+        uses.insert(0, f"prompt={'+'.join(before + asked)}")
+    leaves_out = f"{' '.join(f'{name}=' for name in lost)} leaves {'it' if len(lost) == 1 else 'them'} out"
+    return f"{' '.join(uses)} uses {'it' if len(lost) == 1 else 'them'}, {leaves_out}" if uses else leaves_out
+
+
+def _stands_in(value: Any, prompt: Any, responses: Mapping[Any, Any]) -> bool:
+    held = " ".join(_texts(prompt))
+    if not isinstance(value, str):  # a conversation may be the prompt with its answer
+        held = " ".join([held, *(text for response in responses.values() for text in _texts(response))])
+    held = " ".join(held.split())
+    return all(" ".join(text.split()) in held for text in _texts(value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts of messages, or of lists of texts; of an object its content, or its value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts(next((value[name] for name in ("content", "value", "text") if value.get(name)), None))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, (bool, int, float, str)) else ""
