@@ -19,7 +19,6 @@ from precompute.corpus import Corpus, load_corpus
 from precompute.made_from import direction_warnings
 from precompute.models import ModelFolder, check_vocabularies, load_models, load_tokenizer, resolve
 from precompute.options import BuildOptions
-from precompute.packing import longest_pair, units
 from precompute.plan import (
     build_identity,
     log_threshold,
@@ -27,14 +26,15 @@ from precompute.plan import (
     read_earlier,
     require_writable,
     resolve_device,
-    sample_rows,
     support_rule,
 )
 from precompute.preferences import sample_directions
 from precompute.processes import Processes
 from precompute.report import directions_text, plan_text, shared_text, summary_text
 from precompute.score import Scorer, batches_by_length, require_shared_prompts
+from precompute.spread import sample_rows
 from precompute.support import SupportRule
+from precompute.tokenize import TokenizedResponse
 from shards import ShardCache
 from shards.batches import BatchReader
 from shards.command import OneLineErrors, run_command
@@ -107,7 +107,7 @@ def _build(
             print(f"warning: {warning}")
         print(plan_text(plan, inputs.corpus, todo, options.top_k, speed and speed * processes.world_size))
         if options.share_prompts:
-            print(shared_text(inputs.corpus.responses))
+            print(shared_text(inputs.corpus.facts))
         remove_temporary_files(out)
     processes.wait()  # until every process has seen which shards are left
     left = set(todo)
@@ -127,7 +127,8 @@ def _directions(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer
     """What dpo and reverse prefer, from the cache where it has both responses of a pair, else from a few rows."""
     if options.responses == "both":
         return measure_directions(ShardCache(out))
-    return sample_directions(options, inputs.corpus, inputs.folders["reference"], scorer)
+    sample, batch_tokens = options.sample_rows, options.batch_tokens
+    return sample_directions(inputs.corpus, scorer, sample=sample, batch_tokens=batch_tokens)
 
 
 def read_inputs(options: BuildOptions, processes: Processes) -> Inputs:
@@ -147,6 +148,7 @@ def read_inputs(options: BuildOptions, processes: Processes) -> Inputs:
         max_length=options.max_length,
         on_overlong=options.on_overlong,
         on_empty=options.on_empty,
+        sample_pairs=options.sample_rows,
         progress=processes.is_first,
     )
     device = resolve_device(options.device, processes.local_rank)
@@ -166,11 +168,10 @@ def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> 
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
     )
-    rows = inputs.corpus.responses
-    longest = max(len(row.input_ids) for row in rows)
+    longest, pair = inputs.corpus.facts.longest, inputs.corpus.facts.longest_pair
     for role, role_model in models.items():
         require_room(role_model.model.config, longest, role)
-    if options.share_prompts and (pair := longest_pair(rows)) is not None:
+    if options.share_prompts and pair is not None:
         require_shared_prompts(models, pair, longest)
     return Scorer(
         models=models,
@@ -259,7 +260,7 @@ def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_
         return None
     rows = sample_rows(corpus.responses, 16)
     if scorer.share_prompts:
-        rows = [corpus.responses[i] for unit in sample_rows(units(corpus.responses), 16) for i in unit]
+        rows = [row for i in sample_rows(range(len(corpus.responses)), 8) for row in _with_partner(corpus.responses, i)]
     batches = batches_by_length(rows, batch_tokens, share_prompts=scorer.share_prompts)
     batch = [rows[i] for i in batches[len(batches) // 2]]
     seconds = []
@@ -268,6 +269,12 @@ def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_
         positions = sum(scores.num_positions for scores in next(scorer.score([batch], rule)))
         seconds.append(time.perf_counter() - start)
     return positions / min(seconds)
+
+
+def _with_partner(rows: Sequence[TokenizedResponse], i: int) -> list[TokenizedResponse]:
+    """The responses of a row's pair, which stand next to each other."""
+    near = rows[max(i - 1, 0) : i + 2]
+    return [row for row in near if row.pair_id == rows[i].pair_id]
 
 
 class _Parser(OneLineErrors, HfArgumentParser):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from precompute.layouts import Layout
 from precompute.prompts import Prompt
-from precompute.tokenize import TokenizedResponse, tokenize_row
+from precompute.tokenize import SourceRow, TokenizedResponse, tokenize_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,15 +49,9 @@ def completion_text(tokenizer: "PreTrainedTokenizerBase", prompt_ids: Sequence[i
 def _reads_back(
     row: dict[str, Any], prompt: Prompt, token_ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase"
 ) -> bool:
-    (outcome,) = tokenize_row(
-        row,
-        where=prompt.where,
-        pair_id=prompt.id,
-        layout=Layout(columns=("prompt", "completion"), conversational=not isinstance(prompt.prompt, str)),
-        tokenizer=tokenizer,
-        kinds=("completion",),
-        max_length=LONGEST,
-    )
+    layout = Layout(columns=("prompt", "completion"), conversational=not isinstance(prompt.prompt, str))
+    source = SourceRow(where=prompt.where, values=row, layout=layout, pair_id=prompt.id)
+    outcome = tokenize_row(source, tokenizer=tokenizer, max_length=LONGEST).outcomes["completion"]
     if not isinstance(outcome, TokenizedResponse):
         return not token_ids
     sampled = [*prompt.token_ids, *token_ids]

@@ -6,18 +6,19 @@ skipped before it.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tqdm import tqdm
 
-from precompute.data_reader import DataReader, DataRow
+from precompute.data_reader import DataReader
 from precompute.layouts import Layout, ResponseKind
 from precompute.sources import Data
+from precompute.spread import SpreadSample
+from precompute.tally import Facts, Tally
 from precompute.token_store import TokenStore
-from precompute.tokenize import SkippedResponse, TokenizedResponse, tokenize_row
+from precompute.tokenize import Outcome, SourceRow, TokenizedResponse, TokenizedRow, tokenize_rows
 from shards.errors import DataError, OptionError
 
 if TYPE_CHECKING:
@@ -31,30 +32,38 @@ OnSkip = Literal["skip", "error"]
 class Corpus:
     """Tokenised responses in source order, chosen before rejected, and how they came about.
 
-    `skipped` counts responses by reason, under "overlong" and "empty". `truncated` and `prompt_not_prefix` count the
-    kept responses that were cut, and those whose prompt reads otherwise alone than with the response behind it.
-    has_pairs: the rows hold a rejected response too, whether or not it was asked for.
-    ignores_chat_template: the tokenizer has a chat template, but the data are text. data_sha256 covers the columns in
-    use of every row read, whatever file format held them.
+    `skipped` counts responses by reason, under "overlong" and "empty". has_pairs: the rows hold a rejected response
+    too, whether or not it was asked for. sampled_pairs: both responses of some rows, spread over the data, for what
+    only a pair can tell. ignores_chat_template: the tokenizer has a chat template, but the data are text. empty_prompts
+    counts rows. data_sha256 covers the columns in use of every row read, whatever file format held them. notes: lines
+    for a person to read.
     """
 
     responses: Sequence[TokenizedResponse]
+    facts: Facts
     rows_read: int
     skipped: dict[str, int]
-    truncated: int
-    prompt_not_prefix: int
+    empty_prompts: int = 0
     has_pairs: bool
-    ignores_chat_template: bool
+    sampled_pairs: Sequence[TokenizedResponse] = ()
+    ignores_chat_template: bool = False
     data_sha256: str
-    notes: tuple[str, ...]
+    notes: Sequence[str] = ()
+
+    @property
+    def truncated(self) -> int:
+        """Kept responses that were cut."""
+        return self.facts.truncated
+
+    @property
+    def prompt_not_prefix(self) -> int:
+        """Kept responses whose prompt reads otherwise alone than with the response behind it."""
+        return self.facts.prompt_not_prefix
 
     @property
     def tokens_sha256(self) -> str:
         """Over the token ids and masks of the responses: what the tokenizer made of the data."""
-        digest = hashlib.sha256()
-        for row in self.responses:
-            digest.update(row.input_ids.astype("<i4").tobytes() + row.loss_mask.tobytes())
-        return digest.hexdigest()
+        return self.facts.tokens_sha256
 
 
 def load_corpus(
@@ -67,90 +76,118 @@ def load_corpus(
     limit: int | None = None,
     on_overlong: OnSkip = "skip",
     on_empty: OnSkip = "error",
+    sample_pairs: int = 0,
     progress: bool = False,
 ) -> Corpus:
-    """Tokenises the first `limit` rows of `data`, or all of them; `read_rows` says what `data` can be.
+    """Tokenises the rows of `data`; of one source, which text names, the first `limit` rows of `split`, or all.
 
-    The first row tells the layout, and every other row must have it. `responses` picks from preference rows; the other
-    layouts have one response a row, which "chosen" means. max_length is in tokens, prompt and response together.
+    The first row of a source tells its layout, and every other row must have it. `responses` picks from preference
+    rows; the other layouts have one response a row, which "chosen" means. max_length is in tokens, prompt and response
+    together. sample_pairs: of so many rows or more, as far as there are, both responses are kept aside.
 
     Raises DataError for a row that cannot be used, where no response is left, and for an overlong or empty response
     where that is to be an error; OptionError for an option out of range; ModelError for a tokenizer that lacks what the
     format needs.
     """
     _check_options(responses, max_length, limit, {"on_overlong": on_overlong, "on_empty": on_empty})
-    if isinstance(data, str):
-        data = Data.of(data, split, limit)
-    on_skip = {"overlong": on_overlong, "empty": on_empty}
-    kept = TokenStore()
-    skipped = dict.fromkeys(on_skip, 0)
-    rows_read = truncated = prompt_not_prefix = 0
-    digest = hashlib.sha256()
-    reader = DataReader(data)
-    rows = tqdm(reader, desc=f"tokenizing {data}", unit=" rows", disable=not progress)
-    plain_text = has_pairs = False
-    for canonical, outcomes, layout in _tokenized(rows, tokenizer, responses, max_length):
-        rows_read += 1
-        plain_text, has_pairs = not layout.conversational, "rejected" in layout.kinds
-        digest.update(canonical)
-        for outcome in outcomes:
-            if isinstance(outcome, TokenizedResponse):
-                kept.append(outcome)
-                truncated += outcome.truncated
-                prompt_not_prefix += not outcome.prompt_is_prefix
-            elif on_skip[outcome.reason] == "error":
-                raise DataError(outcome.message)
-            else:
-                skipped[outcome.reason] += 1
-    if not kept:
-        counts = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        raise DataError(f"{data}: no response left: {rows_read} rows read, skipped {counts}")
+    reader = DataReader(Data.of(data, split, limit) if isinstance(data, str) else data)
+    rows = HashedRows(reader)
+    gathered = _Gathered(responses, {"overlong": on_overlong, "empty": on_empty}, sample_pairs, tokenizer.bos_token_id)
+    tokenized = tokenize_rows(rows, tokenizer=tokenizer, max_length=max_length)
+    for row in tqdm(tokenized, desc=f"tokenizing {data}", unit=" rows", disable=not progress):
+        gathered.add(row)
+    if not gathered.kept:
+        counts = ", ".join(f"{count} {reason}" for reason, count in gathered.skipped.items())
+        raise DataError(f"{data}: no response left: {gathered.rows_read} rows read, skipped {counts}")
+    gathered.kept.flush()
     return Corpus(
-        responses=kept,
-        rows_read=rows_read,
-        skipped=skipped,
-        truncated=truncated,
-        prompt_not_prefix=prompt_not_prefix,
-        has_pairs=has_pairs,
-        ignores_chat_template=plain_text and bool(tokenizer.chat_template),
-        data_sha256=digest.hexdigest(),
-        notes=tuple(reader.notes()),
+        responses=gathered.kept,
+        facts=gathered.tally.facts,
+        rows_read=gathered.rows_read,
+        skipped=gathered.skipped,
+        empty_prompts=gathered.empty_prompts,
+        has_pairs=gathered.has_pairs,
+        sampled_pairs=[response for pair in gathered.sample.kept for response in pair],
+        ignores_chat_template=gathered.plain_text and bool(tokenizer.chat_template),
+        data_sha256=rows.sha256,
+        notes=(*reader.notes(), *gathered.notes(tokenizer.bos_token)),
     )
 
 
-def load_pairs(
-    data: Data, wanted: Collection[int], *, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> list[TokenizedResponse]:
-    """Both responses of the rows of these numbers, tokenised; those that `load_corpus` would skip are left out."""
-    rows = islice(DataReader(data), max(wanted) + 1)
-    by_row = _tokenized(rows, tokenizer, "both", max_length, wanted=wanted)
-    return [outcome for _, some, _ in by_row for outcome in some if isinstance(outcome, TokenizedResponse)]
+def rows_sha256(data: Data, *, progress: bool = False) -> str:
+    """`Corpus.data_sha256`, without tokenising. Raises DataError for a row that cannot be used."""
+    rows = HashedRows(DataReader(data))
+    for _ in tqdm(rows, desc=f"reading {data}", unit=" rows", disable=not progress):
+        pass
+    return rows.sha256
 
 
-def _tokenized(
-    rows: Iterable[DataRow],
-    tokenizer: "PreTrainedTokenizerBase",
-    responses: Responses,
-    max_length: int,
-    *,
-    wanted: Collection[int] | None = None,
-) -> Iterator[tuple[bytes, list[TokenizedResponse | SkippedResponse], Layout]]:
-    """For each row (of these numbers, where given) its canonical bytes, its responses and the source's layout."""
-    for pair_id, row in enumerate(rows):
-        where, values, layout = row.where, row.values, row.layout
-        if wanted is not None and pair_id not in wanted:
-            continue
-        canonical = canonical_row(values, where)
-        outcomes = tokenize_row(
-            values,
-            where=where,
-            pair_id=pair_id,
-            layout=layout,
-            tokenizer=tokenizer,
-            kinds=_wanted_kinds(responses, layout, where),
-            max_length=max_length,
+class HashedRows:
+    """Rows on their way through, and in the end the sha256 over what they hold."""
+
+    def __init__(self, rows: Iterable[SourceRow]) -> None:
+        self._rows = rows
+        self._digest = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[SourceRow]:
+        for row in self._rows:
+            self._digest.update(canonical_row(row.values, row.where))
+            yield row
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+class _Gathered:
+    """The responses that were asked for, and what is counted on the way."""
+
+    def __init__(
+        self, responses: Responses, on_skip: Mapping[str, OnSkip], sample_pairs: int, bos_token_id: int | None
+    ) -> None:
+        self.kept, self.tally = TokenStore(), Tally()
+        self.sample: SpreadSample[list[TokenizedResponse]] = SpreadSample(sample_pairs)
+        self.skipped = dict.fromkeys(on_skip, 0)
+        self.rows_read = self.empty_prompts = self.twice_begun = 0
+        self.has_pairs = self.plain_text = False
+        self._responses, self._on_skip = responses, on_skip
+        self._twice = None if bos_token_id is None else [bos_token_id] * 2
+
+    def add(self, found: TokenizedRow) -> None:
+        layout, before = found.row.layout, len(self.kept)
+        self.rows_read += 1
+        self.empty_prompts += found.empty_prompt
+        self.plain_text |= not layout.conversational
+        self.has_pairs |= "rejected" in layout.kinds
+        wanted = [found.outcomes[kind] for kind in _wanted_kinds(self._responses, layout, found.row.where)]
+        for outcome in wanted:
+            self._keep(outcome)
+        self.twice_begun += any(
+            isinstance(outcome, TokenizedResponse) and outcome.input_ids[:2].tolist() == self._twice
+            for outcome in wanted
         )
-        yield canonical, outcomes, layout
+        both = [outcome for outcome in found.outcomes.values() if isinstance(outcome, TokenizedResponse)]
+        if len(self.kept) > before and len(both) == 2:
+            self.sample.offer(both)
+
+    def notes(self, bos_token: Any) -> list[str]:
+        """What a person should know of the tokens."""
+        lines = [f"rows with an empty prompt: {self.empty_prompts:,}"] if self.empty_prompts else []
+        if self.twice_begun:
+            lines.append(
+                f"WARNING: rows that begin with {bos_token} twice: {self.twice_begun:,}; their text has one, and the "
+                "tokenizer adds another"
+            )
+        return lines
+
+    def _keep(self, outcome: Outcome) -> None:
+        if isinstance(outcome, TokenizedResponse):
+            self.kept.append(outcome)
+            self.tally.add(outcome)
+        elif self._on_skip[outcome.reason] == "error":
+            raise DataError(outcome.message)
+        else:
+            self.skipped[outcome.reason] += 1
 
 
 def _wanted_kinds(responses: Responses, layout: Layout, where: str) -> tuple[ResponseKind, ...]:

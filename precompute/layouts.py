@@ -55,6 +55,14 @@ def find_layout(row: Mapping[str, Any], where: str) -> Layout:
     return Layout(columns=columns, conversational=conversational)
 
 
+def find_prompt_layout(row: Mapping[str, Any], where: str) -> Layout:
+    """The layout of a source whose responses are left aside; it may have a prompt alone."""
+    given = {name for name, value in row.items() if value is not None}
+    if "prompt" in given and not {"chosen", "rejected", "completion"} & given:
+        return Layout(columns=("prompt",), conversational=isinstance(row["prompt"], list))
+    return find_layout(row, where)
+
+
 def used_values(row: Mapping[str, Any], layout: Layout, where: str) -> dict[str, Any]:
     """All that tokenisation reads of a row, checked, without nulls. Raises DataError for a missing or unfit value."""
     check = _checked_messages if layout.conversational else _checked_text

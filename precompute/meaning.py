@@ -1,6 +1,7 @@
 """Columns that are not read: refused where they change what a row means, else named in the plan."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from precompute.layouts import Layout
@@ -19,6 +20,16 @@ TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 _GOOD, _BAD = ("true", "1", "1.0"), ("false", "0", "0.0", "-1", "-1.0")
 
 
+@dataclass(frozen=True, slots=True)
+class RowParts:
+    """What is read of a row. prompt_column: what its column prompt is called in the source."""
+
+    layout: Layout
+    prompt_column: str
+    prompt: Any
+    responses: Mapping[Any, Any]
+
+
 def is_bad(row: Row, layout: Layout) -> bool:
     """Whether a row without pairs says of its response that it is not wanted, as in KTO's data: label false."""
     return "rejected" not in layout.columns and any(_word(row.get(name)) in _BAD for name in LABELS)
@@ -32,9 +43,7 @@ def unused_columns(row: Row, layout: Layout) -> set[str]:
     return {name for name, value in row.items() if name not in used and value is not None}
 
 
-def require_no_lost_meaning(
-    row: Row, unused: set[str], layout: Layout, prompt: Any, responses: Mapping[Any, Any], where: str
-) -> bool:
+def require_no_lost_meaning(row: Row, unused: set[str], parts: RowParts, where: str) -> bool:
     """Raise DataError where an unused column holds pictures, tools, or a prompt that the row's prompt does not hold.
 
     True where a column `prompt` that counts as a label (layouts.py) does not stand in the messages.
@@ -45,30 +54,31 @@ def require_no_lost_meaning(
             raise DataError(f"{where} column {name}: expected text alone, got {name}, which cannot be read")
         if name in TEMPLATE_COLUMNS:
             raise DataError(f"{where} column {name}: expected messages, whose template reads it, got text")
-    lost = [name for name in given if name.lower() in PROMPT_LIKE and not _stands_in(row[name], prompt, responses)]
+    lost = [name for name in given if name.lower() in PROMPT_LIKE and not _stands_in(row[name], parts)]
     if others := [name for name in lost if name != "prompt"]:
         raise DataError(
             f"{where}: expected a prompt with all that belongs to it, got one without {' and '.join(others)}; "
-            f"--columns {_remedy(others, layout, prompt)}"
+            f"--columns {_remedy(others, parts)}"
         )
     return bool(lost)
 
 
-def _remedy(lost: list[str], layout: Layout, prompt: Any) -> str:
+def _remedy(lost: list[str], parts: RowParts) -> str:
+    layout = parts.layout
     systems = [name for name in lost if name.lower().startswith("system")]
     asked = [name for name in lost if name not in systems]
     uses = [f"system={name}" for name in systems[:1] if layout.conversational or asked or "prompt" in layout.columns]
-    if asked and (not layout.conversational or not prompt):
-        before = ["prompt"] if "prompt" in layout.columns else []
+    if asked and (not layout.conversational or not parts.prompt):
+        before = [parts.prompt_column] if "prompt" in layout.columns else []
         uses.insert(0, f"prompt={'+'.join(before + asked)}")
     leaves_out = f"{' '.join(f'{name}=' for name in lost)} leaves {'it' if len(lost) == 1 else 'them'} out"
     return f"{' '.join(uses)} uses {'it' if len(lost) == 1 else 'them'}, {leaves_out}" if uses else leaves_out
 
 
-def _stands_in(value: Any, prompt: Any, responses: Mapping[Any, Any]) -> bool:
-    held = " ".join(_texts(prompt))
+def _stands_in(value: Any, parts: RowParts) -> bool:
+    held = " ".join(_texts(parts.prompt))
     if not isinstance(value, str):  # a conversation may be the prompt with its answer
-        held = " ".join([held, *(text for response in responses.values() for text in _texts(response))])
+        held = " ".join([held, *(text for response in parts.responses.values() for text in _texts(response))])
     held = " ".join(held.split())
     return all(" ".join(text.split()) in held for text in _texts(value))
 

@@ -7,7 +7,7 @@ are those of the row alone, up to rounding.
 Dimensions: B packed rows, T their tokens, N response tokens of the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,15 +60,40 @@ def units(rows: Sequence[Row]) -> list[list[int]]:
     return found
 
 
-def longest_pair(rows: Sequence[Row]) -> list[Row] | None:
+class SharedPrompts:
+    """What neighbours share, counted row after row. `longest`: the two that make the longest packed row, if any."""
+
+    def __init__(self) -> None:
+        self.saved_tokens = 0
+        self.longest: tuple[Row, Row] | None = None
+        self._alone: Row | None = None  # the row before, where it has no partner yet
+
+    def add(self, row: Row) -> None:
+        alone, self._alone = self._alone, row
+        if alone is None or not (shared := shared_tokens(alone, row)):
+            return
+        self._alone = None
+        self.saved_tokens += shared
+        if self.longest is None or packed_length([alone, row]) > packed_length(self.longest):
+            self.longest = alone, row
+
+
+def shared_prompts(rows: Iterable[Row]) -> SharedPrompts:
+    found = SharedPrompts()
+    for row in rows:
+        found.add(row)
+    return found
+
+
+def longest_pair(rows: Iterable[Row]) -> list[Row] | None:
     """The two rows that make the longest packed row; None where none share a prompt."""
-    pairs = ([rows[i] for i in unit] for unit in units(rows) if len(unit) == 2)
-    return max(pairs, key=packed_length, default=None)
+    found = shared_prompts(rows).longest
+    return found and list(found)
 
 
-def saved_tokens(rows: Sequence[Row]) -> int:
+def saved_tokens(rows: Iterable[Row]) -> int:
     """Tokens of prompts that are run once in place of twice."""
-    return sum(shared_tokens(*(rows[i] for i in unit)) for unit in units(rows) if len(unit) == 2)
+    return shared_prompts(rows).saved_tokens
 
 
 def packed_length(rows: Sequence[Row]) -> int:

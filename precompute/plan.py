@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from precompute.corpus import Corpus
 from precompute.models import ModelFolder, identity
 from precompute.options import BuildOptions
 from precompute.score import Scorer, batches_by_length
+from precompute.spread import sample_rows
 from precompute.support import SupportRule, find_threshold
 from precompute.tokenize import TokenizedResponse
 from shards.errors import CacheConflict, OptionError, first_line
@@ -31,7 +32,6 @@ from shards.manifest import (
 )
 from shards.schema import Role
 
-Item = TypeVar("Item")
 THRESHOLD_POSITIONS = 16_384
 """Of the sample, at most so many are ranked; at 2,048 tokens a position they take 128 MiB."""
 LIBRARIES = ("aligndistil-offline", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
@@ -130,27 +130,21 @@ def make_plan(
         skipped=dict(sorted(corpus.skipped.items())),
         truncated=corpus.truncated,
         prompt_not_prefix=corpus.prompt_not_prefix,
-        shards=tuple(plan_shards(corpus.responses, options.tokens_per_shard)),
+        shards=tuple(plan_shards(corpus.facts.positions, options.tokens_per_shard)),
     )
 
 
-def plan_shards(rows: Sequence[TokenizedResponse], tokens_per_shard: int) -> list[ShardPlan]:
+def plan_shards(positions: Sequence[int], tokens_per_shard: int) -> list[ShardPlan]:
     """Cut the rows, in order, after every `tokens_per_shard` response tokens (a row is never cut)."""
-    ends = np.cumsum([int(row.loss_mask.sum()) for row in rows])
+    ends = np.cumsum(positions, dtype=np.int64)
     shards: list[ShardPlan] = []
     first = before = 0
-    while first < len(rows):
-        last = min(int(np.searchsorted(ends, before + tokens_per_shard)), len(rows) - 1)
-        file, positions = f"part-{len(shards):05d}.arrow", int(ends[last]) - before
-        shards.append(ShardPlan(file=file, first_row=first, rows=last + 1 - first, positions=positions))
+    while first < len(ends):
+        last = min(int(np.searchsorted(ends, before + tokens_per_shard)), len(ends) - 1)
+        file, here = f"part-{len(shards):05d}.arrow", int(ends[last]) - before
+        shards.append(ShardPlan(file=file, first_row=first, rows=last + 1 - first, positions=here))
         first, before = last + 1, int(ends[last])
     return shards
-
-
-def sample_rows(rows: Sequence[Item], count: int) -> list[Item]:
-    """Up to `count` rows, evenly spread over the data: the fixed sample that the threshold is set on."""
-    picked = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))
-    return [rows[i] for i in picked]
 
 
 def log_threshold(scorer: Scorer, rows: Sequence[TokenizedResponse], options: BuildOptions, highest: int) -> float:

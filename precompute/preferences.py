@@ -1,29 +1,26 @@
-"""Whether dpo and reverse prefer what they should, asked of the live models on a few rows: for a cache of one kind of
-response, which cannot tell it by itself."""
+"""Whether dpo and reverse prefer what they should, asked of the live models on a few rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from precompute.corpus import Corpus, load_pairs
-from precompute.models import ModelFolder, load_tokenizer
-from precompute.options import BuildOptions
-from precompute.plan import sample_rows
+from precompute.corpus import Corpus
 from precompute.score import Scorer, batches_by_length
+from precompute.spread import sample_rows
 from precompute.tokenize import TokenizedResponse
 from shards.directions import Direction, Rewards, directions, implicit_rewards
 
 
-def sample_directions(options: BuildOptions, corpus: Corpus, reference: ModelFolder, scorer: Scorer) -> list[Direction]:
-    """What the models prefer in the rows that the threshold is set on; nothing where the data have no pairs."""
-    if not corpus.has_pairs:
-        return []
-    rows = load_pairs(
-        options.sources,
-        {row.pair_id for row in sample_rows(corpus.responses, options.sample_rows)},
-        tokenizer=load_tokenizer(reference, trust_remote_code=options.trust_remote_code),
-        # no longer than what the models were found to have room for
-        max_length=max(len(row.input_ids) for row in corpus.responses),
-    )
-    return directions(_rewards(rows, scorer, options.batch_tokens))
+def sample_directions(corpus: Corpus, scorer: Scorer, *, sample: int, batch_tokens: int) -> list[Direction]:
+    """What the models prefer in `sample` pairs, spread over the data; nothing where the data have none."""
+    pairs = [corpus.sampled_pairs[i : i + 2] for i in range(0, len(corpus.sampled_pairs), 2)]
+    rows = [row for pair in sample_rows(pairs, sample) for row in pair]
+    # no longer than what the models were found to have room for
+    cut = [_cut(row, corpus.facts.longest) for row in rows]
+    return directions(_rewards([row for row in cut if row.loss_mask.any()], scorer, batch_tokens))
+
+
+def _cut(row: TokenizedResponse, longest: int) -> TokenizedResponse:
+    return replace(row, input_ids=row.input_ids[:longest], loss_mask=row.loss_mask[:longest])
 
 
 def _rewards(rows: Sequence[TokenizedResponse], scorer: Scorer, batch_tokens: int) -> Rewards:

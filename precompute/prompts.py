@@ -1,18 +1,18 @@
 """The prompts of a data source, tokenised for a model to go on from; read and cut off as the build does."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from precompute.corpus import canonical_row
 from precompute.data_reader import DataReader
-from precompute.layouts import Layout, Messages, find_layout, split_row
+from precompute.encode import encode_all
+from precompute.layouts import Messages, split_row
 from precompute.sources import Data
-from precompute.text_files import Row
-from precompute.tokenize import tokenize_prompt
+from precompute.tokenize import prompt_request
 from shards.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
-    """The prompts in source order, and a sha256 over them and their arguments of the template."""
+    """The prompts in source order, a sha256 over them and their arguments of the template, and notes for a person."""
 
     prompts: list[Prompt]
     sha256: str
-    notes: tuple[str, ...]
+    notes: Sequence[str]
 
 
 def load_prompts(data: Data, *, tokenizer: "PreTrainedTokenizerBase") -> Prompts:
@@ -51,27 +51,35 @@ def load_prompts(data: Data, *, tokenizer: "PreTrainedTokenizerBase") -> Prompts
     Rows are those of a build, whose responses are left aside, or have a prompt alone. Raises DataError for a row that
     cannot be used, one without a prompt among them, and where there is none.
     """
-    found: list[Prompt] = []
     digest = hashlib.sha256()
-    reader = DataReader(data, _layout)
-    rows = tqdm(reader, desc=f"tokenizing {data}", unit=" rows", leave=False)
-    for number, row in enumerate(rows):
-        where, values, layout = row.where, row.values, row.layout
-        prompt = split_row(values, layout, where)[0]
+    reader = DataReader(data, prompts_only=True)
+    rows = _prompt_rows(reader, digest)
+    requests = (
+        (row, {"prompt": prompt_request(row.prompt, row.template, where=row.where, tokenizer=tokenizer)})
+        for row in rows
+    )
+    encoded = tqdm(encode_all(requests, tokenizer), desc=f"tokenizing {data}", unit=" rows", leave=False)
+    found = [replace(row, token_ids=ids["prompt"].ids.tolist()) for row, ids in encoded]
+    if not found:
+        raise DataError(f"{data}: expected prompts, found no row")
+    return Prompts(prompts=found, sha256=digest.hexdigest(), notes=reader.notes())
+
+
+def prompts_sha256(data: Data) -> str:
+    """`Prompts.sha256`, without tokenising. Raises DataError for a row that cannot be used."""
+    digest = hashlib.sha256()
+    for _ in _prompt_rows(DataReader(data, prompts_only=True), digest):
+        pass
+    return digest.hexdigest()
+
+
+def _prompt_rows(reader: DataReader, digest: Any) -> Iterator[Prompt]:
+    """The prompts without their token ids; what they hold goes into the digest on the way."""
+    for row in reader:
+        where, values = row.where, row.values
+        prompt, _ = split_row(values, row.layout, where)
         if not prompt:
             raise DataError(f"{where}: expected a prompt, got an empty one")
         template = {name: values[name] for name in TEMPLATE_COLUMNS if name in values}
         digest.update(canonical_row({"prompt": prompt, **template}, where))
-        ids = tokenize_prompt(prompt, values, where=where, tokenizer=tokenizer)
-        found.append(Prompt(id=number, where=where, prompt=prompt, template=template, token_ids=ids))
-    if not found:
-        raise DataError(f"{data}: expected prompts, found no row")
-    return Prompts(prompts=found, sha256=digest.hexdigest(), notes=tuple(reader.notes()))
-
-
-def _layout(row: Row, where: str) -> Layout:
-    """The layout of a build's data, or a prompt alone."""
-    given = {name for name, value in row.items() if value is not None}
-    if "prompt" in given and not {"chosen", "rejected", "completion"} & given:
-        return Layout(columns=("prompt",), conversational=isinstance(row["prompt"], list))
-    return find_layout(row, where)
+        yield Prompt(id=row.pair_id, where=where, prompt=prompt, template=template, token_ids=[])

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from precompute.corpus import Corpus
-from precompute.packing import saved_tokens
-from precompute.tokenize import TokenizedResponse
+from precompute.tally import Facts
 from shards.directions import Direction
 from shards.manifest import Manifest, Plan, ShardPlan
 from shards.statistics import distribution_table
@@ -31,9 +30,9 @@ def plan_text(
     return "\n".join(lines)
 
 
-def shared_text(rows: Sequence[TokenizedResponse]) -> str:
+def shared_text(facts: Facts) -> str:
     """How many tokens a body is spared where prompts are shared."""
-    total, saved = sum(len(row.input_ids) for row in rows), saved_tokens(rows)
+    total, saved = facts.tokens, facts.saved_tokens
     return f"{'shared prompts':>18}  {saved:,} of {total:,} tokens ({saved / total:.1%}) are not run twice"
 
 

@@ -40,6 +40,8 @@ def rollout(options: RolloutOptions) -> Path:
         print(f"{path}: already sampled from the same inputs, nothing to do")
         return path
     require_writable(path.parent)
+    for note in inputs.notes:
+        print(f"{'note':>14}  {note}")
     engine = load_engine(options, inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     file.begin()

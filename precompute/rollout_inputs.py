@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,13 @@ from shards.model_folder import refusing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """`prompts`: those that fit into the model, by their number; `skipped`: how many do not."""
+    """`prompts`: those that fit into the model, by their number; `skipped`: how many do not. notes: of the data."""
 
     folder: ModelFolder
     tokenizer: Any
     prompts: dict[int, Prompt]
     skipped: int
+    notes: Sequence[str]
     sampling: Sampling
     device: torch.device
     identity: dict[str, Any]
@@ -67,6 +69,7 @@ def read_inputs(options: RolloutOptions) -> Inputs:
         tokenizer=tokenizer,
         prompts=prompts,
         skipped=len(found.prompts) - len(prompts),
+        notes=found.notes,
         sampling=sampling,
         device=device,
         identity={

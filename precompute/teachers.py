@@ -40,6 +40,7 @@ class Inputs:
     reference: ModelFolder
     pairs: list[TokenizedPair]
     pairs_text: str
+    notes: Sequence[str]
     records: dict[Role, dict[str, Any]]
 
 
@@ -54,6 +55,8 @@ def make_teachers(options: TeacherOptions, args: "DPOArguments") -> None:
     require_writable(out)
     processes.wait_for_everyone()  # until every process has seen what is there
     processes.print(f"{'reference':>11}  {options.reference}\n{'pairs':>11}  {inputs.pairs_text}")
+    for note in inputs.notes:
+        processes.print(f"{'note':>11}  {note}")
     out.mkdir(parents=True, exist_ok=True)
     with exclusive(out) if processes.is_main_process else contextlib.nullcontext():
         for role, record in inputs.records.items():
@@ -93,6 +96,7 @@ def read_inputs(options: TeacherOptions, args: "DPOArguments") -> Inputs:
         reference=reference,
         pairs=pairs,
         pairs_text=f"{len(pairs):,}, from {counted(corpus.rows_read, 'row')} of data{skipped_text(corpus.skipped)}",
+        notes=corpus.notes,
         records={role: {"role": role, "direction": direction} | record for role, direction in DIRECTIONS.items()},
     )
 

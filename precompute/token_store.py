@@ -15,33 +15,50 @@ from typing import overload
 import numpy as np
 
 from precompute.tokenize import TokenizedResponse
+from shards.errors import OptionError
 
 _TRAINS = np.uint32(1 << 31)
+_BLOCK_BYTES = 1 << 18
 
 
 class TokenStore(Sequence[TokenizedResponse]):
     """Rows in the order in which they were appended; each access makes the row anew."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the store is there
+        try:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - open for as long as the store is there
+        except OSError as exc:
+            raise _no_room(exc) from exc
         weakref.finalize(self, self._file.close)
+        self._unwritten = bytearray()
         self._ends = array("q", [0])  # tokens up to and with each row
         self._pair_ids, self._starts = array("q"), array("i")
         self._kinds, self._flags = array("B"), array("B")
         self._names: list[str] = []  # of the kinds of responses: what a sample_id has behind the slash
 
     def append(self, row: TokenizedResponse) -> None:
+        """Raises OptionError where temporary files have no room left."""
         name = row.sample_id.removeprefix(f"{row.pair_id}/")
         assert row.sample_id == f"{row.pair_id}/{name}", "a sample_id begins with the number of its row"
         if name not in self._names:
             self._names.append(name)
         words_T = row.input_ids.astype(np.uint32) | np.where(row.loss_mask, _TRAINS, np.uint32(0))
-        self._file.write(words_T.tobytes())
+        self._unwritten += words_T.tobytes()
+        if len(self._unwritten) >= _BLOCK_BYTES:
+            self.flush()
         self._ends.append(self._ends[-1] + len(words_T))
         self._pair_ids.append(row.pair_id)
         self._starts.append(row.response_start)
         self._kinds.append(self._names.index(name))
         self._flags.append(row.chosen | row.truncated << 1 | row.prompt_is_prefix << 2)
+
+    def flush(self) -> None:
+        """Write what waits. Raises OptionError where temporary files have no room left."""
+        try:
+            while self._unwritten:
+                del self._unwritten[: self._file.write(self._unwritten)]
+        except OSError as exc:
+            raise _no_room(exc) from exc
 
     def __len__(self) -> int:
         return len(self._pair_ids)
@@ -56,7 +73,8 @@ class TokenStore(Sequence[TokenizedResponse]):
         return self._row(range(len(self))[index])
 
     def _row(self, i: int) -> TokenizedResponse:
-        self._file.flush()
+        if self._unwritten:
+            self.flush()
         start, stop = self._ends[i], self._ends[i + 1]
         words_T = np.frombuffer(os.pread(self._file.fileno(), 4 * (stop - start), 4 * start), np.uint32)
         flags, pair_id = self._flags[i], self._pair_ids[i]
@@ -70,3 +88,10 @@ class TokenStore(Sequence[TokenizedResponse]):
             truncated=bool(flags & 2),
             prompt_is_prefix=bool(flags & 4),
         )
+
+
+def _no_room(error: OSError) -> OptionError:
+    where = tempfile.gettempdir()
+    return OptionError(
+        f"TMPDIR: expected room for the tokenised data in {where}, got {error.strerror}; name another folder"
+    )

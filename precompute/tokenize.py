@@ -1,4 +1,4 @@
-"""Turns one row into tokenised responses: token ids, where the response starts, which of its tokens train.
+"""Turns rows into tokenised responses: token ids, where the response starts, which of its tokens train.
 
 The ids equal those of TRL's DPOTrainer (preference rows) and SFTTrainer (the others): prompt and response are tokenised
 together, and the response starts where the result leaves the prompt tokenised alone.
@@ -9,15 +9,17 @@ Where TRL says nothing or trains on more:
 * A response that is empty takes no part in finding where the other one of its pair starts.
 """
 
+import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from precompute.layouts import Layout, Messages, ResponseKind, shared_length, split_row
+from precompute.encode import Conversation, Encoded, Request, encode_all, encode_requests
+from precompute.layouts import Layout, Messages, ResponseKind, split_row
 from shards.errors import DataError, ModelError
 from shards.scores import Response, Scores
 
@@ -67,138 +69,206 @@ class SkippedResponse:
     message: str
 
 
+Outcome = TokenizedResponse | SkippedResponse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SourceRow:
+    """A row of the data, ready to be tokenised: what `used_values` gave, and where it stands in its source."""
+
+    where: str
+    values: Mapping[str, Any]
+    layout: Layout
+    pair_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenizedRow:
+    """A row with its responses, one of each of its layout's kinds, in their order."""
+
+    row: SourceRow
+    outcomes: Mapping[ResponseKind, Outcome]
+    empty_prompt: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Parts:
+    """A row, its prompt and its responses that are not empty; `whole`: of a chat whose every assistant turn trains."""
+
+    row: SourceRow
+    prompt: Any
+    responses: Mapping[ResponseKind, Any]
+    whole: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Span:
-    ids: list[int]
+    ids: np.ndarray
     start: int
     trains: np.ndarray
     prompt_is_prefix: bool
 
 
-def tokenize_row(
-    values: Mapping[str, Any],
-    *,
-    where: str,
-    pair_id: int,
-    layout: Layout,
-    tokenizer: "PreTrainedTokenizerBase",
-    kinds: Sequence[ResponseKind],
-    max_length: int,
-) -> list[TokenizedResponse | SkippedResponse]:
-    """The responses of one row named by `kinds`, in that order, tokenised or with the reason why not.
+def tokenize_rows(
+    rows: Iterable[SourceRow], *, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Iterator[TokenizedRow]:
+    """Each row, in order, with its responses, tokenised or with the reason why not. Rows are read a batch ahead.
 
-    `values` is what `used_values` gives. max_length counts prompt and response. A response is cut there, without an end
-    token. One whose prompt leaves no room is "overlong", and so is one without a token to train on before the cut; one
-    that has no such token at all is "empty".
+    max_length counts prompt and response. A response is cut there, without an end token. One whose prompt leaves no
+    room is "overlong", and so is one without a token to train on before the cut; one that has no such token at all is
+    "empty".
 
     Raises DataError where a last turn is not the assistant's, the prompt has no message, or the chat template refuses
     the row; ModelError for a tokenizer without the end token or the chat template that the format needs.
     """
-    prompt, responses = split_row(values, layout, where)
-    spans: dict[ResponseKind, _Span] = {}
-    if responses and not layout.conversational:
-        spans = _text_spans(tokenizer, prompt, responses)
-    elif responses:
-        chat = _Chat(tokenizer, values, where)
-        whole_chat = layout.columns == ("messages",) and chat.tells_assistant_tokens
-        spans = {"completion": chat.marked_span(values["messages"])} if whole_chat else chat.spans(prompt, responses)
-    return [
-        _outcome(spans.get(kind), where=f"{where} {kind}", pair_id=pair_id, kind=kind, max_length=max_length)
-        for kind in kinds
-    ]
+    for parts, encoded in encode_all((_requests(row, tokenizer) for row in rows), tokenizer):
+        yield _tokenized(parts, encoded, max_length)
 
 
-def tokenize_prompt(
-    prompt: str | Messages,
-    values: Mapping[str, Any],
-    *,
-    where: str,
-    tokenizer: "PreTrainedTokenizerBase",
-) -> list[int]:
-    """The token ids of a prompt alone, for a model to go on from: text as it is, messages with the generation prompt.
+def tokenize_row(row: SourceRow, *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenizedRow:
+    """The responses of one row; as `tokenize_rows`."""
+    parts, requests = _requests(row, tokenizer)
+    return _tokenized(parts, encode_requests(requests, tokenizer), max_length)
 
-    `values` holds the row's arguments of the chat template, as `used_values` gives them. Raises as `tokenize_row`.
+
+def prompt_request(
+    prompt: str | Messages, values: Mapping[str, Any], *, where: str, tokenizer: "PreTrainedTokenizerBase"
+) -> Request:
+    """A prompt alone, for a model to go on from: text as it is, messages with the generation prompt.
+
+    `values` holds the row's arguments of the chat template, as `used_values` gives them. Raises as `tokenize_rows`.
     """
     if isinstance(prompt, str):
-        return _text_ids(tokenizer, prompt)
-    return _Chat(tokenizer, values, where).prompt_ids(prompt)
+        return prompt
+    arguments = _template_arguments(values)
+    _template(tokenizer, arguments)
+    return _prompt(prompt, arguments, where)
 
 
-def _text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    return tokenizer(text, verbose=False)["input_ids"]
+def _requests(row: SourceRow, tokenizer: "PreTrainedTokenizerBase") -> tuple[_Parts, dict[str, Request]]:
+    """What is to be tokenised of a row: its prompt, and each response behind it."""
+    prompt, responses = split_row(row.values, row.layout, row.where)
+    parts = _Parts(row=row, prompt=prompt, responses=responses)
+    if not responses:
+        return parts, {}
+    if not row.layout.conversational:
+        return parts, _text_requests(tokenizer, prompt, responses)
+    arguments = _template_arguments(row.values)
+    told = tokenizer.is_fast and _tells_assistant(_template(tokenizer, arguments))
+    if told and row.layout.columns == ("messages",):
+        chat = Conversation(messages=row.values["messages"], arguments=arguments, where=row.where, with_mask=True)
+        return replace(parts, whole=True), {"completion": chat}
+    return parts, _chat_requests(prompt, responses, arguments, row.where, told=told)
 
 
-def _text_spans(
-    tokenizer: "PreTrainedTokenizerBase", prompt: str, responses: dict[ResponseKind, str]
-) -> dict[ResponseKind, _Span]:
+def _text_requests(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str, responses: Mapping[ResponseKind, str]
+) -> dict[str, Request]:
     end_token = tokenizer.eos_token
     if not end_token:
         raise ModelError(f"{_name(tokenizer)}: expected an end-of-sequence token, which data as text needs, got none")
-
-    texts = {kind: prompt + response.removesuffix(end_token) + end_token for kind, response in responses.items()}
-    whole_ids = {kind: _text_ids(tokenizer, text) for kind, text in texts.items()}
-    return _spans(_text_ids(tokenizer, prompt), whole_ids)
-
-
-class _Chat:
-    """The chat template with the arguments that one row brings for it."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", values: Mapping[str, Any], where: str) -> None:
-        tools = values.get("tools")
-        self.arguments = {
-            "tools": json.loads(tools) if isinstance(tools, str) else tools,
-            **values.get("chat_template_kwargs", {}),
-        }
-        self.tokenizer, self.where = tokenizer, where
-        try:
-            template = tokenizer.get_chat_template(self.arguments.get("chat_template"), self.arguments["tools"])
-        except ValueError as exc:
-            message = f"{_name(tokenizer)}: expected a chat template, which data as messages needs, got none"
-            raise ModelError(message) from exc
-        self.tells_assistant_tokens = tokenizer.is_fast and _GENERATION_MARKER.search(template) is not None
-
-    def prompt_ids(self, prompt: Messages) -> list[int]:
-        if not prompt:
-            raise DataError(f"{self.where}: expected a prompt of one message or more, got none")
-        return self._render(prompt, add_generation_prompt=True)["input_ids"]
-
-    def spans(self, prompt: Messages, responses: dict[ResponseKind, Messages]) -> dict[ResponseKind, _Span]:
-        prompt_ids = self.prompt_ids(prompt)
-        whole = {kind: self._render(prompt + response)["input_ids"] for kind, response in responses.items()}
-        spans = _spans(prompt_ids, whole)
-        for kind, response in responses.items():
-            if len(response) > 1:
-                spans[kind] = self._assistant_only(spans[kind], prompt + response)
-        return spans
-
-    def marked_span(self, messages: Messages) -> _Span:
-        """The span of a whole chat in which every assistant turn trains. Needs a template that tells them."""
-        rendered = self._render(messages, return_assistant_tokens_mask=True)
-        trains = np.array(rendered["assistant_masks"], dtype=bool)
-        if not trains.any():
-            raise DataError(f"{self.where}: expected assistant tokens inside the template's generation block, got none")
-        return _Span(ids=rendered["input_ids"], start=int(trains.argmax()), trains=trains, prompt_is_prefix=True)
-
-    def _assistant_only(self, span: _Span, messages: Messages) -> _Span:
-        if self.tells_assistant_tokens:
-            return replace(span, trains=span.trains & self.marked_span(messages).trains)
-        earlier_ids = self._render(messages[:-1], add_generation_prompt=True)["input_ids"]
-        last_turn = _spans(earlier_ids, {"completion": span.ids})["completion"]
-        is_prefix = span.prompt_is_prefix and last_turn.prompt_is_prefix
-        return replace(span, trains=span.trains & last_turn.trains, prompt_is_prefix=is_prefix)
-
-    def _render(self, messages: Messages, **options: bool) -> Any:
-        arguments: dict[str, Any] = {**self.arguments, **options, "tokenizer_kwargs": {"verbose": False}}
-        try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **arguments)
-        except Exception as exc:  # a template is code of its own and raises what it likes
-            got = f"{type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
-            raise DataError(f"{self.where}: expected messages that the chat template takes, got {got}") from exc
+    whole: dict[str, Request] = {
+        kind: prompt + response.removesuffix(end_token) + end_token for kind, response in responses.items()
+    }
+    return {"prompt": prompt, **whole}
 
 
-def _spans(prompt_ids: list[int], whole_ids: dict[ResponseKind, list[int]]) -> dict[ResponseKind, _Span]:
+def _chat_requests(
+    prompt: Messages,
+    responses: Mapping[ResponseKind, Messages],
+    arguments: Mapping[str, Any],
+    where: str,
+    *,
+    told: bool,
+) -> dict[str, Request]:
+    """told: the template tells assistant tokens; else those of several messages are what follows the last but one."""
+    requests: dict[str, Request] = {"prompt": _prompt(prompt, arguments, where)}
+    for kind, response in responses.items():
+        whole = prompt + response
+        requests[kind] = Conversation(messages=whole, arguments=arguments, where=where)
+        if len(response) > 1:
+            requests[f"{kind} turns"] = (
+                Conversation(messages=whole, arguments=arguments, where=where, with_mask=True)
+                if told
+                else _prompt(whole[:-1], arguments, where)
+            )
+    return requests
+
+
+def _prompt(messages: Messages, arguments: Mapping[str, Any], where: str) -> Conversation:
+    if not messages:
+        raise DataError(f"{where}: expected a prompt of one message or more, got none")
+    return Conversation(messages=messages, arguments=arguments, where=where, add_generation_prompt=True)
+
+
+def _template_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the chat template that one row brings."""
+    tools = values.get("tools")
+    given = json.loads(tools) if isinstance(tools, str) else tools
+    return {"tools": given, **values.get("chat_template_kwargs", {})}
+
+
+def _template(tokenizer: "PreTrainedTokenizerBase", arguments: Mapping[str, Any]) -> str:
+    """The chat template that a row is rendered with. Raises ModelError where there is none, or none is the default."""
+    asked, templates = arguments.get("chat_template"), tokenizer.chat_template
+    if asked is not None and "{" not in asked and asked not in (templates if isinstance(templates, dict) else ()):
+        # transformers would take the name for a template, which is the same text for every row
+        got = ", ".join(templates) if isinstance(templates, dict) else "one template, without a name"
+        raise ModelError(f"{_name(tokenizer)}: expected a chat template called {asked}, got {got}")
+    try:
+        return tokenizer.get_chat_template(arguments.get("chat_template"), arguments["tools"])
+    except ValueError as exc:
+        named = tokenizer.chat_template
+        got = "none"
+        if isinstance(named, dict):
+            choice = json.dumps({"chat_template": min(named)})
+            got = f"several without a default ({', '.join(named)}); --chat_template_kwargs '{choice}' chooses one"
+        message = f"{_name(tokenizer)}: expected a chat template, which data as messages needs, got {got}"
+        raise ModelError(message) from exc
+
+
+@functools.lru_cache(maxsize=16)
+def _tells_assistant(template: str) -> bool:
+    return _GENERATION_MARKER.search(template) is not None
+
+
+def _tokenized(parts: _Parts, encoded: Mapping[str, Encoded], max_length: int) -> TokenizedRow:
+    row = parts.row
+    spans: dict[ResponseKind, _Span] = {}
+    if parts.whole:
+        spans = {"completion": _marked_span(encoded["completion"], row.where)}
+    elif parts.responses:
+        spans = _spans(encoded["prompt"].ids, {kind: encoded[kind].ids for kind in parts.responses})
+    for kind in parts.responses:
+        if turns := encoded.get(f"{kind} turns"):
+            spans[kind] = _assistant_only(spans[kind], turns, row.where)
+    outcomes = {
+        kind: _outcome(spans.get(kind), where=f"{row.where} {kind}", pair_id=row.pair_id, kind=kind, longest=max_length)
+        for kind in row.layout.kinds
+    }
+    return TokenizedRow(row=row, outcomes=outcomes, empty_prompt=not parts.prompt)
+
+
+def _marked_span(chat: Encoded, where: str) -> _Span:
+    """The span of a whole chat in which every assistant turn trains."""
+    assert chat.assistant is not None, "was asked for"
+    if not chat.assistant.any():
+        raise DataError(f"{where}: expected assistant tokens inside the template's generation block, got none")
+    return _Span(ids=chat.ids, start=int(chat.assistant.argmax()), trains=chat.assistant, prompt_is_prefix=True)
+
+
+def _assistant_only(span: _Span, turns: Encoded, where: str) -> _Span:
+    """turns: the chat with its assistant tokens, or all of it before the last turn."""
+    if turns.assistant is not None:
+        return replace(span, trains=span.trains & _marked_span(turns, where).trains)
+    last_turn = _spans(turns.ids, {"completion": span.ids})["completion"]
+    is_prefix = span.prompt_is_prefix and last_turn.prompt_is_prefix
+    return replace(span, trains=span.trains & last_turn.trains, prompt_is_prefix=is_prefix)
+
+
+def _spans(prompt_ids: np.ndarray, whole_ids: Mapping[ResponseKind, np.ndarray]) -> dict[ResponseKind, _Span]:
     """Spans whose common start is the first token at which one of them leaves the prompt; all from there trains."""
-    start = min(shared_length(prompt_ids, ids) for ids in whole_ids.values())
+    start = min(_shared_tokens(prompt_ids, ids) for ids in whole_ids.values())
     is_prefix = start == len(prompt_ids)
     return {
         kind: _Span(ids=ids, start=start, trains=np.arange(len(ids)) >= start, prompt_is_prefix=is_prefix)
@@ -206,9 +276,13 @@ def _spans(prompt_ids: list[int], whole_ids: dict[ResponseKind, list[int]]) -> d
     }
 
 
-def _outcome(
-    span: _Span | None, *, where: str, pair_id: int, kind: ResponseKind, max_length: int
-) -> TokenizedResponse | SkippedResponse:
+def _shared_tokens(first: np.ndarray, second: np.ndarray) -> int:
+    most = min(len(first), len(second))
+    differ = np.flatnonzero(first[:most] != second[:most])
+    return int(differ[0]) if len(differ) else most
+
+
+def _outcome(span: _Span | None, *, where: str, pair_id: int, kind: ResponseKind, longest: int) -> Outcome:
     sample_id = f"{pair_id}/{kind}"
     if span is None:
         message = f"{where}: expected a response, got an empty one"
@@ -218,18 +292,18 @@ def _outcome(
     if not loss_mask.any():
         message = f"{where}: expected a response of one token or more behind the first token, got none"
         return SkippedResponse(sample_id=sample_id, reason="empty", message=message)
-    if not loss_mask[:max_length].any():
+    if not loss_mask[:longest].any():
         got = f"the first one at {loss_mask.argmax()}"
-        message = f"{where}: expected a token to train on within {max_length} tokens, got {got}"
+        message = f"{where}: expected a token to train on within {longest} tokens, got {got}"
         return SkippedResponse(sample_id=sample_id, reason="overlong", message=message)
     return TokenizedResponse(
         sample_id=sample_id,
         pair_id=pair_id,
         chosen=kind != "rejected",
-        input_ids=np.array(span.ids[:max_length], dtype=np.int32),
+        input_ids=span.ids[:longest],
         response_start=span.start,
-        loss_mask=loss_mask[:max_length],
-        truncated=len(span.ids) > max_length,
+        loss_mask=loss_mask[:longest],
+        truncated=len(span.ids) > longest,
         prompt_is_prefix=span.prompt_is_prefix,
     )
 

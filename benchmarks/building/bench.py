@@ -20,6 +20,7 @@ from precompute.options import BuildOptions
 from precompute.plan import log_threshold, make_plan, resolve_device, support_rule
 from precompute.score import Scorer, hidden_states
 from precompute.support import SupportRule, token_scores, values_on
+from precompute.tally import facts_of
 from precompute.tokenize import TokenizedResponse
 from shards.batches import BatchReader
 from shards.manifest import Plan
@@ -67,11 +68,9 @@ def make_bench(options: BuildingOptions) -> Bench:
     corpus = Corpus(
         responses=rows,
         rows_read=options.pairs,
+        facts=facts_of(rows),
         skipped={},
-        truncated=0,
-        prompt_not_prefix=0,
         has_pairs=True,
-        ignores_chat_template=False,
         data_sha256="",
     )
     plan = make_plan(asked, {}, corpus, options.vocabulary, threshold)

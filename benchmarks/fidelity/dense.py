@@ -11,8 +11,8 @@ import torch
 
 from precompute.corpus import load_corpus
 from precompute.models import RoleModel, check_vocabularies, load_models, load_tokenizer, resolve
-from precompute.plan import sample_rows
 from precompute.score import Scorer
+from precompute.spread import sample_rows
 from precompute.tokenize import TokenizedResponse
 from shards.nodes import StrengthNodes
 from shards.schema import ROLES, Pair, Role

@@ -1,0 +1,205 @@
+"""Many texts and conversations -> token ids, a thousand at a time, on all cores (TOKENIZERS_PARALLELISM has its say).
+
+The ids are those of each text alone. While one batch is tokenised, which needs no Python, the next one is read and its
+conversations are rendered.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from precompute.layouts import Messages
+from shards.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH_TEXTS = 1_000
+BATCH_CHARACTERS = 1 << 24
+"""A batch ends after so many texts, or where its texts are long after so many characters: memory stays flat."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Conversation:
+    """Messages for the chat template, with the arguments that their row brings for it.
+
+    with_mask: asks for the tokens of the assistant too, for a template that tells them.
+    """
+
+    messages: Messages
+    arguments: Mapping[str, Any]
+    where: str
+    add_generation_prompt: bool = False
+    with_mask: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of apply_chat_template but for the messages."""
+        return {**self.arguments, "add_generation_prompt": self.add_generation_prompt}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Encoded:
+    """ids (T,) int32; assistant (T,) bool: tokens inside the template's generation markers, None unless asked for."""
+
+    ids: np.ndarray
+    assistant: np.ndarray | None = None
+
+
+Request = str | Conversation
+"""Text gets the special tokens that the tokenizer puts around it; a conversation has those of its template alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rendered:
+    text: str
+
+
+def encode_all(
+    items: Iterable[tuple[Item, Mapping[str, Request]]], tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[tuple[Item, dict[str, Encoded]]]:
+    """Every item with its requests tokenised, in order.
+
+    Raises DataError naming the row of a conversation that the template refuses.
+    """
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        waiting: tuple[Future[list[Encoded]], list[tuple[Item, Mapping[str, Request]]]] | None = None
+        for batch in _batches(items):
+            rendered = render([request for _, requests in batch for request in requests.values()], tokenizer)
+            following = worker.submit(encode, rendered, tokenizer)
+            if waiting is not None:
+                yield from _handed_out(waiting[0].result(), waiting[1])
+            waiting = following, batch
+        if waiting is not None:
+            yield from _handed_out(waiting[0].result(), waiting[1])
+
+
+def encode_requests(requests: Mapping[str, Request], tokenizer: "PreTrainedTokenizerBase") -> dict[str, Encoded]:
+    """A few requests at once. Raises as `encode_all`."""
+    return dict(zip(requests, encode(render([*requests.values()], tokenizer), tokenizer), strict=True))
+
+
+def render(requests: Sequence[Request], tokenizer: "PreTrainedTokenizerBase") -> list[Request | _Rendered]:
+    """The requests, conversations as text where the tokenizer then reads them as it would have itself."""
+    found: list[Request | _Rendered] = list(requests)
+    if not _renders_to_text(tokenizer):
+        return found
+    for group in _alike(requests, with_mask=False):
+        conversations = [requests[i] for i in group]
+        for i, text in zip(group, _applied(conversations, tokenizer, tokenize=False), strict=True):
+            found[i] = _Rendered(text=text)
+    return found
+
+
+def encode(requests: Sequence[Request | _Rendered], tokenizer: "PreTrainedTokenizerBase") -> list[Encoded]:
+    """Token ids of what `render` gave, in its order."""
+    found: list[Encoded | None] = [None] * len(requests)
+    texts = {i: request for i, request in enumerate(requests) if isinstance(request, str)}
+    rendered = {i: request.text for i, request in enumerate(requests) if isinstance(request, _Rendered)}
+    for given, special in ((texts, True), (rendered, False)):
+        for i, ids in zip(given, _text_ids(list(given.values()), tokenizer, add_special_tokens=special), strict=True):
+            found[i] = Encoded(ids=ids)
+    for with_mask in (False, True):
+        for group in _alike(requests, with_mask=with_mask):
+            for i, encoded in zip(group, _templated([requests[i] for i in group], tokenizer), strict=True):
+                found[i] = encoded
+    return [encoded for encoded in found if encoded is not None]
+
+
+def _batches(
+    items: Iterable[tuple[Item, Mapping[str, Request]]],
+) -> Iterator[list[tuple[Item, Mapping[str, Request]]]]:
+    batch: list[tuple[Item, Mapping[str, Request]]] = []
+    texts = characters = 0
+    for item, requests in items:
+        batch.append((item, requests))
+        texts += len(requests) or 1  # a row without a response waits too
+        characters += sum(map(_characters, requests.values()))
+        if texts >= BATCH_TEXTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, texts, characters = [], 0, 0
+    if batch:
+        yield batch
+
+
+def _characters(request: Request) -> int:
+    """Of text all, of a conversation those of plain contents."""
+    if isinstance(request, str):
+        return len(request)
+    return sum(len(message.get("content", "")) for message in request.messages)
+
+
+def _handed_out(
+    encoded: Sequence[Encoded], batch: Sequence[tuple[Item, Mapping[str, Request]]]
+) -> Iterator[tuple[Item, dict[str, Encoded]]]:
+    remaining = iter(encoded)
+    for item, requests in batch:
+        yield item, {name: next(remaining) for name in requests}
+
+
+def _text_ids(
+    texts: list[str], tokenizer: "PreTrainedTokenizerBase", *, add_special_tokens: bool
+) -> Iterator[np.ndarray]:
+    if not texts:
+        return
+    # no more than the ids: masks of ones are lists as long
+    lean = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    found = tokenizer(texts, add_special_tokens=add_special_tokens, **lean)
+    yield from (np.array(ids, dtype=np.int32) for ids in found["input_ids"])
+
+
+def _templated(conversations: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Encoded]:
+    """Conversations of equal options, which the tokenizer renders and reads by itself."""
+    options = {"tokenize": True, "return_dict": True, "tokenizer_kwargs": {"verbose": False}}
+    if conversations[0].with_mask:
+        options["return_assistant_tokens_mask"] = True
+    for found in _applied(conversations, tokenizer, **options):
+        mask = np.array(found["assistant_masks"], dtype=bool) if conversations[0].with_mask else None
+        yield Encoded(ids=np.array(found["input_ids"], dtype=np.int32), assistant=mask)
+
+
+def _applied(conversations: Sequence[Any], tokenizer: "PreTrainedTokenizerBase", **options: Any) -> list[Any]:
+    """What apply_chat_template makes of each of these conversations, which have equal options."""
+    if len(conversations) > 1 and _renders_to_text(tokenizer):
+        with contextlib.suppress(Exception):  # a template raises what it likes; alone, the row at fault has a name
+            return _applied_together(conversations, tokenizer, **options)
+    return [_applied_alone(conversation, tokenizer, **options) for conversation in conversations]
+
+
+def _applied_together(conversations: Sequence[Any], tokenizer: Any, **options: Any) -> list[Any]:
+    messages = [conversation.messages for conversation in conversations]
+    found = tokenizer.apply_chat_template(messages, **conversations[0].options, **options)
+    if options["tokenize"]:  # a dict of lists
+        return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+    return list(found)
+
+
+def _applied_alone(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", **options: Any) -> Any:
+    try:
+        return tokenizer.apply_chat_template(conversation.messages, **conversation.options, **options)
+    except Exception as exc:
+        got = f"{type(exc).__name__}: {first_line(exc)}"
+        raise DataError(f"{conversation.where}: expected messages that the chat template takes, got {got}") from exc
+
+
+def _alike(requests: Sequence[Any], *, with_mask: bool) -> list[list[int]]:
+    """The conversations among these requests: indices of those of equal options together."""
+    groups: dict[str, list[int]] = {}
+    for i, request in enumerate(requests):
+        if isinstance(request, Conversation) and request.with_mask == with_mask:
+            groups.setdefault(json.dumps(request.options, sort_keys=True), []).append(i)
+    return list(groups.values())
+
+
+def _renders_to_text(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a conversation is text between template and tokenizer: some tokenizers take the messages themselves."""
+    from transformers import PreTrainedTokenizerBase
+
+    return type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template

@@ -1,0 +1,75 @@
+"""What is to be known of all tokenised rows, counted while they are appended: no row is read again for it."""
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from precompute.packing import Row, SharedPrompts
+from precompute.tokenize import TokenizedResponse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Facts:
+    """Of tokenised responses, in order.
+
+    tokens_sha256    over the token ids and masks: what the tokenizer made of the data
+    tokens, longest  of all rows, and of the longest one; prompt and response
+    positions        response tokens of each row; four bytes a row
+    truncated, prompt_not_prefix  responses that were cut, and whose prompt reads otherwise alone than before them
+    pairs            rows of data whose two responses are both here
+    saved_tokens, longest_pair    of neighbours that share a prompt (`packing.SharedPrompts`)
+    """
+
+    tokens_sha256: str
+    tokens: int
+    longest: int
+    positions: Sequence[int]
+    truncated: int
+    prompt_not_prefix: int
+    pairs: int
+    saved_tokens: int
+    longest_pair: tuple[Row, Row] | None
+
+
+class Tally:
+    """Counts rows as they are added; `facts` is what it has found."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._positions = array("i")
+        self._tokens = self._longest = self._truncated = self._prompt_not_prefix = self._pairs = 0
+        self._shared = SharedPrompts()
+        self._last_pair_id: int | None = None
+
+    def add(self, row: TokenizedResponse) -> None:
+        self._digest.update(row.input_ids.astype("<i4").tobytes() + row.loss_mask.tobytes())
+        self._positions.append(int(row.loss_mask.sum()))
+        self._tokens += len(row.input_ids)
+        self._longest = max(self._longest, len(row.input_ids))
+        self._truncated += row.truncated
+        self._prompt_not_prefix += not row.prompt_is_prefix
+        self._pairs += row.pair_id == self._last_pair_id
+        self._last_pair_id = row.pair_id
+        self._shared.add(row)
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(
+            tokens_sha256=self._digest.hexdigest(),
+            tokens=self._tokens,
+            longest=self._longest,
+            positions=self._positions,
+            truncated=self._truncated,
+            prompt_not_prefix=self._prompt_not_prefix,
+            pairs=self._pairs,
+            saved_tokens=self._shared.saved_tokens,
+            longest_pair=self._shared.longest,
+        )
+
+
+def facts_of(rows: Iterable[TokenizedResponse]) -> Facts:
+    tally = Tally()
+    for row in rows:
+        tally.add(row)
+    return tally.facts
