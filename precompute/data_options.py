@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from precompute.columns import parse_columns
 from precompute.sources import Data, Source
-from shards.command import flag
+from shards.command import flag, require_choices
 from shards.errors import OptionError
 
 Item = TypeVar("Item")
@@ -52,6 +52,7 @@ class DataOptions:
         for name in ("data", "split", "data_config", "data_limit"):  # from Python, a text is a list of one
             if isinstance(getattr(self, name), str):
                 setattr(self, name, [getattr(self, name)])
+        require_choices(self)  # those of the command's own flags too
         if self.limit is not None and self.limit < 1:
             raise OptionError(f"limit: expected 1 or more, got {self.limit}")
         _ = self.sources

@@ -10,6 +10,7 @@ Layouts are named by their columns, as in TRL; each holds text (the standard for
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,7 @@ Messages = list[dict[str, Any]]
 ResponseKind = Literal["chosen", "rejected", "completion"]
 
 _LAYOUTS = (("prompt", "chosen", "rejected"), ("chosen", "rejected"), ("prompt", "completion"), ("messages",))
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 # set here for every row alike; any other argument of apply_chat_template may come with a row
 _OUR_ARGUMENTS = frozenset({
     "conversation", "tokenize", "tokenizer_kwargs", "return_dict", "return_tensors", "return_assistant_tokens_mask",
@@ -50,6 +52,9 @@ def find_layout(row: Mapping[str, Any], where: str) -> Layout:
             f"{where}: expected the columns of one of {expected}, got {got}; --columns prompt=NAME ... names others"
         )
     conversational = isinstance(row[columns[-1]], list) or columns == ("messages",)
+    for name in columns:
+        if not conversational and isinstance(row[name], str) and _MESSAGES_AS_TEXT.match(row[name]):
+            raise DataError(f"{where} column {name}: expected text or a list of messages, got messages written as text")
     if conversational and "rejected" in columns and isinstance(row.get("prompt"), str):
         columns = ("chosen", "rejected")
     return Layout(columns=columns, conversational=conversational)

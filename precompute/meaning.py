@@ -58,21 +58,25 @@ def require_no_lost_meaning(row: Row, unused: set[str], parts: RowParts, where: 
     if others := [name for name in lost if name != "prompt"]:
         raise DataError(
             f"{where}: expected a prompt with all that belongs to it, got one without {' and '.join(others)}; "
-            f"--columns {_remedy(others, parts)}"
+            f"--columns {_remedy(row, others, parts)}"
         )
     return bool(lost)
 
 
-def _remedy(lost: list[str], parts: RowParts) -> str:
-    layout = parts.layout
+def _remedy(row: Row, lost: list[str], parts: RowParts) -> str:
+    """What to type; that all of it is used, only where that can be."""
     systems = [name for name in lost if name.lower().startswith("system")]
     asked = [name for name in lost if name not in systems]
-    uses = [f"system={name}" for name in systems[:1] if layout.conversational or asked or "prompt" in layout.columns]
-    if asked and (not layout.conversational or not parts.prompt):
-        before = [parts.prompt_column] if "prompt" in layout.columns else []
-        uses.insert(0, f"prompt={'+'.join(before + asked)}")
-    leaves_out = f"{' '.join(f'{name}=' for name in lost)} leaves {'it' if len(lost) == 1 else 'them'} out"
-    return f"{' '.join(uses)} uses {'it' if len(lost) == 1 else 'them'}, {leaves_out}" if uses else leaves_out
+    they = "it" if len(lost) == 1 else "them"
+    leaves_out = f"{' '.join(f'{name}=' for name in lost)} leaves {they} out"
+    takes_text = not parts.layout.conversational or not parts.prompt
+    if len(systems) > 1 or (asked and not takes_text) or not all(isinstance(row[name], str) for name in lost):
+        return leaves_out
+    if not asked and parts.layout.columns == ("chosen", "rejected") and not parts.layout.conversational:
+        return leaves_out  # no prompt that the system message could stand before
+    before = [parts.prompt_column] if "prompt" in parts.layout.columns else []
+    uses = [f"prompt={'+'.join(before + asked)}"] if asked else []
+    return f"{' '.join(uses + [f'system={name}' for name in systems])} uses {they}, {leaves_out}"
 
 
 def _stands_in(value: Any, parts: RowParts) -> bool:

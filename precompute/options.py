@@ -55,7 +55,6 @@ class BuildOptions(DataOptions):
 
     def __post_init__(self) -> None:
         DataOptions.__post_init__(self)
-        require_choices(self)
         positive = (
             "max_length",
             "top_k",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from precompute.data_options import DataOptions
-from shards.command import flag, require_choices
+from shards.command import flag
 from shards.errors import OptionError
 
 
@@ -33,7 +33,6 @@ class RolloutOptions(DataOptions):
 
     def __post_init__(self) -> None:
         DataOptions.__post_init__(self)
-        require_choices(self)
         lowest = {"num_samples_per_prompt": 1, "max_new_tokens": 1, "batch_size": 1, "top_k": 0, "seed": 0}
         for name, least in lowest.items():
             if getattr(self, name) < least:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from precompute.data_options import DataOptions
-from shards.command import flag, require_at_least, require_choices
+from shards.command import flag, require_at_least
 
 
 @dataclass(kw_only=True)
@@ -30,7 +30,6 @@ class TeacherOptions(DataOptions):
 
     def __post_init__(self) -> None:
         DataOptions.__post_init__(self)
-        require_choices(self)
         require_at_least(self, 1, ("lora_r", "lora_alpha"))
 
     def identity(self) -> dict[str, Any]:
