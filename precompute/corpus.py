@@ -173,12 +173,7 @@ class _Gathered:
     def notes(self, bos_token: Any) -> list[str]:
         """What a person should know of the tokens."""
         lines = [f"rows with an empty prompt: {self.empty_prompts:,}"] if self.empty_prompts else []
-        if self.twice_begun:
-            lines.append(
-                f"WARNING: rows that begin with {bos_token} twice: {self.twice_begun:,}; their text has one, and the "
-                "tokenizer adds another"
-            )
-        return lines
+        return lines + twice_begun_notes(self.twice_begun, bos_token)
 
     def _keep(self, outcome: Outcome) -> None:
         if isinstance(outcome, TokenizedResponse):
@@ -197,6 +192,14 @@ def _wanted_kinds(responses: Responses, layout: Layout, where: str) -> tuple[Res
         columns = "+".join(layout.columns)
         raise DataError(f"{where}: expected a column rejected, which responses {responses} asks for, got {columns}")
     return layout.kinds if responses == "both" else ("rejected",)
+
+
+def twice_begun_notes(rows: int, bos_token: Any) -> list[str]:
+    """What to say of rows that begin with the beginning-of-sequence token twice; nothing where there are none."""
+    if not rows:
+        return []
+    why = "their text has one, and the tokenizer adds another"
+    return [f"WARNING: rows that begin with {bos_token} twice: {rows:,}; {why}"]
 
 
 def canonical_row(values: Mapping[str, Any], where: str) -> bytes:

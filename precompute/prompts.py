@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from precompute.corpus import canonical_row
+from precompute.corpus import canonical_row, twice_begun_notes
 from precompute.data_reader import DataReader
 from precompute.encode import encode_all
 from precompute.layouts import Messages, split_row
@@ -60,9 +60,12 @@ def load_prompts(data: Data, *, tokenizer: "PreTrainedTokenizerBase") -> Prompts
     )
     encoded = tqdm(encode_all(requests, tokenizer), desc=f"tokenizing {data}", unit=" rows", leave=False)
     found = [replace(row, token_ids=ids["prompt"].ids.tolist()) for row, ids in encoded]
+    twice = twice_begun_notes(
+        sum(prompt.token_ids[:2] == [tokenizer.bos_token_id] * 2 for prompt in found), tokenizer.bos_token
+    )
     if not found:
         raise DataError(f"{data}: expected prompts, found no row")
-    return Prompts(prompts=found, sha256=digest.hexdigest(), notes=reader.notes())
+    return Prompts(prompts=found, sha256=digest.hexdigest(), notes=[*reader.notes(), *twice])
 
 
 def prompts_sha256(data: Data) -> str:

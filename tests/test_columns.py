@@ -361,6 +361,7 @@ def test_a_second_beginning_of_sequence_is_said_loudly(options):
     assert corpus.notes == (
         "WARNING: rows that begin with <s> twice: 2; their text has one, and the tokenizer adds another",
     )
+    assert load_prompts(options(*rows).sources, tokenizer=with_bos).notes == list(corpus.notes)
     assert corpus.responses[0].input_ids[:2].tolist() == [with_bos.bos_token_id] * 2  # as TRL has them
     assert load_corpus(options(*rows).sources, tokenizer=tiny_tokenizer(), responses="both").notes == ()
 

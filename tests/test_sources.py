@@ -17,6 +17,7 @@ from precompute.data_options import DataOptions
 from precompute.data_reader import DataReader
 from precompute.sources import take_rows
 from shards.errors import AlignDistilError, DataError, OptionError
+from shards.inspect import main as inspect
 
 ROWS = [
     {"prompt": 'What, "then"?', "completion": " blue\r\nsky", "note": "NA"},
@@ -281,5 +282,11 @@ def test_two_builds_of_the_same_rows_have_one_identity_whatever_holds_them(trio_
     capsys.readouterr()
     build(replace(options, data=parts, columns=["2:prompt=question"]))
     assert "already built from the same inputs" in capsys.readouterr().out
+    several = tmp_path / "several"
+    build(replace(options, data=parts, columns=["2:prompt=question"], out=str(several)))
+    inspect([str(several)])
+    assert f"{parts[0]},{parts[1]}" in "".join(capsys.readouterr().out.split())  # long lines are wrapped
+    for shard in several.glob("part-*.arrow"):
+        assert shard.read_bytes() == (tmp_path / "out" / shard.name).read_bytes()
     other = replace(options, data=parts[::-1], columns=["1:prompt=question"])
     assert "data.rows_sha256" in refusal(AlignDistilError, lambda: build(other))
