@@ -41,7 +41,7 @@ def file_rows(path: Path) -> Iterator[WhereRow]:
     if kind in TEXT_SUFFIXES:
         yield from text_rows(path, kind, compression)
     else:
-        yield from numbered(path.name, lambda: _table_rows(path, kind), f"a whole {kind} file")
+        yield from numbered(path.name, lambda: _table_rows(path, kind), f"a {kind} file that can be read")
 
 
 def numbered(name: str, open_rows: Callable[[], Iterable[Row]], expected: str) -> Iterator[WhereRow]:
