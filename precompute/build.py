@@ -5,41 +5,28 @@ goes on where it stopped when the same command is given again.
 """
 
 import contextlib
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from precompute.corpus import Corpus, load_corpus
-from precompute.made_from import direction_warnings
-from precompute.models import ModelFolder, check_vocabularies, load_models, load_tokenizer, resolve
+from precompute.announce import announce
+from precompute.build_inputs import Inputs, find_sources, read_inputs
+from precompute.corpus import Corpus
+from precompute.models import load_models
 from precompute.options import BuildOptions
-from precompute.plan import (
-    build_identity,
-    log_threshold,
-    make_plan,
-    read_earlier,
-    require_writable,
-    resolve_device,
-    support_rule,
-)
-from precompute.preferences import sample_directions
+from precompute.plan import log_threshold, make_plan, read_earlier, resolve_device, support_rule
 from precompute.processes import Processes
-from precompute.report import directions_text, plan_text, shared_text, summary_text
+from precompute.report import summary_text
 from precompute.score import Scorer, batches_by_length, require_shared_prompts
-from precompute.spread import sample_rows
 from precompute.support import SupportRule
-from precompute.tokenize import TokenizedResponse
 from shards import ShardCache
 from shards.batches import BatchReader
 from shards.command import OneLineErrors, run_command
-from shards.directions import Direction, measure_directions
-from shards.errors import CacheConflict, OptionError
+from shards.errors import CacheConflict
 from shards.head import require_room
 from shards.manifest import (
     MANIFEST_FILE,
@@ -54,43 +41,31 @@ from shards.manifest import (
     read_json,
     read_manifest,
 )
-from shards.schema import Role
 from shards.scores import Scores
+from shards.space import require_writable
 from shards.statistics import add_shard, new_histograms
 from shards.writer import exclusive, remove_temporary_files, write_json, write_shard
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
-    """What a build reads, before any model is loaded."""
-
-    folders: dict[Role, ModelFolder]
-    vocabulary: dict[str, int]
-    corpus: Corpus
-    identity: dict[str, Any]
-
-    @property
-    def vocabulary_size(self) -> int:
-        """V: the tokenizer's largest id + 1; the widths of output layers may be larger."""
-        return max(self.vocabulary.values()) + 1
 
 
 def build(options: BuildOptions) -> Manifest:
     """Build, finish or recognise the cache that the options ask for. Raises AlignDistilError."""
     processes = Processes.join()
     out = Path(options.out)
-    inputs = read_inputs(options, processes)
-    earlier = read_earlier(out, inputs.identity)
-    processes.wait()
+    sources = processes.together(lambda: find_sources(options, processes))
+    processes.require_equal(sources.identity)
+    earlier = processes.together(lambda: read_earlier(out, sources.identity))
     if isinstance(earlier, Manifest):
-        found = ShardCache(out).manifest  # no word of done before every shard is known to be there
+        found = processes.together(lambda: ShardCache(out).manifest)  # done is what has every shard in its place
         if processes.is_first:
             print(f"{out}: already built from the same inputs, nothing to do")
         return found
-    require_writable(out)
-    scorer = load_scorer(options, inputs, processes)
+    processes.together(lambda: require_writable(out))
+    inputs = read_inputs(options, sources, processes)
+    earlier = processes.together(lambda: cast(Plan | None, read_earlier(out, inputs.identity)))
+    scorer = processes.together(lambda: load_scorer(options, inputs, processes))
     out.mkdir(parents=True, exist_ok=True)
-    with exclusive(out) if processes.is_first else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        processes.together(lambda: stack.enter_context(exclusive(out)) if processes.is_first else None)
         return _build(out, options, inputs, scorer, processes, earlier)
 
 
@@ -102,58 +77,17 @@ def _build(
     rule = support_rule(options, inputs.vocabulary_size, plan.log_threshold)
     todo = [shard for shard in plan.shards if not (out / shard.file).exists()]
     if processes.is_first:
-        speed = _tokens_per_second(scorer, inputs.corpus, rule, options.batch_tokens)
-        for warning in direction_warnings(inputs.folders, inputs.identity["models"]):
-            print(f"warning: {warning}")
-        print(plan_text(plan, inputs.corpus, todo, options.top_k, speed and speed * processes.world_size))
-        if options.share_prompts:
-            print(shared_text(inputs.corpus.facts))
         remove_temporary_files(out)
-    processes.wait()  # until every process has seen which shards are left
+    processes.together(lambda: announce(out, options, inputs, plan, todo, scorer, rule, processes))
     left = set(todo)
     mine = [shard for i, shard in enumerate(plan.shards) if processes.owns(i) and shard in left]
     write_shards(out, plan, mine, inputs.corpus, scorer, rule, options.batch_tokens, show=processes.is_first)
     processes.wait()
     if processes.is_first:
         finish(out, plan)
-        if found := _directions(out, options, inputs, scorer):
-            print(directions_text(found))
         print(f"{out}: done")
     processes.wait()
     return read_manifest(out)
-
-
-def _directions(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer) -> list[Direction]:
-    """What dpo and reverse prefer, from the cache where it has both responses of a pair, else from a few rows."""
-    if options.responses == "both":
-        return measure_directions(ShardCache(out))
-    sample, batch_tokens = options.sample_rows, options.batch_tokens
-    return sample_directions(inputs.corpus, scorer, sample=sample, batch_tokens=batch_tokens)
-
-
-def read_inputs(options: BuildOptions, processes: Processes) -> Inputs:
-    """Find the models, compare their tokenizers, tokenise the data."""
-    folders = {role: resolve(name) for role, name in options.model_names.items()}
-    tokenizers = {
-        role: load_tokenizer(folder, trust_remote_code=options.trust_remote_code) for role, folder in folders.items()
-    }
-    vocabulary = check_vocabularies(tokenizers)
-    size = max(vocabulary.values()) + 1
-    if options.top_k > size:
-        raise OptionError(f"top_k: expected at most the vocabulary's {size} tokens, got {options.top_k}")
-    corpus = load_corpus(
-        options.sources,
-        tokenizer=tokenizers["reference"],
-        responses=options.responses,
-        max_length=options.max_length,
-        on_overlong=options.on_overlong,
-        on_empty=options.on_empty,
-        sample_pairs=options.sample_rows,
-        progress=processes.is_first,
-    )
-    device = resolve_device(options.device, processes.local_rank)
-    identity = build_identity(options, device, folders, vocabulary, tokenizers["reference"].chat_template, corpus)
-    return Inputs(folders=folders, vocabulary=vocabulary, corpus=corpus, identity=identity)
 
 
 def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> Scorer:
@@ -199,7 +133,7 @@ def begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer, proc
     places = {role: str(folder.path.resolve()) for role, folder in inputs.folders.items() if folder.commit is None}
     places |= {role: folder.name for role, folder in inputs.folders.items() if folder.commit is not None}
     write_json(out, VOCABULARY_FILE, inputs.vocabulary)
-    write_json(out, PROVENANCE_FILE, {"models": dict(sorted(places.items())), "data": options.sources.places})
+    write_json(out, PROVENANCE_FILE, {"models": dict(sorted(places.items())), "data": options.data_sources.places})
     write_json(out, PLAN_FILE, plan.to_json())
     processes.wait()
     return plan
@@ -249,32 +183,6 @@ def finish(out: Path, plan: Plan) -> None:
     manifest = Manifest(plan=plan, entries=tuple(entries), statistics=statistics)
     print(summary_text(manifest))
     write_json(out, MANIFEST_FILE, manifest.to_json())
-
-
-def _tokens_per_second(scorer: Scorer, corpus: Corpus, rule: SupportRule, batch_tokens: int) -> float | None:
-    """The better speed of two passes over a batch of typical rows, for the plan's estimate only.
-
-    None where models are moved in turn: what that costs a token is known after a shard, when the bar shows it.
-    """
-    if scorer.one_at_a_time:
-        return None
-    rows = sample_rows(corpus.responses, 16)
-    if scorer.share_prompts:
-        rows = [row for i in sample_rows(range(len(corpus.responses)), 8) for row in _with_partner(corpus.responses, i)]
-    batches = batches_by_length(rows, batch_tokens, share_prompts=scorer.share_prompts)
-    batch = [rows[i] for i in batches[len(batches) // 2]]
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        positions = sum(scores.num_positions for scores in next(scorer.score([batch], rule)))
-        seconds.append(time.perf_counter() - start)
-    return positions / min(seconds)
-
-
-def _with_partner(rows: Sequence[TokenizedResponse], i: int) -> list[TokenizedResponse]:
-    """The responses of a row's pair, which stand next to each other."""
-    near = rows[max(i - 1, 0) : i + 2]
-    return [row for row in near if row.pair_id == rows[i].pair_id]
 
 
 class _Parser(OneLineErrors, HfArgumentParser):

@@ -99,7 +99,7 @@ def load_corpus(
     if not gathered.kept:
         counts = ", ".join(f"{count} {reason}" for reason, count in gathered.skipped.items())
         raise DataError(f"{data}: no response left: {gathered.rows_read} rows read, skipped {counts}")
-    gathered.kept.flush()
+    gathered.kept.finish()
     return Corpus(
         responses=gathered.kept,
         facts=gathered.tally.facts,

@@ -55,10 +55,10 @@ class DataOptions:
         require_choices(self)  # those of the command's own flags too
         if self.limit is not None and self.limit < 1:
             raise OptionError(f"limit: expected 1 or more, got {self.limit}")
-        _ = self.sources
+        _ = self.data_sources
 
     @property
-    def sources(self) -> Data:
+    def data_sources(self) -> Data:
         """What is read."""
         count = len(self.data)
         if not self.data or not all(self.data):

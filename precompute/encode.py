@@ -149,10 +149,28 @@ def _text_ids(
 ) -> Iterator[np.ndarray]:
     if not texts:
         return
+    fast = is_plainly_fast(tokenizer)
     # no more than the ids: masks of ones are lists as long
     lean = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-    found = tokenizer(texts, add_special_tokens=add_special_tokens, **lean)
-    yield from (np.array(ids, dtype=np.int32) for ids in found["input_ids"])
+    # a call for one text sets the backend up (no truncation, no padding) as a call for all would
+    found = tokenizer(texts[:1] if fast else texts, add_special_tokens=add_special_tokens, **lean)["input_ids"]
+    if fast:
+        backend: Any = tokenizer
+        backend = backend.backend_tokenizer
+        found = (encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens))
+    yield from (np.array(ids, dtype=np.int32) for ids in found)
+
+
+def is_plainly_fast(tokenizer: Any) -> bool:
+    """Whether a call encodes with the backend and does nothing else; then offsets, which cost time, can be left out."""
+    from transformers import PreTrainedTokenizerBase, TokenizersBackend
+
+    kind = type(tokenizer)
+    return (
+        isinstance(tokenizer, TokenizersBackend)
+        and kind.__call__ is PreTrainedTokenizerBase.__call__
+        and kind._encode_plus is TokenizersBackend._encode_plus
+    )
 
 
 def _templated(conversations: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Encoded]:

@@ -15,8 +15,13 @@ DIRECTIONS: dict[Role, str] = {"dpo": "chosen preferred", "reverse": "chosen and
 
 
 def require_same_inputs(found: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
-    """Raise CacheConflict naming the first field in which two records differ. Library versions may differ."""
+    """Raise CacheConflict naming the first field in which two records differ. Library versions may differ.
+
+    Of the data those facts are compared that `asked` has: before they are tokenised, their rows.
+    """
     old, new = ({name: part for name, part in record.items() if name != "versions"} for record in (found, asked))
+    if isinstance(old.get("data"), Mapping):
+        old["data"] = {name: value for name, value in old["data"].items() if name in asked["data"]}
     refuse_difference(old, new, f"{where}: was made from other inputs")
 
 

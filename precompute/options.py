@@ -11,6 +11,7 @@ from shards import TeacherSpec
 from shards.command import flag, require_at_least, require_choices
 from shards.errors import OptionError
 from shards.nodes import DEFAULT_GAIN_NODES, DEFAULT_STRENGTH_NODES, StrengthNodes
+from shards.ranks import world_size
 from shards.schema import REQUIRED_ROLES, ROLES, Pair, Role
 
 
@@ -73,7 +74,7 @@ class BuildOptions(DataOptions):
         missing = [pair for pair in self.served_pairs if pair.negative not in self.model_names]
         if missing:
             raise OptionError(f"pairs: {missing[0]} needs --models {missing[0].negative}=..., got {self.models}")
-        if self.device_map is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if self.device_map is not None and world_size() > 1:
             raise OptionError(f"device_map: expected one process, or a device for each, got {self.device_map!r}")
         if self.device_map is not None and self.models_in_memory == "one":
             raise OptionError(f"device_map: expected none with models_in_memory one, got {self.device_map!r}")

@@ -1,8 +1,6 @@
 """Before the work: identity of the inputs, shard boundaries, the support's threshold."""
 
-import hashlib
 import importlib.metadata
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,12 @@ import torch
 from tqdm.auto import tqdm
 
 from precompute.corpus import Corpus
-from precompute.models import ModelFolder, identity
 from precompute.options import BuildOptions
 from precompute.score import Scorer, batches_by_length
 from precompute.spread import sample_rows
 from precompute.support import SupportRule, find_threshold
 from precompute.tokenize import TokenizedResponse
+from precompute.tokenizer_identity import tokenizer_identity
 from shards.errors import CacheConflict, OptionError, first_line
 from shards.manifest import (
     MANIFEST_FILE,
@@ -26,7 +24,6 @@ from shards.manifest import (
     Manifest,
     Plan,
     ShardPlan,
-    canonical_json,
     read_json,
     refuse_difference,
 )
@@ -34,31 +31,39 @@ from shards.schema import Role
 
 THRESHOLD_POSITIONS = 16_384
 """Of the sample, at most so many are ranked; at 2,048 tokens a position they take 128 MiB."""
-LIBRARIES = ("aligndistil-offline", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
+LIBRARIES = ("aligndistil-offline", "torch", "transformers", "tokenizers", "jinja2", "numpy", "pyarrow")
 
 
 def build_identity(
     options: BuildOptions,
     device: torch.device,
-    folders: Mapping[Role, ModelFolder],
-    vocabulary: Mapping[str, int],
-    chat_template: Any,
-    corpus: Corpus,
+    models: Mapping[Role, Any],
+    tokenizer: Any,
+    data_sha256: str,
 ) -> dict[str, Any]:
-    """Everything that the bytes of a cache depend on. Paths and process counts are no part of it."""
+    """Everything that the bytes of a cache depend on. Paths and process counts are no part of it.
+
+    It names the inputs of tokenisation in place of the tokens, which `with_tokens` adds: they follow from it.
+    """
     return {
         # the order in which a folder that holds another build is compared: what was asked for before what came of it
         "options": options.identity(),
-        "models": {
-            role: identity(folder, trust_remote_code=options.trust_remote_code) for role, folder in folders.items()
-        },
-        "tokenizer": {
-            "vocabulary_sha256": hashlib.sha256(canonical_json(vocabulary)).hexdigest(),
-            "chat_template_sha256": chat_template and hashlib.sha256(canonical_json(chat_template)).hexdigest(),
-        },
-        "data": {"rows_sha256": corpus.data_sha256, "tokens_sha256": corpus.tokens_sha256},
+        "models": models,
+        "tokenizer": tokenizer_identity(tokenizer),
+        "data": {"rows_sha256": data_sha256},
         "numerics": numerics(options.dtype, options.attn_implementation, options.device_map, device),
     }
+
+
+def with_tokens(identity: Mapping[str, Any], tokens_sha256: str) -> dict[str, Any]:
+    """The identity that a plan records: with what the tokenizer made of the data."""
+    return {**identity, "data": {**identity["data"], "tokens_sha256": tokens_sha256}}
+
+
+def without_tokens(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What `with_tokens` was given."""
+    data = {name: value for name, value in identity.get("data", {}).items() if name != "tokens_sha256"}
+    return {**identity, "data": data}
 
 
 def numerics(
@@ -88,17 +93,15 @@ def resolve_device(name: str, local_rank: int) -> torch.device:
         raise OptionError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r} ({first_line(exc)})") from exc
 
 
-def require_writable(folder: Path) -> None:
-    """Raise OptionError where files cannot be made in `folder`, or the folder itself cannot; makes nothing."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        found = "one without write permission" if nearest.is_dir() else "a file"
-        raise OptionError(f"out: expected a folder to write into, got {nearest}, {found}")
+def holds_build(folder: Path) -> bool:
+    """Whether a build was begun here, of whatever inputs."""
+    return any((folder / file).exists() for file in (MANIFEST_FILE, PLAN_FILE)) or any(folder.glob(SHARD_GLOB))
 
 
 def read_earlier(folder: Path, asked: Mapping[str, Any]) -> Manifest | Plan | None:
     """What an earlier build with the same inputs left in `folder`: a finished cache, a plan to go on with, or nothing.
 
+    Tokens are compared where `asked` has them (`with_tokens`).
     Raises CacheConflict where the folder holds another build, naming the first field that differs.
     """
     for file in (MANIFEST_FILE, PLAN_FILE):
@@ -107,7 +110,8 @@ def read_earlier(folder: Path, asked: Mapping[str, Any]) -> Manifest | Plan | No
             data = read_json(path)
             earlier = Manifest.from_json(data, str(path)) if file == MANIFEST_FILE else Plan.from_json(data, str(path))
             plan = earlier.plan if isinstance(earlier, Manifest) else earlier
-            refuse_difference(plan.identity, asked, f"{folder}: holds another build")
+            found = plan.identity if "tokens_sha256" in asked["data"] else without_tokens(plan.identity)
+            refuse_difference(found, asked, f"{folder}: holds another build")
             return earlier
     stray = sorted(folder.glob(SHARD_GLOB))
     if stray:

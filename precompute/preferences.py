@@ -8,6 +8,7 @@ from precompute.score import Scorer, batches_by_length
 from precompute.spread import sample_rows
 from precompute.tokenize import TokenizedResponse
 from shards.directions import Direction, Rewards, directions, implicit_rewards
+from shards.errors import NonFiniteLogits
 
 
 def sample_directions(corpus: Corpus, scorer: Scorer, *, sample: int, batch_tokens: int) -> list[Direction]:
@@ -16,7 +17,10 @@ def sample_directions(corpus: Corpus, scorer: Scorer, *, sample: int, batch_toke
     rows = [row for pair in sample_rows(pairs, sample) for row in pair]
     # no longer than what the models were found to have room for
     cut = [_cut(row, corpus.facts.longest) for row in rows]
-    return directions(_rewards([row for row in cut if row.loss_mask.any()], scorer, batch_tokens))
+    try:
+        return directions(_rewards([row for row in cut if row.loss_mask.any()], scorer, batch_tokens))
+    except NonFiniteLogits:
+        return []  # scoring will say at which sample and position, and keep the shards before it
 
 
 def _cut(row: TokenizedResponse, longest: int) -> TokenizedResponse:

@@ -53,31 +53,29 @@ def load_prompts(data: Data, *, tokenizer: "PreTrainedTokenizerBase") -> Prompts
     """
     digest = hashlib.sha256()
     reader = DataReader(data, prompts_only=True)
-    rows = _prompt_rows(reader, digest)
+    rows = _prompt_rows(data, reader, digest)
     requests = (
         (row, {"prompt": prompt_request(row.prompt, row.template, where=row.where, tokenizer=tokenizer)})
         for row in rows
     )
     encoded = tqdm(encode_all(requests, tokenizer), desc=f"tokenizing {data}", unit=" rows", leave=False)
     found = [replace(row, token_ids=ids["prompt"].ids.tolist()) for row, ids in encoded]
-    twice = twice_begun_notes(
-        sum(prompt.token_ids[:2] == [tokenizer.bos_token_id] * 2 for prompt in found), tokenizer.bos_token
-    )
-    if not found:
-        raise DataError(f"{data}: expected prompts, found no row")
-    return Prompts(prompts=found, sha256=digest.hexdigest(), notes=[*reader.notes(), *twice])
+    twice = sum(prompt.token_ids[:2] == [tokenizer.bos_token_id] * 2 for prompt in found)
+    notes = [*reader.notes(), *twice_begun_notes(twice, tokenizer.bos_token)]
+    return Prompts(prompts=found, sha256=digest.hexdigest(), notes=notes)
 
 
 def prompts_sha256(data: Data) -> str:
     """`Prompts.sha256`, without tokenising. Raises DataError for a row that cannot be used."""
     digest = hashlib.sha256()
-    for _ in _prompt_rows(DataReader(data, prompts_only=True), digest):
+    for _ in _prompt_rows(data, DataReader(data, prompts_only=True), digest):
         pass
     return digest.hexdigest()
 
 
-def _prompt_rows(reader: DataReader, digest: Any) -> Iterator[Prompt]:
+def _prompt_rows(data: Data, reader: DataReader, digest: Any) -> Iterator[Prompt]:
     """The prompts without their token ids; what they hold goes into the digest on the way."""
+    row = None
     for row in reader:
         where, values = row.where, row.values
         prompt, _ = split_row(values, row.layout, where)
@@ -86,3 +84,5 @@ def _prompt_rows(reader: DataReader, digest: Any) -> Iterator[Prompt]:
         template = {name: values[name] for name in TEMPLATE_COLUMNS if name in values}
         digest.update(canonical_row({"prompt": prompt, **template}, where))
         yield Prompt(id=row.pair_id, where=where, prompt=prompt, template=template, token_ids=[])
+    if row is None:
+        raise DataError(f"{data}: expected prompts, found no row")

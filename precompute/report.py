@@ -7,6 +7,7 @@ from precompute.tally import Facts
 from shards.directions import Direction
 from shards.manifest import Manifest, Plan, ShardPlan
 from shards.statistics import distribution_table
+from shards.teacher import DEFAULT_PRESET, PRESETS, TeacherSpec
 
 
 def plan_text(
@@ -24,9 +25,11 @@ def plan_text(
         f"({per_position:,.0f} bytes per response token before compression)",
         f"{'projected time':>18}  {_time_text(left, tokens_per_second)}",
     ]
-    lines += [f"{'note':>18}  {note}" for note in corpus.notes]
+    notes = list(corpus.notes)
     if corpus.ignores_chat_template:
-        lines.append(f"{'note':>18}  the data are plain text: the tokenizer's chat template is not applied to them")
+        notes.append("the data are plain text: the tokenizer's chat template is not applied to them")
+    notes += teacher_notes(plan)
+    lines += [f"{'note':>18}  {note}" for note in notes]
     return "\n".join(lines)
 
 
@@ -34,6 +37,24 @@ def shared_text(facts: Facts) -> str:
     """How many tokens a body is spared where prompts are shared."""
     total, saved = facts.tokens, facts.saved_tokens
     return f"{'shared prompts':>18}  {saved:,} of {total:,} tokens ({saved / total:.1%}) are not run twice"
+
+
+def teacher_notes(plan: Plan) -> list[str]:
+    """A line where a training without flags would ask for a teacher that the cache does not serve."""
+    if (lacking := plan.lacks(TeacherSpec.preset(DEFAULT_PRESET))) is None:
+        return []
+    served = [name for name in PRESETS if plan.lacks(TeacherSpec.preset(name)) is None]
+    what = f"train with --teacher {' or '.join(served)}" if served else "no preset is served"
+    return [f"the default teacher {DEFAULT_PRESET} is not served: {lacking}; {what}"]
+
+
+def corpus_warnings(corpus: Corpus) -> list[str]:
+    """A line where max_length leaves out or cuts most responses."""
+    overlong, total = corpus.skipped.get("overlong", 0), len(corpus.responses) + sum(corpus.skipped.values())
+    if 2 * (overlong + corpus.truncated) <= total:
+        return []
+    found = f"{overlong:,} skipped and {corpus.truncated:,} cut of {counted(total, 'response')}"
+    return [f"max_length: expected room for most responses, got {found}"]
 
 
 def summary_text(manifest: Manifest) -> str:
@@ -52,8 +73,10 @@ def summary_text(manifest: Manifest) -> str:
 
 def directions_text(directions: Sequence[Direction]) -> str:
     """What the models prefer, a line each; a plain warning where it is not what their roles say."""
-    labels = ["preferences", *([""] * len(directions))]
-    return "\n".join(f"{label:>18}  {direction}" for label, direction in zip(labels, directions, strict=False))
+    lines = [str(direction) for direction in directions]
+    if len(directions) == 2 and all(direction.share < 0.5 for direction in directions):
+        lines.append("dpo and reverse look swapped: each prefers what the other should")
+    return "\n".join(f"{'' if i else 'preferences':>18}  {line}" for i, line in enumerate(lines))
 
 
 def bytes_per_position(plan: Plan, top_k: int) -> float:

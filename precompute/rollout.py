@@ -7,7 +7,6 @@ A response that --max_new_tokens cut has `truncated` true. The build does not kn
 layout it closes it with the end-of-sequence token, or with what the chat template puts behind a turn.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,29 +16,31 @@ from transformers import HfArgumentParser
 
 from precompute.completion import sample_row
 from precompute.models import load_merged
-from precompute.plan import require_writable
-from precompute.rollout_inputs import Inputs, read_inputs
+from precompute.rollout_inputs import Inputs, find_sources, read_inputs
 from precompute.rollout_options import RolloutOptions
 from precompute.sample_file import SampleFile
 from precompute.sampling import Engine, Request, TransformersEngine
 from precompute.vllm_engine import load_vllm
 from shards.command import OneLineErrors, run_command
 from shards.errors import OptionError
+from shards.ranks import world_size
+from shards.space import require_writable
 from shards.writer import exclusive
 
 
 def rollout(options: RolloutOptions) -> Path:
     """Sample, finish or recognise the file that the options ask for. Raises AlignDistilError."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise OptionError("expected one process; give each its own part of the data, or use --engine vllm")
     path = Path(options.out)
-    inputs = read_inputs(options)
-    file = SampleFile(path, inputs.identity)
+    sources = find_sources(options)
+    file = SampleFile(path, sources.identity)
     if file.is_done:
         file.clean()
         print(f"{path}: already sampled from the same inputs, nothing to do")
         return path
     require_writable(path.parent)
+    inputs = read_inputs(options, sources)
     for note in inputs.notes:
         print(f"{'note':>14}  {note}")
     engine = load_engine(options, inputs)

@@ -1,6 +1,5 @@
 """What a rollout reads before any model is loaded: the model's folder, the prompts, and what the samples depend on."""
 
-import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +10,31 @@ from transformers import AutoConfig, GenerationConfig
 
 from precompute.models import ModelFolder, identity, load_tokenizer, resolve
 from precompute.plan import numerics, resolve_device
-from precompute.prompts import Prompt, load_prompts
+from precompute.prompts import Prompt, load_prompts, prompts_sha256
 from precompute.rollout_options import RolloutOptions
 from precompute.sampling import Request, Sampling
+from precompute.tokenizer_identity import tokenizer_identity
 from shards.errors import DataError, ModelError
-from shards.manifest import canonical_json
 from shards.model_folder import refusing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What a rollout is asked to read, by names and hashes."""
+
+    folder: ModelFolder
+    tokenizer: Any
+    sampling: Sampling
+    device: torch.device
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """`prompts`: those that fit into the model, by their number; `skipped`: how many do not. notes: of the data."""
+    """What a rollout has read. `prompts`: those that fit into the model, by their number; `skipped`: how many not.
+
+    notes: of the data, for a person.
+    """
 
     folder: ModelFolder
     tokenizer: Any
@@ -30,7 +43,6 @@ class Inputs:
     notes: Sequence[str]
     sampling: Sampling
     device: torch.device
-    identity: dict[str, Any]
 
     def requests(self, num_samples: int) -> list[Request]:
         """All samples, those of the longest prompts first: batches are little padded, and the first is the largest."""
@@ -42,18 +54,12 @@ class Inputs:
         ]
 
 
-def read_inputs(options: RolloutOptions) -> Inputs:
-    """Find the model, tokenise the prompts, and say what the samples depend on."""
+def find_sources(options: RolloutOptions) -> Sources:
+    """Find the model, hash the prompts, and say what the samples depend on."""
     folder = resolve(options.model)
     trust = options.trust_remote_code
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
-    found = load_prompts(options.sources, tokenizer=tokenizer)
-    room = _room(folder, trust_remote_code=trust)
-    prompts = {prompt.id: prompt for prompt in found.prompts if _fits(prompt, room, options)}
-    if not prompts:
-        raise DataError(f"{options.sources}: no prompt leaves room for {options.max_new_tokens} tokens out of {room}")
     device = resolve_device(options.device, 0)
-    vocabulary = tokenizer.get_vocab()
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -61,25 +67,37 @@ def read_inputs(options: RolloutOptions) -> Inputs:
         top_k=options.top_k,
         seed=options.seed,
         end_ids=end_ids(folder, tokenizer),
-        vocabulary_size=max(vocabulary.values()) + 1,
+        vocabulary_size=max(tokenizer.get_vocab().values()) + 1,
     )
-    texts = {"vocabulary_sha256": vocabulary, "chat_template_sha256": tokenizer.chat_template}
+    found = {
+        "options": options.identity(),
+        "model": identity(folder, trust_remote_code=trust),
+        "tokenizer": tokenizer_identity(tokenizer),
+        "end_ids": list(sampling.end_ids),
+        "data": {"prompts_sha256": prompts_sha256(options.data_sources)},
+        "numerics": _numerics(options, device),
+    }
+    return Sources(folder=folder, tokenizer=tokenizer, sampling=sampling, device=device, identity=found)
+
+
+def read_inputs(options: RolloutOptions, sources: Sources) -> Inputs:
+    """Tokenise the prompts."""
+    data = options.data_sources
+    found = load_prompts(data, tokenizer=sources.tokenizer)
+    if found.sha256 != sources.identity["data"]["prompts_sha256"]:
+        raise DataError(f"{data}: expected the prompts of a minute ago, got others; is it still being written?")
+    room = _room(sources.folder, trust_remote_code=options.trust_remote_code)
+    prompts = {prompt.id: prompt for prompt in found.prompts if _fits(prompt, room, options)}
+    if not prompts:
+        raise DataError(f"{data}: no prompt leaves room for {options.max_new_tokens} tokens out of {room}")
     return Inputs(
-        folder=folder,
-        tokenizer=tokenizer,
+        folder=sources.folder,
+        tokenizer=sources.tokenizer,
         prompts=prompts,
         skipped=len(found.prompts) - len(prompts),
         notes=found.notes,
-        sampling=sampling,
-        device=device,
-        identity={
-            "options": options.identity(),
-            "model": identity(folder, trust_remote_code=trust),
-            "tokenizer": {name: hashlib.sha256(canonical_json(text)).hexdigest() for name, text in texts.items()},
-            "end_ids": list(sampling.end_ids),
-            "data": {"prompts_sha256": found.sha256},
-            "numerics": _numerics(options, device),
-        },
+        sampling=sources.sampling,
+        device=sources.device,
     )
 
 

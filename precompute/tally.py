@@ -5,6 +5,8 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from precompute.packing import Row, SharedPrompts
 from precompute.tokenize import TokenizedResponse
 
@@ -43,8 +45,9 @@ class Tally:
         self._last_pair_id: int | None = None
 
     def add(self, row: TokenizedResponse) -> None:
-        self._digest.update(row.input_ids.astype("<i4").tobytes() + row.loss_mask.tobytes())
-        self._positions.append(int(row.loss_mask.sum()))
+        self._digest.update(np.ascontiguousarray(row.input_ids, "<i4").data)
+        self._digest.update(np.ascontiguousarray(row.loss_mask).data)
+        self._positions.append(int(np.count_nonzero(row.loss_mask)))
         self._tokens += len(row.input_ids)
         self._longest = max(self._longest, len(row.input_ids))
         self._truncated += row.truncated

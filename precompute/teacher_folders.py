@@ -32,6 +32,11 @@ def is_done(folder: Path, record: Mapping[str, Any]) -> bool:
     return True
 
 
+def is_exact(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a role that is done was made with the same libraries too: then equal rows were equal tokens."""
+    return read_json(folder / MADE_FROM_FILE).get("versions") == record["versions"]
+
+
 def last_checkpoint(work: Path, record: Mapping[str, Any]) -> Path | None:
     """The last whole checkpoint in a training folder. Raises CacheConflict where one is of other inputs."""
     whole = [path for path in _checkpoints(work) if (path / MADE_FROM_FILE).is_file()]

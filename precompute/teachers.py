@@ -5,6 +5,7 @@ checkpoint when the same command is given again.
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import warnings
 from collections.abc import Sequence
@@ -14,17 +15,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import HfArgumentParser
 
-from precompute.corpus import load_corpus
+from precompute.corpus import Corpus, load_corpus, rows_sha256
 from precompute.made_from import DIRECTIONS
 from precompute.models import ModelFolder, identity, load_tokenizer, resolve
 from precompute.pairs import TokenizedPair, whole_pairs
-from precompute.plan import require_writable
+from precompute.processes import Processes
 from precompute.report import counted, skipped_text
-from precompute.teacher_folders import is_done, last_checkpoint, remove_training, training_folder
+from precompute.share import load_on_first
+from precompute.teacher_folders import is_done, is_exact, last_checkpoint, remove_training, training_folder
 from precompute.teacher_options import TeacherOptions
+from precompute.tokenizer_identity import tokenizer_identity
 from shards.command import OneLineErrors, run_command
 from shards.errors import OptionError
 from shards.schema import Role
+from shards.space import require_writable
 from shards.writer import exclusive
 
 if TYPE_CHECKING:
@@ -34,8 +38,17 @@ LIBRARIES = ("aligndistil-offline", "trl", "transformers", "torch", "tokenizers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What the trainings are asked to read, by names and hashes; `records`: of each role, without its tokens."""
+
+    reference: ModelFolder
+    tokenizer: Any
+    records: dict[Role, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What the trainings read, before any model is loaded; `records`: what made_from.json of each role will say."""
+    """What the trainings have read, before any model is loaded; `records`: what made_from.json of each will say."""
 
     reference: ModelFolder
     pairs: list[TokenizedPair]
@@ -46,58 +59,88 @@ class Inputs:
 
 def make_teachers(options: TeacherOptions, args: "DPOArguments") -> None:
     """Train, finish or recognise OUT/dpo and OUT/reverse. Raises AlignDistilError."""
+    out = Path(options.out)
+    processes = Processes.join()
+    sources = processes.together(lambda: find_sources(options, args))
+    processes.require_equal(sources.records["dpo"])
+    done = processes.together(lambda: [is_done(out / role, record) for role, record in sources.records.items()])
+    if all(done) and all(is_exact(out / role, record) for role, record in sources.records.items()):
+        for role in sources.records:
+            args.distributed_state.print(f"{out / role}: already trained from the same inputs, nothing to do")
+    else:
+        processes.together(lambda: require_writable(out))
+        train(options, args, read_inputs(options, args, sources, processes), processes)
+    if processes.is_first:
+        for role in sources.records:  # of a run that was killed between its last step and here
+            remove_training(training_folder(out, role))
+
+
+def train(options: TeacherOptions, args: "DPOArguments", inputs: Inputs, processes: Processes) -> None:
+    """Train the roles that are not there yet."""
     from precompute.dpo import train_role
 
-    out, processes = Path(options.out), args.distributed_state
-    inputs = read_inputs(options, args)
+    out, say = Path(options.out), args.distributed_state.print
     done = {role: is_done(out / role, record) for role, record in inputs.records.items()}
     starts = {role: last_checkpoint(training_folder(out, role), record) for role, record in inputs.records.items()}
-    require_writable(out)
-    processes.wait_for_everyone()  # until every process has seen what is there
-    processes.print(f"{'reference':>11}  {options.reference}\n{'pairs':>11}  {inputs.pairs_text}")
+    processes.wait()  # until every process has seen what is there
+    say(f"{'reference':>11}  {options.reference}\n{'pairs':>11}  {inputs.pairs_text}")
     for note in inputs.notes:
-        processes.print(f"{'note':>11}  {note}")
+        say(f"{'note':>11}  {note}")
     out.mkdir(parents=True, exist_ok=True)
-    with exclusive(out) if processes.is_main_process else contextlib.nullcontext():
+    with exclusive(out) if processes.is_first else contextlib.nullcontext():
         for role, record in inputs.records.items():
             if done[role]:
-                processes.print(f"{out / role}: already trained from the same inputs, nothing to do")
+                say(f"{out / role}: already trained from the same inputs, nothing to do")
                 continue
             start = starts[role]
-            processes.print(f"{out / role}: {record['direction']}{f', going on from {start.name}' if start else ''}")
+            say(f"{out / role}: {record['direction']}{f', going on from {start.name}' if start else ''}")
             train_role(role, inputs.pairs, inputs.reference, record, options, args)
-            processes.print(f"{out / role}: done")
-        if processes.is_main_process:
-            for role in inputs.records:  # of a run that was killed between its last step and here
-                remove_training(training_folder(out, role))
+            say(f"{out / role}: done")
 
 
-def read_inputs(options: TeacherOptions, args: "DPOArguments") -> Inputs:
-    """Find the reference, tokenise the data as the build does."""
+def find_sources(options: TeacherOptions, args: "DPOArguments") -> Sources:
+    """Find the reference, hash the data."""
     reference = resolve(options.reference)
-    corpus = load_corpus(
-        options.sources,
-        tokenizer=load_tokenizer(reference, trust_remote_code=args.trust_remote_code),
+    tokenizer = load_tokenizer(reference, trust_remote_code=args.trust_remote_code)
+    show = args.distributed_state.is_main_process
+    record = {
+        "options": options.identity(),
+        "reference": identity(reference, trust_remote_code=args.trust_remote_code),
+        "tokenizer": tokenizer_identity(tokenizer),
+        "data": {"rows_sha256": rows_sha256(options.data_sources, progress=show)},
+        "training": args.identity(),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+    records = {role: {"role": role, "direction": direction} | record for role, direction in DIRECTIONS.items()}
+    return Sources(reference=reference, tokenizer=tokenizer, records=records)
+
+
+def read_inputs(options: TeacherOptions, args: "DPOArguments", sources: Sources, processes: Processes) -> Inputs:
+    """Tokenise the data as the build does, on the first process for all."""
+    data = sources.records["dpo"]["data"]
+    load = functools.partial(tokenized, options, args, sources.tokenizer)
+    corpus = load_on_first(load, processes, rows_sha256=data["rows_sha256"])
+    found = processes.together(lambda: whole_pairs(corpus, str(options.data_sources)))
+    data = data | {"tokens_sha256": corpus.tokens_sha256, "pairs": len(found)}
+    records = {role: record | {"data": data} for role, record in sources.records.items()}
+    return Inputs(
+        reference=sources.reference,
+        pairs=found,
+        pairs_text=f"{len(found):,}, from {counted(corpus.rows_read, 'row')} of data{skipped_text(corpus.skipped)}",
+        notes=corpus.notes,
+        records=records,
+    )
+
+
+def tokenized(options: TeacherOptions, args: "DPOArguments", tokenizer: Any) -> Corpus:
+    return load_corpus(
+        options.data_sources,
+        tokenizer=tokenizer,
         responses="both",
         max_length=args.max_length,
         on_overlong=options.on_overlong,
         on_empty=options.on_empty,
-        progress=args.distributed_state.is_main_process,
-    )
-    pairs = whole_pairs(corpus, str(options.sources))
-    record = {
-        "options": options.identity(),
-        "reference": identity(reference, trust_remote_code=args.trust_remote_code),
-        "data": {"rows_sha256": corpus.data_sha256, "tokens_sha256": corpus.tokens_sha256, "pairs": len(pairs)},
-        "training": args.identity(),
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-    }
-    return Inputs(
-        reference=reference,
-        pairs=pairs,
-        pairs_text=f"{len(pairs):,}, from {counted(corpus.rows_read, 'row')} of data{skipped_text(corpus.skipped)}",
-        notes=corpus.notes,
-        records={role: {"role": role, "direction": direction} | record for role, direction in DIRECTIONS.items()},
+        progress=True,
     )
 
 

@@ -271,15 +271,22 @@ def _spans(prompt_ids: np.ndarray, whole_ids: Mapping[ResponseKind, np.ndarray])
     start = min(_shared_tokens(prompt_ids, ids) for ids in whole_ids.values())
     is_prefix = start == len(prompt_ids)
     return {
-        kind: _Span(ids=ids, start=start, trains=np.arange(len(ids)) >= start, prompt_is_prefix=is_prefix)
+        kind: _Span(ids=ids, start=start, trains=_from(start, len(ids)), prompt_is_prefix=is_prefix)
         for kind, ids in whole_ids.items()
     }
 
 
+def _from(start: int, length: int) -> np.ndarray:
+    trains_T = np.zeros(length, dtype=bool)
+    trains_T[start:] = True
+    return trains_T
+
+
 def _shared_tokens(first: np.ndarray, second: np.ndarray) -> int:
     most = min(len(first), len(second))
-    differ = np.flatnonzero(first[:most] != second[:most])
-    return int(differ[0]) if len(differ) else most
+    differ_T = first[:most] != second[:most]
+    at = int(differ_T.argmax()) if most else 0
+    return at if most and differ_T[at] else most
 
 
 def _outcome(span: _Span | None, *, where: str, pair_id: int, kind: ResponseKind, longest: int) -> Outcome:
@@ -289,12 +296,12 @@ def _outcome(span: _Span | None, *, where: str, pair_id: int, kind: ResponseKind
         return SkippedResponse(sample_id=sample_id, reason="empty", message=message)
     loss_mask = span.trains.copy()
     loss_mask[:1] = False
-    if not loss_mask.any():
+    first = int(loss_mask.argmax()) if len(loss_mask) else 0
+    if not loss_mask[first : first + 1].any():
         message = f"{where}: expected a response of one token or more behind the first token, got none"
         return SkippedResponse(sample_id=sample_id, reason="empty", message=message)
-    if not loss_mask[:longest].any():
-        got = f"the first one at {loss_mask.argmax()}"
-        message = f"{where}: expected a token to train on within {longest} tokens, got {got}"
+    if first >= longest:
+        message = f"{where}: expected a token to train on within {longest} tokens, got the first one at {first}"
         return SkippedResponse(sample_id=sample_id, reason="overlong", message=message)
     return TokenizedResponse(
         sample_id=sample_id,

@@ -101,6 +101,7 @@ class TeacherSpec:
         return f"anchor {self.anchor}, negative {self.negative}, {self.strength} strength, beta {self.beta:g}, {how}"
 
 
+DEFAULT_PRESET: Preset = "aligndistil"
 PRESETS: dict[str, TeacherSpec] = {
     "aligndistil": TeacherSpec(anchor="dpo", negative="reverse", strength="adaptive"),
     "adaptive": TeacherSpec(anchor="reference", negative="reference", strength="adaptive"),

@@ -1,6 +1,5 @@
 """DistillArguments: every flag of `python -m student.train` - transformers' TrainingArguments, and what is ours."""
 
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ from transformers import TrainingArguments
 from shards import Divergence, TeacherSpec
 from shards.command import flag, require_at_least, require_choices
 from shards.errors import OptionError, first_line
+from shards.ranks import world_size
 
 DEFAULT_GLOBAL_BATCH_SIZE = 128
 
@@ -99,7 +99,7 @@ class DistillArguments(TrainingArguments):
 
     def _set_accumulation(self) -> None:
         """global_batch_size = per_device_train_batch_size * gradient_accumulation_steps * world size."""
-        at_once = self.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+        at_once = self.per_device_train_batch_size * world_size()
         if self.gradient_accumulation_steps is None:
             wanted = DEFAULT_GLOBAL_BATCH_SIZE if self.global_batch_size is None else self.global_batch_size
             if wanted < 1 or wanted % at_once:

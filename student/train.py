@@ -21,6 +21,7 @@ from student.forward import base_model
 from student.learned import fit_strength
 from student.load import load_model, load_tokenizer
 from student.options import DistillArguments
+from student.ranks import require_same_inputs
 from student.trainer import DistillTrainer
 
 SAMPLE_ROWS = 200
@@ -38,6 +39,7 @@ def train(args: DistillArguments) -> DistillTrainer:
     if Path(source).resolve() == Path(args.output_dir or ".").resolve():
         raise OptionError(f"output_dir: expected another folder than the student's own, got {args.output_dir}")
     _require_unused(args)
+    require_same_inputs(args, [*train_data.caches, *(eval_data.caches if eval_data else ())], source)
     tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
     model = load_model(
         source,

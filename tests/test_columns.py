@@ -47,7 +47,7 @@ def read(options):
     """The values that tokenisation gets, and the notes."""
 
     def values(*rows, **flags):
-        reader = DataReader(options(*rows, **flags).sources)
+        reader = DataReader(options(*rows, **flags).data_sources)
         return [row.values for row in reader], reader.notes()
 
     return values
@@ -57,7 +57,7 @@ def read(options):
 def refused(options):
     def refusal(*rows, error=DataError, act=None, **flags):
         with pytest.raises(error) as caught:
-            given = options(*rows, **flags).sources
+            given = options(*rows, **flags).data_sources
             act(given) if act else list(DataReader(given))
         assert isinstance(caught.value, AlignDistilError) and "\n" not in str(caught.value)
         return str(caught.value)
@@ -181,7 +181,7 @@ def test_other_labels_and_labels_of_pairs_are_unused_columns(read):
 
 
 def test_a_rollout_needs_the_prompts_of_bad_responses_too(options):
-    data = options({"prompt": SKY, "completion": " green", "label": False}).sources
+    data = options({"prompt": SKY, "completion": " green", "label": False}).data_sources
     (prompt,) = load_prompts(data, tokenizer=tiny_tokenizer()).prompts
     assert prompt.prompt == SKY
 
@@ -311,8 +311,8 @@ def test_a_speaker_without_a_role_is_named(refused):
 
 def test_a_text_prompt_beside_answers_alone_is_the_users_turn(options):
     tokenizer = tiny_tokenizer(CHATML)
-    explicit = load_corpus(options({"prompt": [user(SKY)], **CHAT}).sources, tokenizer=tokenizer, responses="both")
-    found = load_corpus(options({"prompt": SKY, **CHAT}).sources, tokenizer=tokenizer, responses="both")
+    explicit = load_corpus(options({"prompt": [user(SKY)], **CHAT}).data_sources, tokenizer=tokenizer, responses="both")
+    found = load_corpus(options({"prompt": SKY, **CHAT}).data_sources, tokenizer=tokenizer, responses="both")
     assert [r.input_ids.tolist() for r in found.responses] == [r.input_ids.tolist() for r in explicit.responses]
     assert [r.loss_mask.tolist() for r in found.responses] == [r.loss_mask.tolist() for r in explicit.responses]
 
@@ -334,10 +334,10 @@ def test_a_chat_template_is_chosen_by_its_name(options, refused):
         "tokenizer of tiny: expected a chat template called lout, got plain, loud"
     )
     plain, loud = (
-        load(options(PAIR, chat_template_kwargs=json.dumps({"chat_template": name})).sources)
+        load(options(PAIR, chat_template_kwargs=json.dumps({"chat_template": name})).data_sources)
         for name in ("plain", "loud")
     )
-    single = load_corpus(options(PAIR).sources, tokenizer=tiny_tokenizer(CHATML))
+    single = load_corpus(options(PAIR).data_sources, tokenizer=tiny_tokenizer(CHATML))
     assert plain.responses[0].input_ids.tolist() == single.responses[0].input_ids.tolist()
     assert plain.data_sha256 != loud.data_sha256 and plain.tokens_sha256 != loud.tokens_sha256
 
@@ -357,18 +357,20 @@ def test_arguments_of_the_template_go_to_every_row_that_has_none_of_its_own(read
 def test_a_second_beginning_of_sequence_is_said_loudly(options):
     rows = [{"prompt": f"{start}{SKY}", **TEXT} for start in ("<s>", "", "<s>")]
     with_bos = tiny_tokenizer(bos=True)
-    corpus = load_corpus(options(*rows).sources, tokenizer=with_bos, responses="both")
+    corpus = load_corpus(options(*rows).data_sources, tokenizer=with_bos, responses="both")
     assert corpus.notes == (
         "WARNING: rows that begin with <s> twice: 2; their text has one, and the tokenizer adds another",
     )
-    assert load_prompts(options(*rows).sources, tokenizer=with_bos).notes == list(corpus.notes)
+    assert load_prompts(options(*rows).data_sources, tokenizer=with_bos).notes == list(corpus.notes)
     assert corpus.responses[0].input_ids[:2].tolist() == [with_bos.bos_token_id] * 2  # as TRL has them
-    assert load_corpus(options(*rows).sources, tokenizer=tiny_tokenizer(), responses="both").notes == ()
+    assert load_corpus(options(*rows).data_sources, tokenizer=tiny_tokenizer(), responses="both").notes == ()
 
 
 def test_empty_prompts_are_counted(options):
     rows = [{"prompt": "", **TEXT}, {"prompt": SKY, **TEXT}, {"prompt": "", **TEXT}]
-    assert load_corpus(options(*rows).sources, tokenizer=tiny_tokenizer()).notes == ("rows with an empty prompt: 2",)
+    assert load_corpus(options(*rows).data_sources, tokenizer=tiny_tokenizer()).notes == (
+        "rows with an empty prompt: 2",
+    )
 
 
 def test_the_plan_says_it(trio_folders, tmp_path, capsys):

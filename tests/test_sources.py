@@ -44,7 +44,7 @@ def write(folder, name, content):
 
 
 def rows_of(*data, **flags):
-    reader = DataReader(DataOptions(data=list(map(str, data)), **flags).sources)
+    reader = DataReader(DataOptions(data=list(map(str, data)), **flags).data_sources)
     return list(reader), reader
 
 

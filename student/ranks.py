@@ -1,0 +1,45 @@
+"""Ranks that train together must have read the same: a cache of another build behind the same name would go unseen."""
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from shards import ShardCache
+from shards.model_folder import weights_sha256
+from shards.ranks import first_difference
+from student.options import DistillArguments
+
+LIBRARIES = ("aligndistil-offline", "torch", "transformers", "accelerate")
+
+
+def require_same_inputs(args: DistillArguments, caches: Sequence[ShardCache], source: str) -> None:
+    """End all ranks, with one line from the first, where one has read other inputs. source: the student's weights."""
+    processes = PartialState()
+    if processes.num_processes == 1:
+        return
+    mine = (platform.node(), inputs(args, caches, source))
+    difference = first_difference(gather_object([mine]))
+    if difference is None:
+        return
+    if processes.is_main_process:
+        print(f"error: {difference}", file=sys.stderr, flush=True)
+    processes.wait_for_everyone()  # until the first has said it: a launcher ends the others as soon as one has left
+    raise SystemExit(2)
+
+
+def inputs(args: DistillArguments, caches: Sequence[ShardCache], source: str) -> dict[str, Any]:
+    """What a rank is told apart by."""
+    folder = Path(source)
+    return {
+        "shards": [cache.plan.sha256 for cache in caches],
+        "shards_sha256": [[entry.sha256 for entry in cache.manifest.entries] for cache in caches],
+        "model": [weights_sha256(folder, stem) for stem in ("model", "adapter_model")] if folder.is_dir() else source,
+        "options": {"teacher": str(args.spec), "train_on": args.train_on, "seed": args.seed},
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
