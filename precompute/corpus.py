@@ -172,7 +172,8 @@ class _Gathered:
 
     def notes(self, bos_token: Any) -> list[str]:
         """What a person should know of the tokens."""
-        lines = [f"rows with an empty prompt: {self.empty_prompts:,}"] if self.empty_prompts else []
+        rows = "row" if self.empty_prompts == 1 else "rows"
+        lines = [f"{self.empty_prompts:,} {rows} of data with an empty prompt"] if self.empty_prompts else []
         return lines + twice_begun_notes(self.twice_begun, bos_token)
 
     def _keep(self, outcome: Outcome) -> None:

@@ -369,7 +369,7 @@ def test_a_second_beginning_of_sequence_is_said_loudly(options):
 def test_empty_prompts_are_counted(options):
     rows = [{"prompt": "", **TEXT}, {"prompt": SKY, **TEXT}, {"prompt": "", **TEXT}]
     assert load_corpus(options(*rows).data_sources, tokenizer=tiny_tokenizer()).notes == (
-        "rows with an empty prompt: 2",
+        "2 rows of data with an empty prompt",
     )
 
 
@@ -379,4 +379,4 @@ def test_the_plan_says_it(trio_folders, tmp_path, capsys):
     build(build_options(trio_folders, tmp_path / "rows.jsonl", tmp_path / "out", top_k=5, support="fixed"))
     printed = capsys.readouterr().out
     assert "              note  columns that are not used: score\n" in printed
-    assert "              note  rows with an empty prompt: 2\n" in printed
+    assert "              note  2 rows of data with an empty prompt\n" in printed

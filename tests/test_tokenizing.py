@@ -10,7 +10,7 @@ from tiny_tokenizers import ALTERNATING, CHATML, CHATML_MARKED, tiny_tokenizer
 from tokenizers import normalizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from precompute import build_inputs, corpus, encode, prompts
+from precompute import build_inputs, data_reader, encode
 from precompute.build import build
 from precompute.corpus import load_corpus, rows_sha256
 from precompute.encode import Conversation, encode_all
@@ -163,13 +163,12 @@ def test_a_build_goes_on_only_with_the_same_tokenizer(pairs_file, tmp_path):
 def readings(monkeypatch):
     """The names of the data that are read, in order."""
     found = []
-    for module in (corpus, prompts):
 
-        def read(data, split="train", plain=module.read_rows):
-            found.append(data)
-            return plain(data, split)
+    def read(data, *more, plain=data_reader.read_rows):
+        found.append(data)
+        return plain(data, *more)
 
-        monkeypatch.setattr(module, "read_rows", read)
+    monkeypatch.setattr(data_reader, "read_rows", read)
     return found
 
 
