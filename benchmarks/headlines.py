@@ -9,6 +9,7 @@ from benchmarks.building import report as building
 from benchmarks.codec.codecs import OURS
 from benchmarks.online import report as online
 from benchmarks.step import report as step
+from benchmarks.tokenizing import report as tokenizing
 
 Results = Mapping[str, Any]
 
@@ -29,6 +30,23 @@ def of_loading(results: Results) -> list[Headline]:
         found.append(Headline(f"positions a second and core, {order}", f"{rate:,.0f}", "1,000,000 or more"))
     size = results["caches"][rows]["bytes_per_position"]
     return [*found, Headline("bytes a position, synthetic cache", f"{size:.0f}")]
+
+
+def of_tokenizing(results: Results) -> list[Headline]:
+    most = max(row["rows"] for row in results["rates"])
+    found = [
+        Headline(
+            f"rate of tokenising {row['layout']} over encode_batch's, {most:,} rows",
+            f"{tokenizing.ratio(row):.2f}",
+            f"{tokenizing.GOAL:g} or more",
+        )
+        for row in results["rates"]
+        if row["rows"] == most
+    ]
+    last = results["found"][-1]
+    hashing = sum(last[part] for part in ("rows_sha256", "models"))
+    what = f"seconds to see that {last['rows']:,} rows are built, hashing the inputs"
+    return [*found, Headline(what, f"{last['build']:.2f}, {hashing:.2f}")]
 
 
 def of_codec(results: Results) -> list[Headline]:
@@ -84,6 +102,7 @@ def of_alignment(results: Results) -> list[Headline]:
 
 HEADLINES: dict[str, Callable[[Results], Sequence[Headline]]] = {
     "loading": of_loading,
+    "tokenizing": of_tokenizing,
     "codec": of_codec,
     "building": of_building,
     "step": of_step,

@@ -121,13 +121,13 @@ def tokenize_rows(
     Raises DataError where a last turn is not the assistant's, the prompt has no message, or the chat template refuses
     the row; ModelError for a tokenizer without the end token or the chat template that the format needs.
     """
-    for parts, encoded in encode_all((_requests(row, tokenizer) for row in rows), tokenizer):
+    for parts, encoded in encode_all((requests_of(row, tokenizer) for row in rows), tokenizer):
         yield _tokenized(parts, encoded, max_length)
 
 
 def tokenize_row(row: SourceRow, *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenizedRow:
     """The responses of one row; as `tokenize_rows`."""
-    parts, requests = _requests(row, tokenizer)
+    parts, requests = requests_of(row, tokenizer)
     return _tokenized(parts, encode_requests(requests, tokenizer), max_length)
 
 
@@ -145,7 +145,7 @@ def prompt_request(
     return _prompt(prompt, arguments, where)
 
 
-def _requests(row: SourceRow, tokenizer: "PreTrainedTokenizerBase") -> tuple[_Parts, dict[str, Request]]:
+def requests_of(row: SourceRow, tokenizer: "PreTrainedTokenizerBase") -> tuple[_Parts, dict[str, Request]]:
     """What is to be tokenised of a row: its prompt, and each response behind it."""
     prompt, responses = split_row(row.values, row.layout, row.where)
     parts = _Parts(row=row, prompt=prompt, responses=responses)

@@ -34,21 +34,21 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     make, trio_folders, pairs_file, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("precompute.build_inputs.load_corpus", None)  # not even tokenised
-    with pytest.raises(OptionError, match="^out: expected a folder to write into, got /") as caught:
+    with pytest.raises(OptionError, match=r"^out: expected a folder to write into, got /") as caught:
         build(build_options(trio_folders, pairs_file, make(tmp_path), top_k=4))
     assert "\n" not in str(caught.value)
 
 
 def test_a_rollout_into_such_a_place_is_refused_too(trio_folders, pairs_file):
     options = RolloutOptions(model=str(trio_folders["reference"]), data=str(pairs_file), out="/proc/foo/samples.jsonl")
-    with pytest.raises(OptionError, match="^out: expected a folder to write into, got /proc, "):
+    with pytest.raises(OptionError, match=r"^out: expected a folder to write into, got /proc, "):
         rollout(options)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_refused(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(OptionError, match="one without write permission"):
+    with pytest.raises(OptionError, match=r"one without write permission"):
         space.require_writable(tmp_path / "cache")
 
 
@@ -57,7 +57,7 @@ def test_a_read_only_disk_is_refused(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(space.tempfile, "TemporaryFile", refuse)
-    with pytest.raises(OptionError, match="got .*, Read-only file system"):
+    with pytest.raises(OptionError, match=r"got .*, Read-only file system"):
         space.require_writable(tmp_path)
 
 
@@ -82,7 +82,7 @@ def test_a_build_that_the_disk_has_no_room_for_is_refused_and_goes_on_later(
     options = build_options(trio_folders, pairs_file, tmp_path / "cache", top_k=4)
     with monkeypatch.context() as full:
         full.setattr(space.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-        with pytest.raises(OptionError, match="^out: expected room for some .* MiB in "):
+        with pytest.raises(OptionError, match=r"^out: expected room for some .* MiB in "):
             build(options)
     assert not list((tmp_path / "cache").glob("part-*"))
     build(options)
@@ -94,7 +94,9 @@ def test_a_full_folder_for_temporary_files_is_one_line(trio_folders, pairs_file,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(token_store.os, "write", full)
-    with pytest.raises(OptionError, match="^TMPDIR: expected room for the tokenised data in .*No space left on device"):
+    with pytest.raises(
+        OptionError, match=r"^TMPDIR: expected room for the tokenised data in .*No space left on device"
+    ):
         build(build_options(trio_folders, pairs_file, tmp_path / "cache", top_k=4))
     assert not (tmp_path / "cache").exists()
 
@@ -104,5 +106,5 @@ def test_no_folder_for_temporary_files_is_one_line(monkeypatch):
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
 
     monkeypatch.setattr(token_store.tempfile, "TemporaryFile", none)
-    with pytest.raises(OptionError, match="^TMPDIR: expected room for the tokenised data in .*No usable temporary"):
+    with pytest.raises(OptionError, match=r"^TMPDIR: expected room for the tokenised data in .*No usable temporary"):
         TokenStore()
