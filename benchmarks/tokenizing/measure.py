@@ -13,10 +13,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 from benchmarks.tokenizing.layouts import make_tokenizer, synthetic_pairs, write_rows
 from benchmarks.tokenizing.options import TokenizingOptions
 from precompute.build import build
-from precompute.corpus import load_corpus, rows_sha256, source_rows
+from precompute.corpus import load_corpus, rows_sha256
+from precompute.data_reader import DataReader
 from precompute.encode import batches, render, text_of
 from precompute.models import identity, load_tokenizer, resolve
 from precompute.options import BuildOptions
+from precompute.sources import Data
 from precompute.tokenize import requests_of
 from shards.schema import ROLES
 
@@ -38,14 +40,14 @@ def tokenizing(data: Path, tokenizer: Any, layout: str, repeats: int) -> dict[st
         spent, facts = encode_batch_alone(data, tokenizer)
         alone.append(spent)
         ours.append(seconds_of(lambda: load_corpus(str(data), tokenizer=tokenizer, responses=responses)))
-        hashing.append(seconds_of(lambda: rows_sha256(str(data), split="train", limit=None)))
+        hashing.append(seconds_of(lambda: rows_sha256(Data.of(str(data)))))
     return {**facts, "encode_batch": median(alone), "load_corpus": median(ours), "rows_sha256": median(hashing)}
 
 
 def encode_batch_alone(data: Path, tokenizer: Any) -> tuple[float, dict[str, float]]:
     """Seconds that encode_batch takes over the very texts, in the same batches; reading and rendering do not count."""
     seconds, texts, tokens = 0.0, 0, 0
-    for batch in batches(requests_of(row, tokenizer) for row in source_rows(str(data), "train", None)):
+    for batch in batches(requests_of(row, tokenizer) for row in DataReader(Data.of(str(data)))):
         rendered = render([request for _, requests in batch for request in requests.values()], tokenizer)
         given = [text_of(request) for request in rendered]
         started = time.perf_counter()
@@ -73,7 +75,7 @@ def recognising(options: TokenizingOptions, folder: Path) -> Iterator[dict[str, 
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             build(asked)
             found = seconds_of(lambda asked=asked: build(asked))
-        hashed = seconds_of(lambda data=data: rows_sha256(str(data), split="train", limit=None))
+        hashed = seconds_of(lambda data=data: rows_sha256(Data.of(str(data))))
         folders = [resolve(str(path)) for path in models.values()]
         weights = seconds_of(lambda folders=folders: [identity(model) for model in folders])
         tokenizers = seconds_of(lambda folders=folders: [load_tokenizer(model) for model in folders])
