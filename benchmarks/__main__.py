@@ -24,6 +24,7 @@ VERSIONS = ("torch", "transformers", "numpy", "pyarrow", "zstandard")
 QUICK = {
     "loading": "--rows 64 --repeats 1 --rows_per_batch 1 4 --levels 3 --micro_batch_size 4 --global_batch_size 16 "
     "--shards 2 20 --shard_rows 20 --index_rows 1000 100000",
+    "tokenizing": "--rows 50 200 --words 20 --repeats 1 --built_rows 10",
     "codec": "--rows 6 --positions 40 --synthetic_rows 2 --repeats 1",
     "building": "--hidden_size 128 --layers 2 --heads 4 --vocabulary 4000 --pairs 2 --repeats 2",
     "step": "--hidden_size 128 --layers 2 --heads 4 --vocabulary 4000 --rows 2 --sequence_length 128 --repeats 2 "

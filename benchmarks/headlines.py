@@ -10,6 +10,7 @@ from benchmarks.codec.codecs import OURS
 from benchmarks.loading import scale_report as scaling
 from benchmarks.online import report as online
 from benchmarks.step import report as step
+from benchmarks.tokenizing import report as tokenizing
 
 Results = Mapping[str, Any]
 
@@ -33,6 +34,23 @@ def of_loading(results: Results) -> list[Headline]:
     return found + [
         Headline(what, f"{figure:.3g}", asked) for what, figure, asked, _ in scaling.figures(results["scale"])
     ]
+
+
+def of_tokenizing(results: Results) -> list[Headline]:
+    most = max(row["rows"] for row in results["rates"])
+    found = [
+        Headline(
+            f"rate of tokenising {row['layout']} over encode_batch's, {most:,} rows",
+            f"{tokenizing.ratio(row):.2f}",
+            f"{tokenizing.GOAL:g} or more",
+        )
+        for row in results["rates"]
+        if row["rows"] == most
+    ]
+    last = results["found"][-1]
+    hashing = sum(last[part] for part in ("rows_sha256", "models"))
+    what = f"seconds to see that {last['rows']:,} rows are built, hashing the inputs"
+    return [*found, Headline(what, f"{last['build']:.2f}, {hashing:.2f}")]
 
 
 def of_codec(results: Results) -> list[Headline]:
@@ -88,6 +106,7 @@ def of_alignment(results: Results) -> list[Headline]:
 
 HEADLINES: dict[str, Callable[[Results], Sequence[Headline]]] = {
     "loading": of_loading,
+    "tokenizing": of_tokenizing,
     "codec": of_codec,
     "building": of_building,
     "step": of_step,

@@ -140,8 +140,7 @@ def begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer, proc
     places = {role: str(folder.path.resolve()) for role, folder in inputs.folders.items() if folder.commit is None}
     places |= {role: folder.name for role, folder in inputs.folders.items() if folder.commit is not None}
     write_json(out, VOCABULARY_FILE, inputs.vocabulary)
-    data = str(Path(options.data).resolve()) if Path(options.data).exists() else options.data
-    write_json(out, PROVENANCE_FILE, {"models": dict(sorted(places.items())), "data": data})
+    write_json(out, PROVENANCE_FILE, {"models": dict(sorted(places.items())), "data": options.data_sources.places})
     write_json(out, PLAN_FILE, plan.to_json())
     processes.wait()
     return plan

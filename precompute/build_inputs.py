@@ -65,19 +65,17 @@ def find_sources(options: BuildOptions, processes: Processes) -> Sources:
         data_sha256 = corpus.data_sha256
     else:
         show = processes.is_first
-        data_sha256 = rows_sha256(options.data, split=options.split, limit=options.limit, progress=show)
+        data_sha256 = rows_sha256(options.data_sources, progress=show)
     asked = build_identity(options, device, models, tokenizer, data_sha256)
     return Sources(folders=folders, vocabulary=vocabulary, tokenizer=tokenizer, identity=asked, corpus=corpus)
 
 
 def tokenized(options: BuildOptions, tokenizer: Any) -> Corpus:
     return load_corpus(
-        options.data,
+        options.data_sources,
         tokenizer=tokenizer,
-        split=options.split,
         responses=options.responses,
         max_length=options.max_length,
-        limit=options.limit,
         on_overlong=options.on_overlong,
         on_empty=options.on_empty,
         sample_pairs=options.sample_rows,

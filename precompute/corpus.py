@@ -8,13 +8,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tqdm import tqdm
 
-from precompute.data import read_rows
-from precompute.layouts import Layout, ResponseKind, find_layout, used_values
+from precompute.data_reader import DataReader
+from precompute.layouts import Layout, ResponseKind
+from precompute.sources import Data
 from precompute.spread import SpreadSample
 from precompute.tally import Facts, Tally
 from precompute.token_store import TokenStore
@@ -35,7 +35,8 @@ class Corpus:
     `skipped` counts responses by reason, under "overlong" and "empty". has_pairs: the rows hold a rejected response
     too, whether or not it was asked for. sampled_pairs: both responses of some rows, spread over the data, for what
     only a pair can tell. ignores_chat_template: the tokenizer has a chat template, but the data are text. empty_prompts
-    counts rows. data_sha256 covers the columns in use of every row read, whatever file format held them.
+    counts rows. data_sha256 covers the columns in use of every row read, whatever file format held them. notes: lines
+    for a person to read.
     """
 
     responses: Sequence[TokenizedResponse]
@@ -47,6 +48,7 @@ class Corpus:
     sampled_pairs: Sequence[TokenizedResponse] = ()
     ignores_chat_template: bool = False
     data_sha256: str
+    notes: Sequence[str] = ()
 
     @property
     def truncated(self) -> int:
@@ -65,7 +67,7 @@ class Corpus:
 
 
 def load_corpus(
-    data: str,
+    data: Data | str,
     *,
     tokenizer: "PreTrainedTokenizerBase",
     split: str = "train",
@@ -77,19 +79,20 @@ def load_corpus(
     sample_pairs: int = 0,
     progress: bool = False,
 ) -> Corpus:
-    """Tokenises the first `limit` rows of `data`, or all of them; `read_rows` says what `data` can be.
+    """Tokenises the rows of `data`; of one source, which text names, the first `limit` rows of `split`, or all.
 
-    The first row tells the layout, and every other row must have it. `responses` picks from preference rows; the other
-    layouts have one response a row, which "chosen" means. max_length is in tokens, prompt and response together.
-    sample_pairs: of so many rows or more, as far as there are, both responses are kept aside.
+    The first row of a source tells its layout, and every other row must have it. `responses` picks from preference
+    rows; the other layouts have one response a row, which "chosen" means. max_length is in tokens, prompt and response
+    together. sample_pairs: of so many rows or more, as far as there are, both responses are kept aside.
 
     Raises DataError for a row that cannot be used, where no response is left, and for an overlong or empty response
     where that is to be an error; OptionError for an option out of range; ModelError for a tokenizer that lacks what the
     format needs.
     """
     _check_options(responses, max_length, limit, {"on_overlong": on_overlong, "on_empty": on_empty})
-    rows = HashedRows(source_rows(data, split, limit))
-    gathered = _Gathered(responses, {"overlong": on_overlong, "empty": on_empty}, sample_pairs)
+    reader = DataReader(Data.of(data, split, limit) if isinstance(data, str) else data)
+    rows = HashedRows(reader)
+    gathered = _Gathered(responses, {"overlong": on_overlong, "empty": on_empty}, sample_pairs, tokenizer.bos_token_id)
     tokenized = tokenize_rows(rows, tokenizer=tokenizer, max_length=max_length)
     for row in tqdm(tokenized, desc=f"tokenizing {data}", unit=" rows", disable=not progress):
         gathered.add(row)
@@ -107,23 +110,16 @@ def load_corpus(
         sampled_pairs=[response for pair in gathered.sample.kept for response in pair],
         ignores_chat_template=gathered.plain_text and bool(tokenizer.chat_template),
         data_sha256=rows.sha256,
+        notes=(*reader.notes(), *gathered.notes(tokenizer.bos_token)),
     )
 
 
-def rows_sha256(data: str, *, split: str, limit: int | None, progress: bool = False) -> str:
+def rows_sha256(data: Data, *, progress: bool = False) -> str:
     """`Corpus.data_sha256`, without tokenising. Raises DataError for a row that cannot be used."""
-    rows = HashedRows(source_rows(data, split, limit))
+    rows = HashedRows(DataReader(data))
     for _ in tqdm(rows, desc=f"reading {data}", unit=" rows", disable=not progress):
         pass
     return rows.sha256
-
-
-def source_rows(data: str, split: str, limit: int | None) -> Iterator[SourceRow]:
-    """The rows of a source, checked, as all that tokenisation reads of them."""
-    layout: Layout | None = None
-    for pair_id, (where, row) in enumerate(islice(read_rows(data, split), limit)):
-        layout = layout or find_layout(row, where)
-        yield SourceRow(where=where, values=used_values(row, layout, where), layout=layout, pair_id=pair_id)
 
 
 class HashedRows:
@@ -146,13 +142,16 @@ class HashedRows:
 class _Gathered:
     """The responses that were asked for, and what is counted on the way."""
 
-    def __init__(self, responses: Responses, on_skip: Mapping[str, OnSkip], sample_pairs: int) -> None:
+    def __init__(
+        self, responses: Responses, on_skip: Mapping[str, OnSkip], sample_pairs: int, bos_token_id: int | None
+    ) -> None:
         self.kept, self.tally = TokenStore(), Tally()
         self.sample: SpreadSample[list[TokenizedResponse]] = SpreadSample(sample_pairs)
         self.skipped = dict.fromkeys(on_skip, 0)
-        self.rows_read = self.empty_prompts = 0
+        self.rows_read = self.empty_prompts = self.twice_begun = 0
         self.has_pairs = self.plain_text = False
         self._responses, self._on_skip = responses, on_skip
+        self._twice = None if bos_token_id is None else [bos_token_id] * 2
 
     def add(self, found: TokenizedRow) -> None:
         layout, before = found.row.layout, len(self.kept)
@@ -160,11 +159,22 @@ class _Gathered:
         self.empty_prompts += found.empty_prompt
         self.plain_text |= not layout.conversational
         self.has_pairs |= "rejected" in layout.kinds
-        for kind in _wanted_kinds(self._responses, layout, found.row.where):
-            self._keep(found.outcomes[kind])
+        wanted = [found.outcomes[kind] for kind in _wanted_kinds(self._responses, layout, found.row.where)]
+        for outcome in wanted:
+            self._keep(outcome)
+        self.twice_begun += any(
+            isinstance(outcome, TokenizedResponse) and outcome.input_ids[:2].tolist() == self._twice
+            for outcome in wanted
+        )
         both = [outcome for outcome in found.outcomes.values() if isinstance(outcome, TokenizedResponse)]
         if len(self.kept) > before and len(both) == 2:
             self.sample.offer(both)
+
+    def notes(self, bos_token: Any) -> list[str]:
+        """What a person should know of the tokens."""
+        rows = "row" if self.empty_prompts == 1 else "rows"
+        lines = [f"{self.empty_prompts:,} {rows} of data with an empty prompt"] if self.empty_prompts else []
+        return lines + twice_begun_notes(self.twice_begun, bos_token)
 
     def _keep(self, outcome: Outcome) -> None:
         if isinstance(outcome, TokenizedResponse):
@@ -183,6 +193,14 @@ def _wanted_kinds(responses: Responses, layout: Layout, where: str) -> tuple[Res
         columns = "+".join(layout.columns)
         raise DataError(f"{where}: expected a column rejected, which responses {responses} asks for, got {columns}")
     return layout.kinds if responses == "both" else ("rejected",)
+
+
+def twice_begun_notes(rows: int, bos_token: Any) -> list[str]:
+    """What to say of rows that begin with the beginning-of-sequence token twice; nothing where there are none."""
+    if not rows:
+        return []
+    why = "their text has one, and the tokenizer adds another"
+    return [f"WARNING: rows that begin with {bos_token} twice: {rows:,}; {why}"]
 
 
 def canonical_row(values: Mapping[str, Any], where: str) -> bytes:

@@ -71,7 +71,7 @@ def encode_all(
     """
     with ThreadPoolExecutor(max_workers=1) as worker:
         waiting: tuple[Future[list[Encoded]], list[tuple[Item, Mapping[str, Request]]]] | None = None
-        for batch in _batches(items):
+        for batch in batches(items):
             rendered = render([request for _, requests in batch for request in requests.values()], tokenizer)
             following = worker.submit(encode, rendered, tokenizer)
             if waiting is not None:
@@ -113,9 +113,10 @@ def encode(requests: Sequence[Request | _Rendered], tokenizer: "PreTrainedTokeni
     return [encoded for encoded in found if encoded is not None]
 
 
-def _batches(
+def batches(
     items: Iterable[tuple[Item, Mapping[str, Request]]],
 ) -> Iterator[list[tuple[Item, Mapping[str, Request]]]]:
+    """Items in groups of BATCH_TEXTS requests or a few more, or of BATCH_CHARACTERS."""
     batch: list[tuple[Item, Mapping[str, Request]]] = []
     texts = characters = 0
     for item, requests in items:
@@ -127,6 +128,12 @@ def _batches(
             batch, texts, characters = [], 0, 0
     if batch:
         yield batch
+
+
+def text_of(request: Request | _Rendered) -> str:
+    """What a request reads, of those that `render` made text of."""
+    assert not isinstance(request, Conversation), "the tokenizer renders this one by itself"
+    return request if isinstance(request, str) else request.text
 
 
 def _characters(request: Request) -> int:

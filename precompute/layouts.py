@@ -10,6 +10,7 @@ Layouts are named by their columns, as in TRL; each holds text (the standard for
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,7 @@ Messages = list[dict[str, Any]]
 ResponseKind = Literal["chosen", "rejected", "completion"]
 
 _LAYOUTS = (("prompt", "chosen", "rejected"), ("chosen", "rejected"), ("prompt", "completion"), ("messages",))
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 # set here for every row alike; any other argument of apply_chat_template may come with a row
 _OUR_ARGUMENTS = frozenset({
     "conversation", "tokenize", "tokenizer_kwargs", "return_dict", "return_tensors", "return_assistant_tokens_mask",
@@ -45,11 +47,25 @@ def find_layout(row: Mapping[str, Any], where: str) -> Layout:
     columns = next((columns for columns in _LAYOUTS if set(columns) <= set(found)), None)
     if columns is None:
         expected = ", ".join("+".join(columns) for columns in _LAYOUTS)
-        raise DataError(f"{where}: expected the columns of one of {expected}, got {', '.join(found) or 'none'}")
+        got = ", ".join(found) or "none"
+        raise DataError(
+            f"{where}: expected the columns of one of {expected}, got {got}; --columns prompt=NAME ... names others"
+        )
     conversational = isinstance(row[columns[-1]], list) or columns == ("messages",)
+    for name in columns:
+        if not conversational and isinstance(row[name], str) and _MESSAGES_AS_TEXT.match(row[name]):
+            raise DataError(f"{where} column {name}: expected text or a list of messages, got messages written as text")
     if conversational and "rejected" in columns and isinstance(row.get("prompt"), str):
         columns = ("chosen", "rejected")
     return Layout(columns=columns, conversational=conversational)
+
+
+def find_prompt_layout(row: Mapping[str, Any], where: str) -> Layout:
+    """The layout of a source whose responses are left aside; it may have a prompt alone."""
+    given = {name for name, value in row.items() if value is not None}
+    if "prompt" in given and not {"chosen", "rejected", "completion"} & given:
+        return Layout(columns=("prompt",), conversational=isinstance(row["prompt"], list))
+    return find_layout(row, where)
 
 
 def used_values(row: Mapping[str, Any], layout: Layout, where: str) -> dict[str, Any]:
@@ -66,9 +82,11 @@ def used_values(row: Mapping[str, Any], layout: Layout, where: str) -> dict[str,
 
 
 def split_row(values: Mapping[str, Any], layout: Layout, where: str) -> tuple[Any, dict[ResponseKind, Any]]:
-    """The prompt and the responses that are not empty, all text or all messages."""
+    """The prompt and the responses that are not empty, all text or all messages; a prompt alone has none."""
     prompt: Any
     responses: dict[ResponseKind, Any]
+    if layout.columns == ("prompt",):
+        return values["prompt"], {}
     if layout.columns == ("messages",):
         prompt, responses = values["messages"][:-1], {"completion": values["messages"][-1:]}
     elif layout.columns == ("chosen", "rejected"):
@@ -163,5 +181,12 @@ def _type_name(value: Any) -> str:
 
 
 def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
+    """How many items two sequences begin with in common, by halving: slices are compared far faster than items."""
+    shared, end = 0, min(len(first), len(second))
+    while shared < end:
+        middle = (shared + end + 1) // 2
+        if first[shared:middle] == second[shared:middle]:
+            shared = middle
+        else:
+            end = middle - 1
+    return shared

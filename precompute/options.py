@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from precompute.data_options import DataOptions
 from shards import TeacherSpec
 from shards.command import flag, require_at_least, require_choices
 from shards.errors import OptionError
@@ -15,19 +16,14 @@ from shards.schema import REQUIRED_ROLES, ROLES, Pair, Role
 
 
 @dataclass(kw_only=True)
-class BuildOptions:
+class BuildOptions(DataOptions):
     """Flags of the build. Raises OptionError for values that contradict each other or are out of range."""
 
     models: list[str] = field(
         metadata={"help": "role=folder or hub name for dpo, reference and (for contrast) reverse; peft adapters too"}
     )
-    data: str = field(
-        metadata={"help": ".jsonl, .jsonl.zst, .parquet, .arrow, a save_to_disk folder or a hub name; TRL's columns"}
-    )
     out: str = flag("shards", "folder of the cache")
-    split: str = flag("train", "split of a hub data set or of a saved DatasetDict")
     responses: Literal["chosen", "rejected", "both"] = flag("chosen", "which responses of a pair are cached")
-    limit: int | None = flag(None, "use only the first N rows of the data")
     max_length: int = flag(2048, "tokens of prompt and response; longer responses are cut, prompts never")
     on_overlong: Literal["skip", "error"] = flag("skip", "what becomes of a prompt as long as max_length")
     on_empty: Literal["skip", "error"] = flag("error", "what becomes of an empty response")
@@ -59,7 +55,7 @@ class BuildOptions:
     sample_rows: int = flag(64, "rows on which the support's threshold is set")
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        DataOptions.__post_init__(self)
         positive = (
             "max_length",
             "top_k",
@@ -71,8 +67,6 @@ class BuildOptions:
             "sample_rows",
         )
         require_at_least(self, 1, positive)
-        if self.limit is not None and self.limit < 1:
-            raise OptionError(f"limit: expected 1 or more, got {self.limit}")
         if self.support == "adaptive" and self.max_top_k < self.top_k:
             raise OptionError(f"max_top_k: expected at least top_k = {self.top_k}, got {self.max_top_k}")
         if self.support == "adaptive" and self.min_top_k > self.top_k:

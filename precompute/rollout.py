@@ -39,6 +39,8 @@ def rollout(options: RolloutOptions) -> Path:
         return _found(file)
     require_writable(path.parent)
     inputs = read_inputs(options, sources)
+    for note in inputs.notes:
+        print(f"{'note':>14}  {note}")
     engine = load_engine(options, inputs)
     with naming_saves("out"):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """What a rollout reads before any model is loaded: the model's folder, the prompts, and what the samples depend on."""
 
 import importlib.metadata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +31,16 @@ class Sources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What a rollout has read. `prompts`: those that fit into the model, by their number; `skipped`: how many not."""
+    """What a rollout has read. `prompts`: those that fit into the model, by their number; `skipped`: how many not.
+
+    notes: of the data, for a person.
+    """
 
     folder: ModelFolder
     tokenizer: Any
     prompts: dict[int, Prompt]
     skipped: int
+    notes: Sequence[str]
     sampling: Sampling
     device: torch.device
 
@@ -69,7 +74,7 @@ def find_sources(options: RolloutOptions) -> Sources:
         "model": identity(folder, trust_remote_code=trust),
         "tokenizer": tokenizer_identity(tokenizer),
         "end_ids": list(sampling.end_ids),
-        "data": {"prompts_sha256": prompts_sha256(options.data, split=options.split, limit=options.limit)},
+        "data": {"prompts_sha256": prompts_sha256(options.data_sources)},
         "numerics": _numerics(options, device),
     }
     return Sources(folder=folder, tokenizer=tokenizer, sampling=sampling, device=device, identity=found)
@@ -77,18 +82,20 @@ def find_sources(options: RolloutOptions) -> Sources:
 
 def read_inputs(options: RolloutOptions, sources: Sources) -> Inputs:
     """Tokenise the prompts."""
-    found = load_prompts(options.data, tokenizer=sources.tokenizer, split=options.split, limit=options.limit)
+    data = options.data_sources
+    found = load_prompts(data, tokenizer=sources.tokenizer)
     if found.sha256 != sources.identity["data"]["prompts_sha256"]:
-        raise DataError(f"{options.data}: expected the prompts of a minute ago, got others; is it still being written?")
+        raise DataError(f"{data}: expected the prompts of a minute ago, got others; is it still being written?")
     room = _room(sources.folder, trust_remote_code=options.trust_remote_code)
     prompts = {prompt.id: prompt for prompt in found.prompts if _fits(prompt, room, options)}
     if not prompts:
-        raise DataError(f"{options.data}: no prompt leaves room for {options.max_new_tokens} tokens out of {room}")
+        raise DataError(f"{data}: no prompt leaves room for {options.max_new_tokens} tokens out of {room}")
     return Inputs(
         folder=sources.folder,
         tokenizer=sources.tokenizer,
         prompts=prompts,
         skipped=len(found.prompts) - len(prompts),
+        notes=found.notes,
         sampling=sources.sampling,
         device=sources.device,
     )

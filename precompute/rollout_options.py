@@ -5,19 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.command import flag, require_choices
+from precompute.data_options import DataOptions
+from shards.command import flag
 from shards.errors import OptionError
 
 
 @dataclass(kw_only=True)
-class RolloutOptions:
+class RolloutOptions(DataOptions):
     """Flags of the sampling. Raises OptionError for values that are out of range or that contradict each other."""
 
     model: str = field(metadata={"help": "the model to sample from: a folder (an adapter's too) or a hub name"})
-    data: str = field(metadata={"help": "what precompute.build takes; the prompts are used. Or a column prompt alone"})
     out: str = field(metadata={"help": "a .jsonl file to write: prompt, completion and an id"})
-    split: str = flag("train", "split of a hub data set or of a saved DatasetDict")
-    limit: int | None = flag(None, "use only the first N rows of the data")
     num_samples_per_prompt: int = flag(1, "responses to each prompt")
     max_new_tokens: int = flag(256, "tokens of a response, its end token included; longer ones are cut")
     temperature: float = flag(1.0, "of the sampling; 0 takes the likeliest token")
@@ -34,9 +32,8 @@ class RolloutOptions:
     trust_remote_code: bool = flag(False, "run code that comes with a model")
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        DataOptions.__post_init__(self)
         lowest = {"num_samples_per_prompt": 1, "max_new_tokens": 1, "batch_size": 1, "top_k": 0, "seed": 0}
-        lowest |= {} if self.limit is None else {"limit": 1}
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise OptionError(f"{name}: expected {least} or more, got {getattr(self, name)}")

@@ -3,23 +3,19 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from shards.command import flag, require_at_least, require_choices
+from precompute.data_options import DataOptions
+from shards.command import flag, require_at_least
 from shards.errors import OptionError
 
 
 @dataclass(kw_only=True)
-class TeacherOptions:
+class TeacherOptions(DataOptions):
     """Models, data and LoRA of both trainings. Raises OptionError for values out of range."""
 
     reference: str = field(
         metadata={"help": "folder or hub name of the model that both start from, and DPO's reference model"}
     )
-    data: str = field(
-        metadata={"help": ".jsonl, .jsonl.zst, .parquet, .arrow, a save_to_disk folder or a hub name; TRL's columns"}
-    )
     out: str = field(metadata={"help": "folder that will hold the model folders dpo and reverse"})
-    split: str = flag("train", "split of a hub data set or of a saved DatasetDict")
-    limit: int | None = flag(None, "use only the first N rows of the data")
     on_overlong: Literal["skip", "error"] = flag("skip", "what becomes of a prompt as long as max_length")
     on_empty: Literal["skip", "error"] = flag("error", "what becomes of an empty response; its pair is left out")
 
@@ -36,7 +32,7 @@ class TeacherOptions:
     lora_target_modules: list[str] | None = flag(None, "modules to adapt; default: all linear layers of the body")
 
     def __post_init__(self) -> None:
-        require_choices(self)
+        DataOptions.__post_init__(self)
         require_at_least(self, 1, ("lora_r", "lora_alpha"))
         if not 0 <= self.lora_dropout < 1:
             raise OptionError(f"lora_dropout: expected a number from 0 and below 1, got {self.lora_dropout}")

@@ -55,6 +55,7 @@ class Inputs:
     reference: ModelFolder
     pairs: list[TokenizedPair]
     pairs_text: str
+    notes: Sequence[str]
     records: dict[Role, dict[str, Any]]
 
 
@@ -81,6 +82,8 @@ def train(options: TeacherOptions, args: "DPOArguments", inputs: Inputs, process
 
     out, say = Path(options.out), args.distributed_state.print
     say(f"{'reference':>11}  {options.reference}\n{'pairs':>11}  {inputs.pairs_text}")
+    for note in inputs.notes:
+        say(f"{'note':>11}  {note}")
     with naming_saves("out"):
         out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -113,7 +116,7 @@ def find_sources(options: TeacherOptions, args: "DPOArguments") -> Sources:
         "options": options.identity(),
         "reference": identity(reference, trust_remote_code=args.trust_remote_code),
         "tokenizer": tokenizer_identity(tokenizer),
-        "data": {"rows_sha256": rows_sha256(options.data, split=options.split, limit=options.limit, progress=show)},
+        "data": {"rows_sha256": rows_sha256(options.data_sources, progress=show)},
         "training": args.identity(),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
@@ -126,25 +129,24 @@ def read_inputs(options: TeacherOptions, args: "DPOArguments", sources: Sources,
     data = sources.records["dpo"]["data"]
     load = functools.partial(tokenized, options, args, sources.tokenizer)
     corpus = load_on_first(load, processes, rows_sha256=data["rows_sha256"])
-    found = processes.together(lambda: whole_pairs(corpus, options.data))
+    found = processes.together(lambda: whole_pairs(corpus, str(options.data_sources)))
     data = data | {"tokens_sha256": corpus.tokens_sha256, "pairs": len(found)}
     records = {role: record | {"data": data} for role, record in sources.records.items()}
     return Inputs(
         reference=sources.reference,
         pairs=found,
         pairs_text=_pairs_text(found, corpus),
+        notes=corpus.notes,
         records=records,
     )
 
 
 def tokenized(options: TeacherOptions, args: "DPOArguments", tokenizer: Any) -> Corpus:
     return load_corpus(
-        options.data,
+        options.data_sources,
         tokenizer=tokenizer,
-        split=options.split,
         responses="both",
         max_length=args.max_length,
-        limit=options.limit,
         on_overlong=options.on_overlong,
         on_empty=options.on_empty,
         progress=True,

@@ -121,13 +121,13 @@ def tokenize_rows(
     Raises DataError where a last turn is not the assistant's, the prompt has no message, or the chat template refuses
     the row; ModelError for a tokenizer without the end token or the chat template that the format needs.
     """
-    for parts, encoded in encode_all((_requests(row, tokenizer) for row in rows), tokenizer):
+    for parts, encoded in encode_all((requests_of(row, tokenizer) for row in rows), tokenizer):
         yield _tokenized(parts, encoded, max_length)
 
 
 def tokenize_row(row: SourceRow, *, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> TokenizedRow:
     """The responses of one row; as `tokenize_rows`."""
-    parts, requests = _requests(row, tokenizer)
+    parts, requests = requests_of(row, tokenizer)
     return _tokenized(parts, encode_requests(requests, tokenizer), max_length)
 
 
@@ -145,7 +145,7 @@ def prompt_request(
     return _prompt(prompt, arguments, where)
 
 
-def _requests(row: SourceRow, tokenizer: "PreTrainedTokenizerBase") -> tuple[_Parts, dict[str, Request]]:
+def requests_of(row: SourceRow, tokenizer: "PreTrainedTokenizerBase") -> tuple[_Parts, dict[str, Request]]:
     """What is to be tokenised of a row: its prompt, and each response behind it."""
     prompt, responses = split_row(row.values, row.layout, row.where)
     parts = _Parts(row=row, prompt=prompt, responses=responses)
@@ -210,11 +210,19 @@ def _template_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _template(tokenizer: "PreTrainedTokenizerBase", arguments: Mapping[str, Any]) -> str:
     """The chat template that a row is rendered with. Raises ModelError where there is none, or none is the default."""
+    asked, templates = arguments.get("chat_template"), tokenizer.chat_template
+    if asked is not None and "{" not in asked and asked not in (templates if isinstance(templates, dict) else ()):
+        # transformers would take the name for a template, which is the same text for every row
+        got = ", ".join(templates) if isinstance(templates, dict) else "one template, without a name"
+        raise ModelError(f"{_name(tokenizer)}: expected a chat template called {asked}, got {got}")
     try:
         return tokenizer.get_chat_template(arguments.get("chat_template"), arguments["tools"])
     except ValueError as exc:
         named = tokenizer.chat_template
-        got = f"several without a default ({', '.join(named)})" if isinstance(named, dict) else "none"
+        got = "none"
+        if isinstance(named, dict):
+            choice = json.dumps({"chat_template": min(named)})
+            got = f"several without a default ({', '.join(named)}); --chat_template_kwargs '{choice}' chooses one"
         message = f"{_name(tokenizer)}: expected a chat template, which data as messages needs, got {got}"
         raise ModelError(message) from exc
 

@@ -30,7 +30,8 @@ def plan_table(plan: Plan, provenance: Mapping[str, Any]) -> str:
         f"{role:<10} {_hashes(identity.get('models', {}).get(role, {}))}  {places.get(role, '')}" for role in plan.roles
     ]
     tokenizer = f"{plan.vocabulary_size:,} tokens, {_hashes(identity.get('tokenizer', {}))}"
-    data = f"{provenance.get('data', '')}  {_hashes(identity.get('data', {}))}"
+    sources = provenance.get("data", "")  # a list where there are several
+    data = f"{sources if isinstance(sources, str) else ', '.join(sources)}  {_hashes(identity.get('data', {}))}"
     skipped = "".join(f"; {count:,} skipped as {reason}" for reason, count in plan.skipped.items())
     threshold = "" if plan.log_threshold is None else f", kept above a log-prob of {plan.log_threshold:.3f}"
     parts = {

@@ -379,7 +379,7 @@ PAIR = '{"prompt": "the", "chosen": " cat", "rejected": " dog"}'
         (['"text"'], "line 1: expected a JSON object, got str"),
         (['{"question": "a", "answer": "b"}'],
          "line 1: expected the columns of one of prompt+chosen+rejected, chosen+rejected, prompt+completion, messages, "
-         "got question, answer"),
+         "got question, answer; --columns prompt=NAME ... names others"),
         ([PAIR, '{"prompt": "a", "chosen": " cat"}'], "line 2 column rejected: expected text, got nothing"),
         ([PAIR, '{"prompt": "a", "chosen": 3, "rejected": " dog"}'], "line 2 column chosen: expected text, got int"),
         ([PAIR, '{"prompt": "a", "chosen": "", "rejected": " dog"}'],
@@ -725,7 +725,7 @@ def test_a_checkpoint_that_is_missing_or_of_another_run(refuse_train, cache, tmp
 @pytest.mark.parametrize(
     ("main", "flags", "message"),
     [
-        (build_main, [], "the following arguments are required: --models, --data"),
+        (build_main, [], "the following arguments are required: --data, --models"),
         (build_main, ["--models", "dpo=a", "--data", "b", "--topk", "5"], "unrecognized arguments: --topk 5"),
         (build_main, ["--top_k", "many"], "argument --top_k/--top-k: invalid int value: 'many'"),
         (train_main, ["--gian", "5"], "unrecognized arguments: --gian 5"),

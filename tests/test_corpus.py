@@ -565,8 +565,8 @@ def test_a_row_of_text_that_cannot_be_used_is_refused_in_one_line(text, message,
         ({"messages": "What?"}, "line 1 column messages: expected a list of messages, got str"),
         ({"messages": ["What?"]}, "line 1 column messages message 0: expected an object with a role, got str"),
         (
-            {"messages": [{"from": "human", "value": "What?"}]},
-            "expected an object with a role, got the keys from, value",
+            {"messages": [{"speaker": "human", "value": "What?"}]},
+            "expected an object with a role, got the keys speaker, value",
         ),
         (
             {"messages": [{"role": "user", "content": 7}]},
@@ -660,9 +660,10 @@ def test_a_source_that_cannot_be_opened_is_refused_in_one_line(tmp_path, monkeyp
         "none.jsonl: expected a data file, a folder or a hub name, found nothing there"
     )
     assert refused("none").endswith("none: expected a data file, a folder or a hub name, found nothing there")
-    (tmp_path / "prefs.csv").write_text("prompt,completion\na,b\n")
-    assert refused("prefs.csv").endswith(
-        "expected a name that ends in .jsonl, .jsonl.zst, .json, .parquet, .arrow, got prefs.csv"
+    (tmp_path / "prefs.txt").write_text("prompt,completion\na,b\n")
+    assert refused("prefs.txt").endswith(
+        "expected a name that ends in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, or .gz or .zst behind one "
+        "of text, got prefs.txt"
     )
     (tmp_path / "prefs.json").write_text("[1")
     assert refused("prefs.json").startswith("prefs.json: expected a list of JSON objects, got text that is not JSON")

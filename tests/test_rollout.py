@@ -19,6 +19,7 @@ from precompute.rollout import main, rollout
 from precompute.rollout_inputs import end_ids
 from precompute.rollout_options import RolloutOptions
 from precompute.sampling import InverseCdf, Request, Sampling, TransformersEngine, until_end
+from precompute.sources import Data
 from shards import ShardCache
 from shards.errors import AlignDistilError
 from student.evaluate import evaluate, parse
@@ -293,7 +294,7 @@ def test_the_prompts_are_those_of_every_layout(tmp_path):
         found = []
         for row in rows:
             data = write_jsonl(tmp_path / "data.jsonl", [row])
-            (prompt,) = load_prompts(str(data), tokenizer=tokenizer, split="train", limit=None).prompts
+            (prompt,) = load_prompts(Data.of(str(data)), tokenizer=tokenizer).prompts
             found.append((prompt.prompt, prompt.token_ids))
         assert all(pair == found[0] for pair in found)
         assert found[0][0] == ([user] if kind == "chat" else kind)

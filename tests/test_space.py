@@ -48,7 +48,7 @@ def test_a_rollout_into_such_a_place_is_refused_too(trio_folders, pairs_file):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_refused(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(OptionError, match="one without write permission"):
+    with pytest.raises(OptionError, match=r"one without write permission"):
         space.require_writable(tmp_path / "cache")
 
 

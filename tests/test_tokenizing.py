@@ -10,12 +10,13 @@ from tiny_tokenizers import ALTERNATING, CHATML, CHATML_MARKED, tiny_tokenizer
 from tokenizers import normalizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from precompute import build_inputs, corpus, encode, prompts
+from precompute import build_inputs, data_reader, encode
 from precompute.build import build
 from precompute.corpus import load_corpus, rows_sha256
 from precompute.encode import Conversation, encode_all
 from precompute.rollout import rollout
 from precompute.rollout_options import RolloutOptions
+from precompute.sources import Data
 from precompute.spread import SpreadSample
 from precompute.tokenizer_identity import tokenizer_identity
 from shards.errors import AlignDistilError, CacheConflict, DataError, ModelError
@@ -162,13 +163,12 @@ def test_a_build_goes_on_only_with_the_same_tokenizer(pairs_file, tmp_path):
 def readings(monkeypatch):
     """The names of the data that are read, in order."""
     found = []
-    for module in (corpus, prompts):
 
-        def read(data, split="train", plain=module.read_rows):
-            found.append(data)
-            return plain(data, split)
+    def read(data, *more, plain=data_reader.read_rows):
+        found.append(data)
+        return plain(data, *more)
 
-        monkeypatch.setattr(module, "read_rows", read)
+    monkeypatch.setattr(data_reader, "read_rows", read)
     return found
 
 
@@ -244,7 +244,7 @@ def test_the_hash_of_the_rows_needs_no_tokenizer(tmp_path):
     data = write_jsonl(tmp_path / "pairs.jsonl", make_pairs(7))
     for limit in (None, 3):
         found = load_corpus(str(data), tokenizer=make_tokenizer(), limit=limit).data_sha256
-        assert rows_sha256(str(data), split="train", limit=limit) == found
+        assert rows_sha256(Data.of(str(data), limit=limit)) == found
 
 
 def test_facts_are_those_of_the_rows(tmp_path):

@@ -1,0 +1,92 @@
+"""What is measured: our tokenisation, the tokenizer's own over the same texts, the hash of the rows, a build found."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+from benchmarks.tokenizing.layouts import make_tokenizer, synthetic_pairs, write_rows
+from benchmarks.tokenizing.options import TokenizingOptions
+from precompute.build import build
+from precompute.corpus import load_corpus, rows_sha256
+from precompute.data_reader import DataReader
+from precompute.encode import batches, render, text_of
+from precompute.models import identity, load_tokenizer, resolve
+from precompute.options import BuildOptions
+from precompute.sources import Data
+from precompute.tokenize import requests_of
+from shards.schema import ROLES
+
+TINY = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def tokenizing(data: Path, tokenizer: Any, layout: str, repeats: int) -> dict[str, float]:
+    """Seconds of each way, medians, measured in turn; and how many texts and tokens there were."""
+    responses = "chosen" if layout == "messages" else "both"
+    alone, ours, hashing = [], [], []
+    facts: dict[str, float] = {}
+    for _ in range(repeats):
+        spent, facts = encode_batch_alone(data, tokenizer)
+        alone.append(spent)
+        ours.append(seconds_of(lambda: load_corpus(str(data), tokenizer=tokenizer, responses=responses)))
+        hashing.append(seconds_of(lambda: rows_sha256(Data.of(str(data)))))
+    return {**facts, "encode_batch": median(alone), "load_corpus": median(ours), "rows_sha256": median(hashing)}
+
+
+def encode_batch_alone(data: Path, tokenizer: Any) -> tuple[float, dict[str, float]]:
+    """Seconds that encode_batch takes over the very texts, in the same batches; reading and rendering do not count."""
+    seconds, texts, tokens = 0.0, 0, 0
+    for batch in batches(requests_of(row, tokenizer) for row in DataReader(Data.of(str(data)))):
+        rendered = render([request for _, requests in batch for request in requests.values()], tokenizer)
+        given = [text_of(request) for request in rendered]
+        started = time.perf_counter()
+        found = tokenizer.backend_tokenizer.encode_batch(given)
+        seconds += time.perf_counter() - started
+        texts, tokens = texts + len(found), tokens + sum(len(encoding) for encoding in found)
+    return seconds, {"texts": texts, "tokens": tokens}
+
+
+def recognising(options: TokenizingOptions, folder: Path) -> Iterator[dict[str, float]]:
+    """Of a build of each size: seconds to say that it is there, beside those of hashing its inputs alone."""
+    pairs = synthetic_pairs(min(max(options.built_rows), 1_000), 20, options.seed)
+    models = tiny_trio(folder, make_tokenizer(pairs))
+    for rows in options.built_rows:
+        data = folder / f"built-{rows}.jsonl"
+        write_rows(data, "text pairs", pairs, rows)
+        asked = BuildOptions(
+            models=[f"{role}={path}" for role, path in models.items()],
+            data=str(data),
+            out=str(folder / f"cache-{rows}"),
+            max_length=64,
+            support="fixed",
+            top_k=1,
+        )
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            build(asked)
+            found = seconds_of(lambda asked=asked: build(asked))
+        hashed = seconds_of(lambda data=data: rows_sha256(Data.of(str(data))))
+        folders = [resolve(str(path)) for path in models.values()]
+        weights = seconds_of(lambda folders=folders: [identity(model) for model in folders])
+        tokenizers = seconds_of(lambda folders=folders: [load_tokenizer(model) for model in folders])
+        yield {"rows": rows, "build": found, "rows_sha256": hashed, "models": weights, "tokenizers": tokenizers}
+
+
+def tiny_trio(folder: Path, tokenizer: Any) -> dict[str, Path]:
+    found = {}
+    for seed, role in enumerate(ROLES):
+        set_seed(seed)
+        found[role] = folder / "trio" / role
+        LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **TINY)).save_pretrained(found[role])
+        tokenizer.save_pretrained(found[role])
+    return found

@@ -1,0 +1,60 @@
+"""What `datasets` is shown of a local folder, so that it reads the files that are there and no others.
+
+To `datasets` names are patterns (d[1] is d1), "::" chains file systems, and a suffix in capitals is no suffix: the
+first two read other files, the last leaves files out, all without a word.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from precompute.data_files import suffixes_of
+from shards.errors import DataError
+
+_PATTERN = re.compile(r"[*?\[\]]|::|://")
+_NOT_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_JSON = (".jsonl", ".ndjson", ".json")
+
+
+def plain_folder(folder: Path, scratch: Path) -> str:
+    """A folder that `datasets` takes as it is: this one, or links to its files under plain names. Raises DataError."""
+    whole = folder.resolve()
+    files = list(_files(whole))
+    _require_one_kind(folder, files)
+    names = {file: _plain(file.relative_to(whole)) for file in files}
+    if not _PATTERN.search(str(whole)) and all(whole / name == file for file, name in names.items()):
+        return str(whole)
+    for file, name in names.items():
+        link = scratch / "data" / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if link.exists():
+            raise DataError(f"{folder}: expected files that differ in more than *?[]: and capitals, got {file.name}")
+        link.symlink_to(file)
+    return str(scratch / "data")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "__")):  # `datasets` leaves these out too
+            continue
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _plain(name: Path) -> str:
+    kind = suffixes_of(name.name)
+    text = _PATTERN.sub("_", str(name))
+    end = len(text) - len("".join(kind)) if kind else len(text)
+    return text[:end] + text[end:].lower()
+
+
+def _require_one_kind(folder: Path, files: list[Path]) -> None:
+    """`datasets` reads files of the commonest kind and leaves the others out, unless a README.md says what belongs."""
+    if (folder / "README.md").exists():
+        return
+    kinds = {found[0] for file in files if file.name not in _NOT_DATA and (found := suffixes_of(file.name))}
+    if len({".json" if kind in _JSON else kind for kind in kinds}) > 1:
+        got = ", ".join(sorted(kinds))
+        raise DataError(f"{folder}: expected data files of one kind, got {got}; name the files, --data A.jsonl B.csv")
