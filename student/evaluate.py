@@ -1,31 +1,34 @@
-"""python -m student.evaluate: what a trained model is, on held-out pairs of a cache and by samples of its own.
+"""python -m student.evaluate: what trained models are, on held-out pairs of a cache and by samples of their own.
 
---model with --shards measures it on cached responses: distance to the reference and to the teacher, implicit rewards,
-preference accuracy. --samples with --scorer judges completions that python -m precompute.rollout wrote. With --against
-and --samples_against both come side by side with those of another model, and the difference with its paired error.
+--model with --shards measures one or more models on cached responses: distance to the reference and to the teacher that
+they were trained towards (their folders record it; flags win), implicit rewards, preference accuracy. --samples with
+--scorer judges completions that python -m precompute.rollout wrote. With --against and --samples_against they are
+compared with another model, each difference with its paired error.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from shards import Divergence, ShardCache, TeacherSpec
+from shards import ShardCache
 from shards.command import OneLineErrors, require_at_least, run_command
 from shards.divergence import DivergenceName
-from shards.errors import DataError, OptionError, TeacherUnavailable
+from shards.errors import DataError, OptionError
 from shards.preferences import PreferencePairs, find_pairs
-from shards.teacher_flags import add_teacher_flags, teacher_of
+from shards.teacher_flags import add_teacher_flags
 from shards.vocabulary import require_same_vocabulary
 from shards.writer import write_text
-from student.evaluate_report import report_text
+from student.evaluate_report import labels, report_text
 from student.evaluation import TIE_NATS, Responses, evaluation
 from student.load import device_named, load_model, load_tokenizer
 from student.measure import ResponseSums, measure
+from student.record import Record, read_record
 from student.scorers import find_scorer
 from student.win_rate import win_rate
+from student.yardstick import Yardstick, choose
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
@@ -37,54 +40,105 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 def _on_cache(options: argparse.Namespace) -> dict[str, Any]:
     cache = ShardCache(options.shards)
-    spec = teacher_of(options, cache.plan)
-    if spec is None:
-        raise TeacherUnavailable(f"{cache.folder}: serves no named teacher; name one with --anchor and --negative")
-    cache.check(spec)
-    divergence = Divergence(name=options.divergence, jsd_weight=options.jsd_weight)
-    names = [options.model] if options.against is None else [options.model, options.against]
-    sums = [_measured(name, cache, spec, divergence, options) for name in names]
+    names = [*options.model, *([] if options.against is None else [options.against])]
+    tokenizers = {name: _tokenizer(name, cache, options) for name in names}  # all, before the first is measured
+    recorded = {name: read_record(name) for name in names}
+    labelled = zip(labels(len(options.model), options.against is not None), names, strict=True)
+    yardstick = choose(options, cache, {label: recorded[name] for label, name in labelled})
+    measured = [_measured(name, cache, yardstick, recorded[name], tokenizers[name], options) for name in names]
+    against = None if options.against is None else measured[-1]
     pairs = _pairs(cache)
-    responses = Responses(index=cache.index, pairs=pairs, beta=spec.beta)
+    responses = Responses(index=cache.index, pairs=pairs, beta=yardstick.spec.beta)
+    entries = [model.entry(responses, against) for model in measured[: len(options.model)]]
     return {
-        "model": options.model,
-        "against": options.against,
+        "models": entries,
+        "against": None if against is None else against.entry(responses, None),
         "cache": str(cache.folder),
         "responses": len(cache),
         "positions": cache.plan.positions,
         "pairs": 0 if pairs is None else len(pairs),
-        "teacher": asdict(spec),
-        "teacher_text": str(spec),
-        "divergence": options.divergence,
+        "teacher": asdict(yardstick.spec),
+        "teacher_text": str(yardstick.spec),
+        "teacher_source": yardstick.spec_source,
+        "divergence": yardstick.divergence.name,
+        "jsd_weight": yardstick.divergence.jsd_weight,
+        "divergence_source": yardstick.divergence_source,
         "contrast": "reverse" if "reverse" in cache.plan.roles else "reference",
         "values": cache.plan.values,
         "tie_nats": TIE_NATS,
-        **evaluation(responses, sums[0], sums[1] if len(sums) > 1 else None),
     }
 
 
-def _measured(
-    name: str, cache: ShardCache, spec: TeacherSpec, divergence: Divergence, options: argparse.Namespace
-) -> ResponseSums:
-    """The sums of one model, which is in memory only here."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A model, its record and its sums; note: why its own teacher was not measured, in words, where it should be."""
+
+    name: str
+    dtype: str
+    record: Record | None
+    note: str
+    sums: ResponseSums
+
+    def entry(self, responses: Responses, against: "Measured | None") -> dict[str, Any]:
+        """The part of the report that is this model's."""
+        reduction = None if self.record is None else self.record.reduction
+        figures = evaluation(responses, self.sums, None if against is None else against.sums, reduction)
+        return {
+            "model": self.name,
+            "dtype": self.dtype,
+            "recorded": None if self.record is None else self.record.to_json(),
+            "recorded_text": "no teacher" if self.record is None else f"{self.record}{self.note}",
+            **figures,
+        }
+
+
+def _tokenizer(name: str, cache: ShardCache, options: argparse.Namespace) -> Any:
     tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
     require_same_vocabulary(cache.vocabulary, tokenizer.get_vocab(), "the cache", name)
+    return tokenizer
+
+
+def _measured(
+    name: str,
+    cache: ShardCache,
+    yardstick: Yardstick,
+    record: Record | None,
+    tokenizer: Any,
+    options: argparse.Namespace,
+) -> Measured:
+    """The sums of one model, which is in memory only here."""
     model = load_model(
         name,
         dtype=options.dtype,
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
     )
-    return measure(
+    own, note = _own(record, cache, yardstick)
+    sums = measure(
         model.to(device_named(options.device)),
         cache,
-        spec,
-        divergence=divergence,
+        yardstick.spec,
+        divergence=yardstick.divergence,
         batch_size=options.batch_size,
         chunk_positions=options.chunk_positions,
         pad_token_id=tokenizer.pad_token_id or 0,
         description=name,
+        own=own,
     )
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Measured(name=name, dtype=dtype, record=record, note=note, sums=sums)
+
+
+def _own(record: Record | None, cache: ShardCache, yardstick: Yardstick) -> tuple[Record | None, str]:
+    """The record to measure a model by beside the yardstick, None where there is none, and why not, in words."""
+    if record is None:
+        return None, ""
+    if others := record.other_models(cache.plan):
+        return None, f"; warning: with another {', '.join(others)} than this cache's, so that teacher is not in it"
+    if yardstick.is_of(record):
+        return None, ""
+    lacking = cache.plan.lacks(record.spec)
+    return (record, "") if lacking is None else (None, f"; warning: not measured: {lacking}")
 
 
 def _pairs(cache: ShardCache) -> PreferencePairs | None:
@@ -131,12 +185,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         parser.add_argument(*spellings, **kwargs)
 
-    add("model", metavar="DIR", help="the model: a folder (an adapter's too) or a hub name")
-    add("against", metavar="DIR", help="another model to compare it with; the reference is one")
+    add("model", metavar="DIR", nargs="+", help="the models: folders (adapters' too) or hub names, any number of them")
+    add("against", metavar="DIR", help="another model to compare each of them with; the reference is one")
     add("shards", metavar="DIR", help="cache of held-out pairs, built with --responses both (or chosen)")
-    add("divergence", choices=get_args(DivergenceName), default="reverse_kl", help="to the teacher")
-    add("jsd_weight", type=float, default=0.5, help="the teacher's share in the mixture of the generalised JSD")
-    add_teacher_flags(parser)
+    add("divergence", choices=get_args(DivergenceName), help="to the teacher; default: what the first model records")
+    add(
+        "jsd_weight", type=float, help="the teacher's share in the mixture of the generalised JSD; default: as recorded"
+    )
+    add_teacher_flags(parser, default="what the first model with a record was trained towards, else the first preset")
     add("samples", metavar="FILE", type=Path, help="the model's completions, as precompute.rollout writes them")
     add("samples_against", metavar="FILE", type=Path, help="the other model's, of the same prompts")
     add("scorer", metavar="NAME", help="a reward model's folder or hub name, module:function or file.py:function")

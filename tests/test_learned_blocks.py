@@ -15,7 +15,7 @@ from shards import ShardCache, TeacherSpec, preferences, ratio_file
 from shards.errors import DataError, OptionError
 from shards.learned import fit_learned, total_likelihood
 from shards.nodes import StrengthNodes
-from shards.preferences import find_pairs, fit, preference_margins
+from shards.preferences import find_pairs, fit
 from shards.ratio_file import RatioFile
 from shards.ratio_table import tabulate
 from shards.scores import concatenate
@@ -63,7 +63,8 @@ def test_blocks_on_disk_give_the_likelihood_and_the_fit_of_one_table(cache, smal
     assert (fitted.spec.learned_offset, fitted.spec.learned_slope) == numbers
 
 
-def test_pairs_do_not_grow_the_memory(cache, small_blocks):
+def test_pairs_do_not_grow_the_memory(cache, small_blocks, monkeypatch):
+    monkeypatch.setattr(preferences, "STRENGTH_BINS", 100)  # a megabyte that is there whatever the pairs
     pairs = find_pairs(cache)
     few = pairs.where(pairs.pair_id < 15)
     cache.read(range(len(cache)), pairs=())  # so that every file is open
