@@ -8,6 +8,8 @@ compared with another model, each difference with its paired error.
 
 import argparse
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from shards import ShardCache
 from shards.command import OneLineErrors, require_at_least, run_command
 from shards.divergence import DivergenceName
 from shards.errors import DataError, OptionError
+from shards.model_folder import adapter_base, require_weights
 from shards.preferences import PreferencePairs, find_pairs
 from shards.teacher_flags import add_teacher_flags
 from shards.vocabulary import require_same_vocabulary
@@ -94,6 +97,8 @@ class Measured:
 
 def _tokenizer(name: str, cache: ShardCache, options: argparse.Namespace) -> Any:
     tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
+    if Path(name).is_dir():
+        require_weights(name, Path(name), "model" if adapter_base(name, Path(name)) is None else "adapter_model")
     require_same_vocabulary(cache.vocabulary, tokenizer.get_vocab(), "the cache", name)
     return tokenizer
 
@@ -174,8 +179,22 @@ def _require_enough(options: argparse.Namespace) -> None:
         if getattr(options, name) is not None and getattr(options, other) is None:
             raise OptionError(f"{other}: expected with --{name}, got none")
     require_at_least(options, 1, ("batch_size", "chunk_positions"))
-    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
-        raise OptionError(f"json: expected a file in a folder that is there, got {options.json}")
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError(
+            f"expected one process, got {os.environ['WORLD_SIZE']} of a launcher; start it with python alone"
+        )
+    if options.json is not None:
+        _require_writable(options.json)
+
+
+def _require_writable(file: Path) -> None:
+    """Raise OptionError where a file cannot be written, before the work whose figures it is for."""
+    if file.is_dir() or not file.parent.is_dir():
+        raise OptionError(f"json: expected a file in a folder that is there, got {file}")
+    try:
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as exc:
+        raise OptionError(f"json: expected a place to write to, got {file} ({exc.strerror})") from exc
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
