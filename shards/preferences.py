@@ -24,8 +24,8 @@ from shards.scores import Scores, concatenate, segment_starts
 from shards.statistics import LogHistogram
 from shards.teacher import MIN_STRENGTH, TeacherSpec, learned_strength
 
-BLOCK_POSITIONS = 8_192
-"""Pairs are gone through in blocks of about so many positions; a block takes some 40 MiB while it is tabulated."""
+BLOCK_POSITIONS = 4_096
+"""Pairs are gone through in blocks of about so many positions; a block takes some 30 MiB while it is tabulated."""
 STRENGTH_BINS = 60_000
 """Of a histogram from 1e-3 to 1e3: a quantile of the strength is off by 0.02% at most."""
 
