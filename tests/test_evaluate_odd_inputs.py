@@ -8,7 +8,7 @@ from test_evaluate import flags, on_cache, refusal, samples
 from test_yardstick import several
 from tiny import load, make_llama, nudged, save
 
-from student import evaluate as command
+from student import judge
 from student.evaluate import parse
 
 
@@ -17,7 +17,7 @@ def no_work(monkeypatch):
     def measure(*_, **__):
         pytest.fail("a model was measured before all were looked at")
 
-    monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr(judge, "measure", measure)
 
 
 @pytest.fixture(scope="module")
