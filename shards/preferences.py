@@ -20,7 +20,8 @@ from shards.ratio_table import Block, tabulate
 from shards.reader import ShardCache
 from shards.sample import QUIET_SECONDS
 from shards.schema import Pair
-from shards.scores import Scores, concatenate, segment_starts
+from shards.scores import Scores, segment_starts
+from shards.selection import Selection
 from shards.statistics import LogHistogram
 from shards.teacher import MIN_STRENGTH, TeacherSpec, learned_strength
 
@@ -177,12 +178,12 @@ def _blocks(
     cache: ShardCache, pairs: PreferencePairs, served: Iterable[Pair], description: str
 ) -> Iterator[tuple[Scores, np.ndarray]]:
     """The scores of some pairs at a time, the chosen response of each before the rejected, and each one's positions."""
-    served = tuple(served)
+    selection = replace(Selection.everything(cache.plan, pairs=served), names=False)
     sizes_P2 = cache.index.num_positions[pairs.rows]
     block_P = np.cumsum(sizes_P2.sum(axis=1)) // BLOCK_POSITIONS
     starts = np.flatnonzero(np.diff(block_P, prepend=-1))
     with tqdm(total=len(pairs), unit="pair", desc=description, delay=QUIET_SECONDS, leave=False) as bar:
         for start, stop in pairwise([*starts.tolist(), len(pairs)]):
-            responses = cache.read(pairs.rows[start:stop].ravel().tolist(), pairs=served)
-            yield concatenate([response.scores for response in responses]), sizes_P2[start:stop].ravel()
+            _, scores = cache.read_joined(pairs.rows[start:stop].ravel().tolist(), selection)
+            yield scores, sizes_P2[start:stop].ravel()
             bar.update(stop - start)
