@@ -12,7 +12,6 @@ from typing import TypeAlias
 
 import numpy as np
 
-from shards.compose import segment_logsumexp
 from shards.nodes import StrengthNodes, interpolate
 from shards.schema import Pair
 from shards.scores import Scores, segment_starts
@@ -60,13 +59,17 @@ def tabulate(scores: Scores, sizes_R: np.ndarray, pair: Pair, nodes: StrengthNod
     tail_NQ = _tails(scores, pair, nodes.at(distance_N), knots_NQ)
     tail_slopes_NQ = _slopes(knots_NQ, np.where(np.isneginf(tail_NQ), 0.0, tail_NQ))
 
+    starts_N = segment_starts(scores.support_count)
     values_NQ, slopes_NQ = np.empty_like(knots_NQ), np.empty_like(knots_NQ)
     for q in range(knots_NQ.shape[1]):
         strength_N, tail_N = knots_NQ[:, q], tail_NQ[:, q]
         kept_M = teacher_logits(anchor_M, difference_M, np.repeat(strength_N, scores.support_count))
-        log_partition_N = np.logaddexp(segment_logsumexp(kept_M, scores.support_count), tail_N)
-        prob_M = np.exp(kept_M - np.repeat(log_partition_N, scores.support_count))
-        mean_N = np.add.reduceat(prob_M * difference_M, segment_starts(scores.support_count))
+        peak_N = np.maximum.reduceat(kept_M, starts_N)
+        kept_M -= np.repeat(peak_N, scores.support_count)
+        np.exp(kept_M, out=kept_M)
+        log_partition_N = peak_N + np.logaddexp(np.log(np.add.reduceat(kept_M, starts_N)), tail_N - peak_N)
+        kept_M *= difference_M
+        mean_N = np.add.reduceat(kept_M, starts_N) * np.exp(peak_N - log_partition_N)
         mean_N += np.exp(tail_N - log_partition_N) * tail_slopes_NQ[:, q]
         values_NQ[:, q] = teacher_logits(next_anchor_N, next_difference_N, strength_N) - next_reference_N
         values_NQ[:, q] -= log_partition_N
