@@ -1,7 +1,8 @@
 """What `shards.trust` measured, in words: the table of `shards.inspect`, the lines that a student's run begins with."""
 
 from shards.describe import labelled
-from shards.trust import LOOSE_NATS, LOW_SUPPORT_MASS, STRONG, WEAK, Trust, verdict
+from shards.trust import LOOSE_NATS, LOW_SUPPORT_MASS, STRONG, WEAK, Trust
+from shards.verdict import verdict
 
 GOOD_TEXT = "coverage, nodes and strength are within the limits of docs/teacher.md"
 TABLE = {

@@ -13,7 +13,8 @@ import numpy as np
 from shards.describe import PositionView
 from shards.describe_trust import TABLE, headline, number, shares
 from shards.statistics import Histogram
-from shards.trust import STRONG, WEAK, Trust, verdict
+from shards.trust import STRONG, WEAK, Trust
+from shards.verdict import verdict
 
 BARS = 40
 CHART_WIDTH, CHART_HEIGHT = 340, 110

@@ -1,13 +1,15 @@
 """A fixed, evenly spread sample of a cache's rows, for numbers that do not need all of them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from shards.reader import ShardCache
 from shards.schema import ROLES
-from shards.scores import Scores, concatenate
+from shards.scores import Scores
+from shards.selection import Selection
 from shards.teacher import TeacherSpec
 
 ROWS_AT_A_TIME = 16
@@ -35,5 +37,6 @@ def read_scores(cache: ShardCache, rows: list[int], spec: TeacherSpec) -> Iterat
     """The scores of `rows`, of which only what the teacher of `spec` and the reference need is read."""
     wanted = {spec.anchor, spec.negative, "dpo", "reference"}
     roles = [role for role in ROLES if role in wanted]
+    selection = replace(Selection.everything(cache.plan, roles, (spec.pair,)), names=False)
     for chunk in chunks(rows, "measuring the teacher"):
-        yield concatenate([response.scores for response in cache.read(chunk, roles=roles, pairs=(spec.pair,))])
+        yield cache.read_joined(chunk, selection)[1]

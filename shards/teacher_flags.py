@@ -10,16 +10,21 @@ from shards.teacher import PRESETS, Strength, TeacherSpec
 FIELDS = ("anchor", "negative", "strength", "beta", "gain", "kl_coef", "learned_offset", "learned_slope")
 
 
-def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
-    """--teacher and the fields that override it; none has a default, so that what was given can be told."""
-    parser.add_argument("--teacher", choices=PRESETS, help="a named teacher; default: the first that the cache serves")
+def add_teacher_flags(parser: argparse.ArgumentParser, *, default: str = "the first that the cache serves") -> None:
+    """--teacher and the fields that override it; none has a default, so that what was given can be told.
+
+    default: which teacher it is without them, in words.
+    """
+    parser.add_argument("--teacher", choices=PRESETS, help=f"a named teacher; default: {default}")
     parser.add_argument("--anchor", choices=ANCHORS, help="what the teacher starts from; default: the teacher's")
     parser.add_argument("--negative", choices=NEGATIVES, help="what it moves away from; default: the teacher's")
     parser.add_argument(
         "--strength", choices=get_args(Strength), help="how w_t comes about; learned needs its two numbers"
     )
-    parser.add_argument("--beta", type=float, help="reward scale of the DPO models; default 0.1")
-    parser.add_argument("--gain", type=float, help="growth of an adaptive strength with D_t; default 10")
+    parser.add_argument("--beta", type=float, help="reward scale of the DPO models; default: the teacher's, 0.1")
+    parser.add_argument(
+        "--gain", type=float, help="growth of an adaptive strength with D_t; default: the teacher's, 10"
+    )
     parser.add_argument(
         "--kl_coef", "--kl-coef", type=float, help="weight of the KL penalty of a constant strength; default 0.05"
     )

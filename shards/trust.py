@@ -1,14 +1,13 @@
-"""Whether a cache is good for a given teacher: what is measured on its values, the thresholds, and the verdict. Pure.
+"""Whether a cache is good for a given teacher: what is measured on its values, and the thresholds. Pure.
 
 The thresholds stand here and nowhere else; docs/teacher.md, "When sparse targets can be trusted", says what they mean
-and what they were chosen from.
+and what they were chosen from. What follows from them says `shards.verdict`.
 
 Dimensions: N response positions, M kept tokens over all positions, J strength nodes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from shards.divergence import Divergence
 from shards.nodes import StrengthNodes
 from shards.scores import Scores, segment_starts
 from shards.statistics import Histogram, LogHistogram
-from shards.teacher import TeacherSpec
+from shards.teacher import TeacherSpec, adaptive_strength
 
 GOOD_COVERAGE, LOW_COVERAGE = 0.95, 0.85
 """Mean mass on the kept tokens: the bucketed loss lies under the dense one by about as much as is missing. On the
@@ -46,8 +45,9 @@ WEAK = LOW_STRENGTH
 MUCH_WEAK_LOSS = 0.1
 """Share of the loss that positions under WEAK carry at the reference: over it, agreement outweighs preference."""
 
-Word = Literal["good", "usable with care", "not good"]
-WORDS: tuple[Word, ...] = ("good", "usable with care", "not good")
+EQUAL_DISTANCE, MANY_EQUAL = 1e-4, 0.99
+"""D_t of models that are one but for rounding, which leaves 1e-6 in float32; training leaves 1e-2. Where nearly all
+positions lie under it, there is no direction to go in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +62,10 @@ class Trust:
                  l1_distance, strength   D_t, w_t
     thin_share, loose_share   of positions where the teacher or the reference covers less than LOW_SUPPORT_MASS;
                  where logprob_bound exceeds LOOSE_NATS
-    strong_share, weak_share   of positions with w_t over STRONG, under WEAK
+    strong_share, weak_share, equal_share   of positions with w_t over STRONG, under WEAK; with D_t under EQUAL_DISTANCE
     weak_loss_share   of the loss, sum of lambda_t KL(reference || teacher) over the buckets, at positions under WEAK:
                  what the training log's low_strength_loss_share begins with
+    stuck_loss_share   of the loss, at those of them that the last gain node would not lift over WEAK either
     interval_bound   (J - 1,)   sum of logprob_bound over the positions whose strength lies between nodes j and j + 1
     """
 
@@ -75,7 +76,9 @@ class Trust:
     loose_share: float
     strong_share: float
     weak_share: float
+    equal_share: float
     weak_loss_share: float
+    stuck_loss_share: float
     interval_bound: np.ndarray
 
     @property
@@ -92,21 +95,24 @@ def assess(parts: Iterable[Scores], spec: TeacherSpec, nodes: StrengthNodes, voc
     parts: at least one position in all, with the roles and the pair of `spec`, and the reference.
     """
     histograms = _histograms(vocabulary_size)
-    counts, loss, interval_bound = np.zeros(4), np.zeros(2), np.zeros(len(nodes) - 1)
+    counts, loss, interval_bound = np.zeros(5), np.zeros(3), np.zeros(len(nodes) - 1)
     for scores in parts:
         teacher = compose(scores, spec, nodes)
         values = _values(scores, teacher, spec)
         for name, histogram in histograms.items():
             histogram.add(values[name])
-        weak_N = teacher.strength < WEAK
+        distance_N = scores.l1_distance[spec.negative]
+        weak_N, equal_N = teacher.strength < WEAK, distance_N < EQUAL_DISTANCE
         thin_N = np.minimum(values["coverage_teacher"], values["coverage_reference"]) < LOW_SUPPORT_MASS
         loose_N = values["logprob_bound"] > LOOSE_NATS
-        counts += [flag_N.sum() for flag_N in (thin_N, loose_N, teacher.strength > STRONG, weak_N)]
+        counts += [flag_N.sum() for flag_N in (thin_N, loose_N, teacher.strength > STRONG, weak_N, equal_N)]
         loss_N = teacher.weight * _reference_kl(scores, teacher)
-        loss += loss_N[weak_N].sum(), loss_N.sum()
-        interval_N = nodes.interval(scores.l1_distance[spec.negative], teacher.strength)
+        stuck_N = weak_N & (adaptive_strength(distance_N, nodes.gains[-1]) < WEAK)
+        loss += loss_N[weak_N].sum(), loss_N[stuck_N].sum(), loss_N.sum()
+        interval_N = nodes.interval(distance_N, teacher.strength)
         interval_bound += np.bincount(interval_N, values["logprob_bound"], minlength=len(nodes) - 1)
-    thin, loose, strong, weak = (float(share) for share in counts / histograms["strength"].count)
+    thin, loose, strong, weak, equal = (float(share) for share in counts / histograms["strength"].count)
+    weak_loss, stuck_loss = (float(part / loss[-1]) if loss[-1] > 0 else 0.0 for part in loss[:-1])
     return Trust(
         spec=spec,
         nodes=nodes,
@@ -115,7 +121,9 @@ def assess(parts: Iterable[Scores], spec: TeacherSpec, nodes: StrengthNodes, voc
         loose_share=loose,
         strong_share=strong,
         weak_share=weak,
-        weak_loss_share=float(loss[0] / loss[1]) if loss[1] > 0 else 0.0,
+        equal_share=equal,
+        weak_loss_share=weak_loss,
+        stuck_loss_share=stuck_loss,
         interval_bound=interval_bound,
     )
 
@@ -128,58 +136,6 @@ def logprob_bound(teacher: Teacher) -> np.ndarray:
     """
     kept_N = segment_logsumexp(teacher.logprobs, teacher.support_count)  # log(1 - q), without its cancellation
     return np.where(teacher.tail_bound > 0, np.logaddexp(kept_N, teacher.tail_logprob + teacher.tail_bound), 0.0)
-
-
-def verdict(trust: Trust) -> tuple[Word, tuple[str, ...]]:
-    """(word, reasons): the worst level of all rules, and for each that is not met what is wrong and what helps."""
-    faults = list(_faults(trust))
-    return WORDS[max((level for level, _ in faults), default=0)], tuple(
-        text for _, text in sorted(faults, reverse=True)
-    )
-
-
-def finer_nodes(trust: Trust) -> StrengthNodes:
-    """The nodes with one more, in the interval whose positions have most of the bound: at the strength that the
-    teacher uses where it lies there, else half way."""
-    j = int(np.argmax(trust.interval_bound))
-    spec, nodes = trust.spec, trust.nodes
-    gain, strength = (spec.gain, None) if spec.strength == "adaptive" else (None, spec.constant_strength)
-    return StrengthNodes(gains=_inserted(nodes.gains, j, gain), strengths=_inserted(nodes.strengths, j, strength))
-
-
-def _faults(trust: Trust) -> Iterator[tuple[int, str]]:
-    """(level, text) of every rule that is not met; level 1 is care, 2 is not good."""
-    adaptive = trust.spec.strength == "adaptive"
-    who = min(("teacher", "reference"), key=lambda name: trust.mean(f"coverage_{name}"))
-    coverage, bound = trust.mean(f"coverage_{who}"), trust.mean("logprob_bound")
-    if coverage < GOOD_COVERAGE:
-        text = (
-            f"the kept tokens hold {coverage:.3f} of the {who}'s mass, under {GOOD_COVERAGE:g}: build with a larger "
-            "--top_k (and --max_top_k)"
-        )
-        yield 1 + (coverage < LOW_COVERAGE), text
-    if bound > LOOSE_NATS or trust.loose_share > SOME_LOOSE:
-        finer = finer_nodes(trust)
-        flags = f"--gain_nodes {_numbers(finer.gains)} --strength_nodes {_numbers(finer.strengths)}"
-        text = (
-            f"log p* may lie {bound:.2g} nat off between nodes, over {LOOSE_NATS:g} at {trust.loose_share:.1%} of the "
-            f"positions: build with {flags}"
-        )
-        yield 1 + (bound > VERY_LOOSE_NATS), text
-    if trust.strong_share > SOME_STRONG:
-        lower = "a lower --gain" if adaptive else "a larger --kl_coef"
-        text = (
-            f"{trust.strong_share:.1%} of the positions have a strength over {STRONG:g}, more than {SOME_STRONG:.0%}: "
-            f"train with {lower}"
-        )
-        yield 1 + (trust.strong_share > MANY_STRONG), text
-    if trust.weak_loss_share > MUCH_WEAK_LOSS:
-        higher = "a larger --gain" if adaptive else "a smaller --kl_coef"
-        text = (
-            f"positions with a strength under {WEAK:g} carry {trust.weak_loss_share:.0%} of the loss, more than "
-            f"{MUCH_WEAK_LOSS:.0%}: they pull the student to the anchor; train with {higher}"
-        )
-        yield 1, text
 
 
 def _values(scores: Scores, teacher: Teacher, spec: TeacherSpec) -> dict[str, np.ndarray]:
@@ -217,14 +173,3 @@ def _reference_kl(scores: Scores, teacher: Teacher) -> np.ndarray:
     kept_M, _ = divergence.terms(scores.logprobs["reference"].astype(np.float64), teacher.logprobs, np)
     tail_N, _ = divergence.terms(scores.tail_logprob["reference"].astype(np.float64), teacher.tail_logprob, np)
     return np.add.reduceat(kept_M, segment_starts(scores.support_count)) + tail_N
-
-
-def _inserted(nodes: tuple[float, ...], j: int, wanted: float | None) -> tuple[float, ...]:
-    """Nodes with one more between j and j + 1: `wanted` where it lies there, else half way."""
-    below, above = nodes[j], nodes[j + 1]
-    new = wanted if wanted is not None and below < wanted < above else (below + above) / 2
-    return (*nodes[: j + 1], new, *nodes[j + 1 :])
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:g}" for value in values)

@@ -6,12 +6,14 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from shards.manifest import Plan
+from student.record import write_record
 
 CARD_FILE = "README.md"
 
 
 def write_model_card(trainer: Any, folder: Path) -> None:
-    """Write README.md into a folder: what the trainer's student was distilled from, and how."""
+    """Write README.md into a folder: what the trainer's student was distilled from, and how; and the same for machines
+    (`student.record`)."""
     args = trainer.args
     caches = trainer.train_dataset.caches
     data = ModelCardData(library_name="transformers", tags=["aligndistil", "distillation", "alignment"])
@@ -66,6 +68,7 @@ Distilled token by token from a cached teacher with
 |---|---|
 {measured}"""
     ModelCard(text).save(folder / CARD_FILE)
+    write_record(folder, args, caches)
 
 
 def _cache_table(plan: Plan, rows: int) -> str:

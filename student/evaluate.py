@@ -1,29 +1,27 @@
-"""python -m student.evaluate: what a trained model is, on held-out pairs of a cache and by samples of its own.
+"""python -m student.evaluate: what trained models are, on held-out pairs of a cache and by samples of their own.
 
---model with --shards measures it on cached responses: distance to the reference and to the teacher, implicit rewards,
-preference accuracy. --samples with --scorer judges completions that python -m precompute.rollout wrote. With --against
-and --samples_against both come side by side with those of another model, and the difference with its paired error.
+--model with --shards measures one or more models on cached responses: distance to the reference and to the teacher that
+they were trained towards (their folders record it; flags win), implicit rewards, preference accuracy. --samples with
+--scorer judges completions that python -m precompute.rollout wrote. With --against and --samples_against they are
+compared with another model, each difference with its paired error.
 """
 
 import argparse
 import json
+import os
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from shards import Divergence, ShardCache, TeacherSpec
 from shards.command import OneLineErrors, require_at_least, run_command
 from shards.divergence import DivergenceName
-from shards.errors import DataError, OptionError, TeacherUnavailable
-from shards.preferences import PreferencePairs, find_pairs
-from shards.teacher_flags import add_teacher_flags, teacher_of
-from shards.vocabulary import require_same_vocabulary
+from shards.errors import OptionError
+from shards.teacher_flags import add_teacher_flags
 from shards.writer import write_text
 from student.evaluate_report import report_text
-from student.evaluation import TIE_NATS, Responses, evaluation
-from student.load import device_named, load_model, load_tokenizer
-from student.measure import ResponseSums, measure
+from student.judge import on_cache
+from student.load import device_named
 from student.scorers import find_scorer
 from student.win_rate import win_rate
 
@@ -31,67 +29,8 @@ from student.win_rate import win_rate
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """The report, as JSON values. Raises AlignDistilError."""
     _require_enough(options)
-    report = {} if options.model is None else _on_cache(options)
+    report = {} if options.model is None else on_cache(options)
     return report if options.samples is None else report | {"samples": _on_samples(options)}
-
-
-def _on_cache(options: argparse.Namespace) -> dict[str, Any]:
-    cache = ShardCache(options.shards)
-    spec = teacher_of(options, cache.plan)
-    if spec is None:
-        raise TeacherUnavailable(f"{cache.folder}: serves no named teacher; name one with --anchor and --negative")
-    cache.check(spec)
-    divergence = Divergence(name=options.divergence, jsd_weight=options.jsd_weight)
-    names = [options.model] if options.against is None else [options.model, options.against]
-    sums = [_measured(name, cache, spec, divergence, options) for name in names]
-    pairs = _pairs(cache)
-    responses = Responses(index=cache.index, pairs=pairs, beta=spec.beta)
-    return {
-        "model": options.model,
-        "against": options.against,
-        "cache": str(cache.folder),
-        "responses": len(cache),
-        "positions": cache.plan.positions,
-        "pairs": 0 if pairs is None else len(pairs),
-        "teacher": asdict(spec),
-        "teacher_text": str(spec),
-        "divergence": options.divergence,
-        "contrast": "reverse" if "reverse" in cache.plan.roles else "reference",
-        "values": cache.plan.values,
-        "tie_nats": TIE_NATS,
-        **evaluation(responses, sums[0], sums[1] if len(sums) > 1 else None),
-    }
-
-
-def _measured(
-    name: str, cache: ShardCache, spec: TeacherSpec, divergence: Divergence, options: argparse.Namespace
-) -> ResponseSums:
-    """The sums of one model, which is in memory only here."""
-    tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
-    require_same_vocabulary(cache.vocabulary, tokenizer.get_vocab(), "the cache", name)
-    model = load_model(
-        name,
-        dtype=options.dtype,
-        attn_implementation=options.attn_implementation,
-        trust_remote_code=options.trust_remote_code,
-    )
-    return measure(
-        model.to(device_named(options.device)),
-        cache,
-        spec,
-        divergence=divergence,
-        batch_size=options.batch_size,
-        chunk_positions=options.chunk_positions,
-        pad_token_id=tokenizer.pad_token_id or 0,
-        description=name,
-    )
-
-
-def _pairs(cache: ShardCache) -> PreferencePairs | None:
-    try:
-        return find_pairs(cache)
-    except DataError:  # chosen responses alone are a cache too; the report says what is missing
-        return None
 
 
 def _on_samples(options: argparse.Namespace) -> dict[str, Any]:
@@ -120,8 +59,22 @@ def _require_enough(options: argparse.Namespace) -> None:
         if getattr(options, name) is not None and getattr(options, other) is None:
             raise OptionError(f"{other}: expected with --{name}, got none")
     require_at_least(options, 1, ("batch_size", "chunk_positions"))
-    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
-        raise OptionError(f"json: expected a file in a folder that is there, got {options.json}")
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError(
+            f"expected one process, got {os.environ['WORLD_SIZE']} of a launcher; start it with python alone"
+        )
+    if options.json is not None:
+        _require_writable(options.json)
+
+
+def _require_writable(file: Path) -> None:
+    """Raise OptionError where a file cannot be written, before the work whose figures it is for."""
+    if file.is_dir() or not file.parent.is_dir():
+        raise OptionError(f"json: expected a file in a folder that is there, got {file}")
+    try:
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as exc:
+        raise OptionError(f"json: expected a place to write to, got {file} ({exc.strerror})") from exc
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -131,12 +84,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         parser.add_argument(*spellings, **kwargs)
 
-    add("model", metavar="DIR", help="the model: a folder (an adapter's too) or a hub name")
-    add("against", metavar="DIR", help="another model to compare it with; the reference is one")
+    add("model", metavar="DIR", nargs="+", help="the models: folders (adapters' too) or hub names, any number of them")
+    add("against", metavar="DIR", help="another model to compare each of them with; the reference is one")
     add("shards", metavar="DIR", help="cache of held-out pairs, built with --responses both (or chosen)")
-    add("divergence", choices=get_args(DivergenceName), default="reverse_kl", help="to the teacher")
-    add("jsd_weight", type=float, default=0.5, help="the teacher's share in the mixture of the generalised JSD")
-    add_teacher_flags(parser)
+    add("divergence", choices=get_args(DivergenceName), help="to the teacher; default: what the first model records")
+    add(
+        "jsd_weight", type=float, help="the teacher's share in the mixture of the generalised JSD; default: as recorded"
+    )
+    add_teacher_flags(parser, default="what the first model with a record was trained towards, else the first preset")
     add("samples", metavar="FILE", type=Path, help="the model's completions, as precompute.rollout writes them")
     add("samples_against", metavar="FILE", type=Path, help="the other model's, of the same prompts")
     add("scorer", metavar="NAME", help="a reward model's folder or hub name, module:function or file.py:function")

@@ -11,6 +11,8 @@ LABELS = {
     "kl_reference": "KL to the reference, per token",
     "kl_reference_per_sequence": "KL to the reference, per response",
     "divergence_teacher": "{divergence} to the teacher, per token",
+    "divergence_teacher_by_sequence": "{divergence} to the teacher, by response",
+    "divergence_own": "what it records, to its own teacher",
     "expected_reward": "expected contrastive reward, per token",
     "support_mass": "mass on the kept tokens",
     "implicit_reward_chosen": "implicit reward, chosen",
@@ -23,15 +25,14 @@ LABELS = {
     "tokens_rejected": "response tokens, rejected",
 }
 RANKED = {
-    "model": "implicit reward of the model",
-    "against": "implicit reward of the other",
     "teacher": "teacher",
     "dpo": "implicit reward of dpo",
     "contrastive": "contrastive reward",
 }
 NOTE = """
 Nats. KL and divergence are over buckets, every kept token and the tail: lower bounds of those over the whole
-vocabulary, equal to them where all tokens are kept. They are taken at the positions of the cached responses, not of
+vocabulary, equal to them where all tokens are kept. By response: the mean of the responses' own means, as the loss has
+it with --reduction sequence. Both are taken at the positions of the cached responses, not of
 the model's own. The implicit reward is beta sum_t [log p(y_t) - l_ref(y_t)] of the cached response; only on the model's
 own samples would that estimate a KL. The contrastive reward is beta sum_t [l_dpo(y_t) - l_{contrast}(y_t)]. A
 preference is told right where the chosen response has the larger sum; a difference under {tie:g} nat is a tie, half a
@@ -40,15 +41,23 @@ COMPACT_NOTE = """
 The cache's values are compact, so l_ref(y_t) is rounded (docs/format.md), and a log-ratio to it is off by that. It
 cancels in a difference of two models; --against the reference gives rewards without it."""
 
-LABEL_WIDTH = 40
+LABEL_WIDTH, NAME_WIDTH = 40, 9
 _HEADS = {"model": "model", "against": "against", "difference": "model - against"}
+
+
+def labels(models: int, against: bool) -> list[str]:
+    """What the models are called in a table, in the order in which they were named."""
+    numbered = ["model"] if models == 1 else [f"model {number}" for number in range(1, models + 1)]
+    return [*numbered, *(["against"] if against else [])]
 
 
 def report_text(report: Mapping[str, Any]) -> str:
     """The whole report. Parts that were not asked for are left out."""
     parts = []
     if "cache" in report:
-        parts += [_head(report), "\n".join(_quantities(report)), "\n".join(_cached(report)), _accuracy(report)]
+        parts += [
+            "\n".join(lines) for lines in (_head(report), _quantities(report), _cached(report), _accuracy(report))
+        ]
     if "samples" in report:
         parts.append("\n".join(_samples(report["samples"])))
     if "cache" in report:
@@ -58,41 +67,65 @@ def report_text(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _head(report: Mapping[str, Any]) -> str:
-    lines = {
-        "model": report["model"],
-        "against": report["against"],
-        "cache": f"{report['cache']}, {report['responses']:,} responses of {report['positions']:,} tokens, "
-        f"{report['pairs']:,} pairs",
-        "teacher": report["teacher_text"],
-    }
-    return "\n".join(f"{name:<9}{text}" for name, text in lines.items() if text is not None)
+def _named(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What a model is called in the table -> its entry."""
+    against = [] if report["against"] is None else [report["against"]]
+    return dict(zip(labels(len(report["models"]), bool(against)), [*report["models"], *against], strict=True))
+
+
+def _head(report: Mapping[str, Any]) -> Iterator[str]:
+    for name, entry in _named(report).items():
+        yield from _labelled(name, f"{entry['model']}, {entry['dtype']}; records {entry['recorded_text']}")
+    sizes = f"{report['responses']:,} responses of {report['positions']:,} tokens, {report['pairs']:,} pairs"
+    yield from _labelled("cache", f"{report['cache']}, {sizes}")
+    yield from _labelled("teacher", f"{report['teacher_text']}: {report['teacher_source']}")
+    yield from _labelled("by", f"{report['divergence']}: {report['divergence_source']}")
+
+
+def _labelled(name: str, text: str) -> Iterator[str]:
+    """A line with a name before it, broken between words."""
+    indent = " " * (NAME_WIDTH + 1)
+    head = f"{name:<{NAME_WIDTH}} "
+    yield from textwrap.wrap(
+        text, WIDTH, initial_indent=head, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _quantities(report: Mapping[str, Any]) -> Iterator[str]:
-    columns = [name for name in _HEADS if name in next(iter(report["quantities"].values()))]
-    yield " " * LABEL_WIDTH + "".join(f"{_HEADS[name]:>20}" for name in columns)
-    for name, row in report["quantities"].items():
-        label = LABELS[name].format(divergence=report["divergence"])
-        yield f"{label:<{LABEL_WIDTH}}" + "".join(f"{estimate_text(row[column]):>20}" for column in columns)
+    """A line for every quantity of every model, those of a quantity below each other."""
+    named = _named(report)
+    yield " " * (LABEL_WIDTH + NAME_WIDTH) + f"{'mean':>20}" + (f"{'- against':>20}" if "against" in named else "")
+    for quantity, text in LABELS.items():
+        label = text.format(divergence=report["divergence"])
+        for name, entry in named.items():
+            if (row := entry["quantities"].get(quantity)) is not None:
+                numbers = "".join(f"{estimate_text(row[c]):>20}" for c in ("model", "difference") if c in row)
+                yield f"{label:<{LABEL_WIDTH}}{name:<{NAME_WIDTH}}{numbers}"
+                label = ""
 
 
 def _cached(report: Mapping[str, Any]) -> Iterator[str]:
     yield "in the cache, whatever the model"
-    yield from (f"{LABELS[name]:<{LABEL_WIDTH}}{estimate_text(row):>20}" for name, row in report["cached"].items())
+    for name, row in report["models"][0]["cached"].items():
+        yield f"{LABELS[name]:<{LABEL_WIDTH + NAME_WIDTH}}{estimate_text(row):>20}"
 
 
-def _accuracy(report: Mapping[str, Any]) -> str:
-    found = report["accuracy"]
-    if found is None:
-        return "preference accuracy: no pair of a chosen and a rejected response here; build with --responses both"
+def _accuracy(report: Mapping[str, Any]) -> Iterator[str]:
+    named = _named(report)
+    cached = report["models"][0]["accuracy"]
+    if cached is None:
+        yield "preference accuracy: no pair of a chosen and a rejected response here; build with --responses both"
+        return
     heads = ("right", "tied", "of", "accuracy", "95% interval")
-    lines = [f"{'preferences told right by':<{LABEL_WIDTH}}" + "".join(f"{head:>9}" for head in heads[:3])]
-    lines[0] += f"{heads[3]:>11}{heads[4]:>19}"
-    lines += [f"{label:<{LABEL_WIDTH}}{_counts(found[name])}" for name, label in RANKED.items() if name in found]
-    if "difference" in found:
-        lines.append(f"{'model - against':<{LABEL_WIDTH}}{'':>27}{estimate_text(found['difference']):>20}")
-    return "\n".join(lines)
+    line = f"{'preferences told right by':<{LABEL_WIDTH}}" + "".join(f"{head:>9}" for head in heads[:3])
+    yield f"{line}{heads[3]:>11}{heads[4]:>19}"
+    rows = {f"implicit reward of {name}": entry["accuracy"]["model"] for name, entry in named.items()}
+    rows |= {label: cached[name] for name, label in RANKED.items()}
+    yield from (f"{label:<{LABEL_WIDTH}}{_counts(row)}" for label, row in rows.items())
+    for name, entry in named.items():
+        if "difference" in entry["accuracy"]:
+            difference = estimate_text(entry["accuracy"]["difference"])
+            yield f"{f'{name} - against':<{LABEL_WIDTH}}{'':>27}{difference:>20}"
 
 
 def _counts(row: Mapping[str, Any]) -> str:

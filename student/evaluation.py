@@ -43,18 +43,42 @@ class Series:
         return ratio(self.values - other.values, self.counts, self.groups)
 
 
-def evaluation(responses: Responses, sums: ResponseSums, against: ResponseSums | None) -> dict[str, Any]:
+def evaluation(
+    responses: Responses, sums: ResponseSums, against: ResponseSums | None, own_reduction: str | None = None
+) -> dict[str, Any]:
     """{"quantities": name -> {"model", "against", "difference"}, "cached": name -> estimate, "accuracy": ...}.
 
     Estimates are {"mean", "standard_error"}. Of `accuracy`, which is None without pairs, those named after a model are
     what `outcome_counts` gives, and `difference` is an estimate. Without `against` the other two are left out.
+    own_reduction: how the model's own run took the mean over positions, where its own teacher was measured.
     """
     first = of_model(responses, sums)
     other = {} if against is None else of_model(responses, against)
     return {
-        "quantities": {name: compared(series, other.get(name)) for name, series in first.items()},
+        "quantities": {
+            **{name: compared(series, other.get(name)) for name, series in first.items()},
+            **_own(responses, sums, own_reduction),
+        },
         "cached": {name: asdict(series.estimate()) for name, series in of_cache(responses, sums).items()},
         "accuracy": None if responses.pairs is None else accuracies(responses.pairs, sums, against),
+    }
+
+
+def _own(responses: Responses, sums: ResponseSums, reduction: str | None) -> dict[str, Any]:
+    """The divergence to the model's own teacher, which no other model's is compared with."""
+    if sums.own_divergence is None:
+        return {}
+    by_reduction = divergences(responses.index, sums.own_divergence)
+    return {"divergence_own": compared(by_reduction["token" if reduction == "token" else "sequence"], None)}
+
+
+def divergences(index: RowIndex, divergence_R: np.ndarray) -> dict[str, Series]:
+    """The mean over all tokens, and over the responses' own means: the two reductions of the student's loss."""
+    tokens_R = index.num_positions.astype(np.float64)
+    ones_R = np.ones(len(tokens_R))
+    return {
+        "token": Series(values=divergence_R, counts=tokens_R, groups=index.pair_id),
+        "sequence": Series(values=divergence_R / tokens_R, counts=ones_R, groups=index.pair_id),
     }
 
 
@@ -74,10 +98,12 @@ def of_model(responses: Responses, sums: ResponseSums) -> dict[str, Series]:
     def series(values_R: np.ndarray, counts_R: np.ndarray) -> Series:
         return Series(values=values_R, counts=counts_R, groups=index.pair_id)
 
+    to_teacher = divergences(index, sums.divergence)
     found = {
         "kl_reference": series(sums.kl_reference, tokens_R),
         "kl_reference_per_sequence": series(sums.kl_reference, ones_R),
-        "divergence_teacher": series(sums.divergence, tokens_R),
+        "divergence_teacher": to_teacher["token"],
+        "divergence_teacher_by_sequence": to_teacher["sequence"],
         "expected_reward": series(sums.expected_reward, tokens_R),
         "support_mass": series(sums.support_mass, tokens_R),
         **by_kind("implicit_reward", reward_R, index),

@@ -86,23 +86,30 @@ class DistillForward:
         position: torch.Tensor,
         targets: SparseTargets,
     ) -> dict[str, torch.Tensor]:
-        """`divergence`, what METRICS name, and `next_logprob` of the response token itself: (N,) each, nats."""
+        """`divergence`, what METRICS name, and `next_logprob` of the response token itself: (N,) each, nats.
+
+        `kept_logprobs` (M,) and `tail_logprob` (N,) are the model's own, for whoever compares it with another teacher.
+        """
         hidden_NH = self._wide(self._hidden(input_ids, attention_mask, position))
         self._require_weights(self.head)
         head = self._float_head(self.head, hidden_NH.dtype)
         next_ids_N = input_ids.flatten()[position + 1]
-        found = []
+        found, kept = [], []
         for positions, part in targets.chunks(self.chunk_positions):
             logits_CV = self._logits(hidden_NH[positions], head)
             value_C, student_M, student_tail_C = sparse_divergence(logits_CV, part, self.divergence)
+            kept.append(student_M)
             next_logit_C = logits_CV.gather(-1, next_ids_N[positions, None])[:, 0]
             columns = (
                 value_C,
                 next_logit_C - logits_CV.logsumexp(-1),
+                student_tail_C,
                 position_metrics(student_M, student_tail_C, part),
             )
             found.append(torch.column_stack(columns))
-        return dict(zip(("divergence", "next_logprob", *METRICS), torch.cat(found).unbind(-1), strict=True))
+        names = ("divergence", "next_logprob", "tail_logprob", *METRICS)
+        by_name = dict(zip(names, torch.cat(found).unbind(-1), strict=True))
+        return by_name | {"kept_logprobs": torch.cat(kept)}
 
     def _hidden(self, input_ids: Any, attention_mask: Any, position: Any) -> torch.Tensor:
         """Last hidden states at the response positions, (N, H)."""

@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from shards import Divergence, ShardCache, TeacherSpec
+from shards.compose import compose
 from shards.errors import NonFiniteLogits
 from shards.head import require_room
 from shards.nodes import StrengthNodes
@@ -22,6 +23,7 @@ from student.collate import Collator
 from student.data import MicroBatch
 from student.forward import DistillForward
 from student.loss import SparseTargets
+from student.record import Record
 
 TEACHER = "teacher"
 
@@ -31,6 +33,7 @@ class ResponseSums:
     """Sums over the positions of every response, (R,) each, in the order of the cache. Float64, nats.
 
     divergence          to the teacher, over buckets, not weighted by lambda_t
+    own_divergence      the same to the model's own teacher, in its own divergence; None where it is that one
     kl_reference        KL(model || reference), over buckets
     support_mass        the model's mass on the kept tokens
     expected_reward     the model's expectation of beta (l_dpo - l_reverse), on the kept tokens
@@ -40,6 +43,7 @@ class ResponseSums:
     """
 
     divergence: np.ndarray
+    own_divergence: np.ndarray | None = None
     kl_reference: np.ndarray
     support_mass: np.ndarray
     expected_reward: np.ndarray
@@ -59,8 +63,11 @@ def measure(
     chunk_positions: int,
     pad_token_id: int,
     description: str,
+    own: Record | None = None,
 ) -> ResponseSums:
     """Run `model` over all responses of a cache, the longest first. Raises AlignDistilError.
+
+    own: a second teacher and divergence to measure it by.
 
     Raises ModelError for a model that the rows do not fit into, NonFiniteLogits naming the response.
     """
@@ -74,7 +81,8 @@ def measure(
     )
     selection = Selection.everything(cache.plan)
     collator = Collator(spec=spec, nodes=cache.plan.nodes, reduction="token", pad_token_id=pad_token_id)
-    sums = {field.name: np.full(len(cache), np.nan) for field in fields(ResponseSums)}
+    names = [field.name for field in fields(ResponseSums) if own is not None or field.name != "own_divergence"]
+    sums = {name: np.full(len(cache), np.nan) for name in names}
     order = np.argsort(-index.num_tokens, kind="stable")
     with tqdm(total=cache.plan.positions, unit="tok", desc=description) as bar:
         for start in range(0, len(order), batch_size):
@@ -85,6 +93,8 @@ def measure(
             found = _of_model(forward, collator(batch))
             _require_finite(found, cache, rows, starts)
             found |= _of_cache(scores, spec, cache.plan.nodes)
+            if own is not None:
+                found["own_divergence"] = _own_divergence(found, scores, own, cache.plan.nodes)
             found["log_ratio"] = found["next_logprob"] - scores.next_logprob["reference"]
             for name, sum_R in sums.items():
                 sum_R[rows] = np.add.reduceat(found[name], starts)
@@ -93,10 +103,18 @@ def measure(
 
 
 def _of_model(forward: DistillForward, inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """What `DistillForward.measure` gives, (N,) each, float64."""
+    """What `DistillForward.measure` gives, float64."""
     inputs = {name: tensor.to(forward.model.device) for name, tensor in inputs.items()}
     found = forward.measure(inputs["input_ids"], inputs["attention_mask"], inputs["position"], SparseTargets(inputs))
     return {name: values_N.double().cpu().numpy() for name, values_N in found.items()}
+
+
+def _own_divergence(found: Mapping[str, np.ndarray], scores: Scores, own: Record, nodes: StrengthNodes) -> np.ndarray:
+    """Of the model's buckets to another teacher's, (N,), nats."""
+    teacher = compose(scores, own.spec, nodes)
+    kept_M, _ = own.divergence.terms(found["kept_logprobs"], teacher.logprobs, np)
+    tail_N, _ = own.divergence.terms(found["tail_logprob"], teacher.tail_logprob, np)
+    return np.add.reduceat(kept_M, segment_starts(scores.support_count)) + tail_N
 
 
 def _require_finite(

@@ -1,17 +1,20 @@
 """What gives a completion its score: a reward model, or a function of the user's."""
 
+import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging
 
-from shards.errors import ModelError, OptionError
+from shards.errors import ModelError, OptionError, first_line
 from student.load import load_tokenizer, load_whole
 from student.win_rate import Scorer
 
@@ -25,14 +28,26 @@ def find_scorer(name: str, *, device: torch.device, batch_size: int, trust_remot
     if separator and not Path(name).is_dir():
         return _function(name, module, function)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    model = load_whole(
-        name,
-        AutoModelForSequenceClassification,
-        "a reward model (sequence classification)",
-        dtype="auto",
-        trust_remote_code=trust_remote_code,
-    )
+    with _quiet():
+        model = load_whole(
+            name,
+            AutoModelForSequenceClassification,
+            "a reward model (sequence classification)",
+            dtype="auto",
+            trust_remote_code=trust_remote_code,
+        )
     return RewardModel(name, model.to(device).eval(), tokenizer, batch_size)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of the weights that a model lacks: it is refused in one line."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 class RewardModel:
@@ -96,15 +111,40 @@ def _function(name: str, module: str, function: str) -> Scorer:
         if spec is None or spec.loader is None or not Path(module).is_file():
             raise OptionError(f"{expected}, no such file")
         loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
+        with _refusing(name):
+            spec.loader.exec_module(loaded)
     else:
         if str(Path.cwd()) not in sys.path:
             sys.path.append(str(Path.cwd()))
         try:
-            loaded = importlib.import_module(module)
+            found_module = importlib.util.find_spec(module)
         except (ImportError, ValueError, TypeError) as exc:
             raise OptionError(f"{expected} ({exc})") from exc
+        if found_module is None:
+            raise OptionError(f"{expected} (No module named {module!r})")
+        with _refusing(name):
+            loaded = importlib.import_module(module)
     found = getattr(loaded, function, None)
     if not callable(found):
         raise OptionError(f"{expected}, whose module has no function {function!r}")
-    return found
+
+    def scores(prompts: list[Any], completions: list[Any]) -> Sequence[float]:
+        with _refusing(name):
+            return found(prompts, completions)
+
+    return scores
+
+
+@contextlib.contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Turn what the user's own code raises into one line that says where."""
+    try:
+        yield
+    except Exception as exc:
+        if isinstance(exc, SyntaxError):
+            text, file, line = exc.msg, exc.filename, exc.lineno
+        else:
+            frame = traceback.extract_tb(exc.__traceback__)[-1]
+            text, file, line = first_line(exc), frame.filename, frame.lineno
+        what = f"{type(exc).__name__}: {text} ({file} line {line})"
+        raise OptionError(f"scorer: expected {name} to give scores, got {what}") from exc

@@ -34,7 +34,8 @@ def flags(**given):
 
 
 def on_cache(cache, model, **given):
-    return evaluate(parse(flags(model=model, shards=cache.folder, **given)))
+    report = evaluate(parse(flags(model=model, shards=cache.folder, **given)))
+    return report | report["models"][0]
 
 
 @pytest.fixture(scope="module")
@@ -188,14 +189,15 @@ def test_the_json_holds_the_numbers_of_the_table(sparse_cache, student_folder, t
     report = json.loads(file.read_text())
     assert report_text(report) == text.rstrip("\n")
     assert max(map(len, text.splitlines())) <= max(100, len(str(sparse_cache.folder)) + 60)
-    for name, row in report["quantities"].items():
+    lines = text.splitlines()
+    for name, row in report["models"][0]["quantities"].items():
         label = LABELS[name].format(divergence="reverse_kl")
-        (line,) = [line for line in text.splitlines() if line.startswith(f"{label}  ")]
-        means = [float(number) for number in re.findall(r"(\S+) ±", line[len(label) :])]
-        expected = [row[column]["mean"] for column in ("model", "against", "difference")]
-        assert means == pytest.approx(expected, abs=1e-4)
-    (line,) = [line for line in text.splitlines() if line.startswith("implicit reward of the model ")]
-    row = report["accuracy"]["model"]
+        (number,) = [i for i, line in enumerate(lines) if line.startswith(f"{label}  ")]
+        found = [float(number) for line in lines[number : number + 2] for number in re.findall(r"(\S+) ±", line)]
+        assert found == pytest.approx([row[column]["mean"] for column in ("model", "difference", "against")], abs=1e-4)
+        assert lines[number + 1].startswith(" " * 40 + "against")
+    (line,) = [line for line in lines if line.startswith("implicit reward of model ")]
+    row = report["models"][0]["accuracy"]["model"]
     numbers = [int(row["wins"]), int(row["ties"]), int(row["total"])]
     assert [int(number) for number in re.findall(r"\S+", line[40:])[:3]] == numbers
 

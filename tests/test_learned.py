@@ -15,10 +15,12 @@ from shards import ShardCache, TeacherSpec
 from shards.compose import compose
 from shards.errors import CacheConflict, DataError, OptionError, TeacherUnavailable
 from shards.learn import judge, main
-from shards.learned import concatenate_tables, fit_learned, likelihood, log_sigmoid, margins, region, tabulate
+from shards.learned import fit_learned, likelihood, log_sigmoid, margins, region
 from shards.nodes import StrengthNodes
 from shards.preferences import accuracy, find_pairs, fit, held_out, preference_margins
+from shards.ratio_table import tabulate
 from shards.schema import Pair
+from shards.scores import concatenate
 from shards.teacher import PRESETS, learned_strength
 from student.collate import Collator
 from student.data import CachedResponses
@@ -73,7 +75,7 @@ def fake(tmp_path_factory):
 def test_planted_numbers_are_found_again(offset, slope):
     scores, sizes, pairs_P2, _, _ = planted(offset, slope, pairs=3000, seed=3)
     table = tabulate(scores, sizes, PAIR, NODES)
-    found = fit_learned(table, pairs_P2, NODES)
+    found = fit_learned([(table, pairs_P2)], NODES)
     error_2 = np.sqrt(np.diag(np.linalg.inv(-likelihood(table, pairs_P2, *found).hessian)))
     assert error_2.max() < 1, "the preferences say something about both numbers"
     assert np.all(np.abs(np.array(found) - [offset, slope]) < 3 * error_2)
@@ -122,12 +124,12 @@ def test_no_other_numbers_of_the_region_are_likelier_than_the_fit(drawn, fake):
     cache = ShardCache(fake.folder)
     spec = fit([(cache, find_pairs(cache))], LEARNED).spec
     rows = np.sort(find_pairs(cache).rows, axis=None)
-    responses = cache.read(rows.tolist())
-    parts = [tabulate(r.scores, np.array([r.scores.num_positions]), PAIR, NODES) for r in responses]
-    other = concatenate_tables(parts), np.searchsorted(rows, find_pairs(cache).rows)
+    parts = [response.scores for response in cache.read(rows.tolist())]
+    sizes = np.array([part.num_positions for part in parts])
+    other = tabulate(concatenate(parts), sizes, PAIR, NODES), np.searchsorted(rows, find_pairs(cache).rows)
     (low_a, low_b), (high_a, high_b) = region(NODES)
     grid = [*product(np.linspace(low_a, high_a, 21), np.linspace(low_b, high_b, 25)), (2.0, 0.0), (-6.0, 10.0)]
-    for data, found in ((drawn, fit_learned(*drawn, NODES)), (other, (spec.learned_offset, spec.learned_slope))):
+    for data, found in ((drawn, fit_learned([drawn], NODES)), (other, (spec.learned_offset, spec.learned_slope))):
         best = likelihood(*data, *found).value
         assert best >= max(likelihood(*data, *point).value for point in grid) - 1e-3
 
@@ -139,7 +141,7 @@ def test_preferences_that_any_strength_explains_end_in_the_region(drawn, right):
     first = np.arange(0, table.num_responses, 2)
     swap = (ratio_P > 0) == (not right)
     pairs_P2 = np.stack([first + swap, first + ~swap], axis=1)
-    found = fit_learned(table, pairs_P2, NODES)
+    found = fit_learned([(table, pairs_P2)], NODES)
     low_2, high_2 = region(NODES)
     assert np.all(np.isfinite(found)) and np.all(found >= low_2) and np.all(found <= high_2)
     strength_N = learned_strength(table.distance, *found, table.knots[:, -1])
@@ -151,9 +153,9 @@ def test_pairs_that_no_strength_matters_to_are_refused(drawn):
     table, pairs_P2 = drawn
     flat = replace(table, values=np.zeros_like(table.values), slopes=np.zeros_like(table.slopes))
     with pytest.raises(DataError, match="expected pairs that the strength matters to, got none"):
-        fit_learned(flat, pairs_P2, NODES)
+        fit_learned([(flat, pairs_P2)], NODES)
     with pytest.raises(DataError, match="expected finite log-probs"):
-        fit_learned(replace(table, values=table.values * np.nan), pairs_P2, NODES)
+        fit_learned([(replace(table, values=table.values * np.nan), pairs_P2)], NODES)
 
 
 @pytest.mark.parametrize(("offset", "slope"), [(10.0, 60.0), (-10.0, 60.0), (4.0, -60.0), (-10.0, -60.0)])

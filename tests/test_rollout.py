@@ -207,7 +207,7 @@ def test_rounds_of_rollout_build_and_training_go_where_the_teacher_is(
     student, divergences = model_folder, []
     for number in range(3):
         report = evaluate(parse(["--model", str(student), "--shards", str(sparse_cache.folder), "--gain", "15"]))
-        divergences.append(report["quantities"]["divergence_teacher"]["model"]["mean"])
+        divergences.append(report["models"][0]["quantities"]["divergence_teacher"]["model"]["mean"])
         samples = rollout(options(student, pairs_file, tmp_path / f"round-{number}.jsonl", seed=number))
         build(
             build_options(trio_folders, samples, tmp_path / f"cache-{number}", top_k=5, max_top_k=12, on_empty="skip")

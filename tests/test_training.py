@@ -19,7 +19,8 @@ from precompute.build import build
 from shards import ShardCache, TeacherSpec
 from shards.describe_trust import number
 from shards.errors import CacheConflict
-from shards.trust import assess, verdict
+from shards.trust import assess
+from shards.verdict import verdict
 from student.data import CachedResponses, GlobalBatchSampler
 from student.options import DistillArguments
 from student.train import train

@@ -19,7 +19,8 @@ from shards.schema import Pair
 from shards.scores import Scores, concatenate
 from shards.statistics import Histogram, LogHistogram
 from shards.teacher import PRESETS
-from shards.trust import LOW_SUPPORT_MASS, STRONG, assess, finer_nodes, logprob_bound, verdict
+from shards.trust import LOW_SUPPORT_MASS, STRONG, assess, logprob_bound
+from shards.verdict import finer_nodes, verdict
 from student.support import SupportWatch
 
 N, V = 80, 50
