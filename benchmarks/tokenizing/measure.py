@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from statistics import median
@@ -25,36 +26,57 @@ from shards.schema import ROLES
 TINY = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
 
+@dataclass
+class Clock:
+    """Seconds of what ran inside `with`, by the clock and of the processor, all its cores together."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def __enter__(self) -> "Clock":
+        self.seconds -= time.perf_counter()
+        self.cpu_seconds -= time.process_time()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += time.perf_counter()
+        self.cpu_seconds += time.process_time()
+
+
 def seconds_of(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    with Clock() as clock:
+        work()
+    return clock.seconds
 
 
 def tokenizing(data: Path, tokenizer: Any, layout: str, repeats: int) -> dict[str, float]:
-    """Seconds of each way, medians, measured in turn; and how many texts and tokens there were."""
+    """Seconds of each way, by the clock and of the processor, medians, measured in turn; and texts and tokens."""
     responses = "chosen" if layout == "messages" else "both"
-    alone, ours, hashing = [], [], []
+    clocks: dict[str, list[Clock]] = {"encode_batch": [], "load_corpus": [], "rows_sha256": []}
     facts: dict[str, float] = {}
     for _ in range(repeats):
-        spent, facts = encode_batch_alone(data, tokenizer)
-        alone.append(spent)
-        ours.append(seconds_of(lambda: load_corpus(str(data), tokenizer=tokenizer, responses=responses)))
-        hashing.append(seconds_of(lambda: rows_sha256(Data.of(str(data)))))
-    return {**facts, "encode_batch": median(alone), "load_corpus": median(ours), "rows_sha256": median(hashing)}
+        alone, facts = encode_batch_alone(data, tokenizer)
+        with Clock() as ours:
+            load_corpus(str(data), tokenizer=tokenizer, responses=responses)
+        with Clock() as hashing:
+            rows_sha256(Data.of(str(data)))
+        for found, clock in zip(clocks.values(), (alone, ours, hashing), strict=True):
+            found.append(clock)
+    seconds = {name: median(clock.seconds for clock in found) for name, found in clocks.items()}
+    cpu = {f"{name}_cpu": median(clock.cpu_seconds for clock in found) for name, found in clocks.items()}
+    return facts | seconds | cpu
 
 
-def encode_batch_alone(data: Path, tokenizer: Any) -> tuple[float, dict[str, float]]:
-    """Seconds that encode_batch takes over the very texts, in the same batches; reading and rendering do not count."""
-    seconds, texts, tokens = 0.0, 0, 0
+def encode_batch_alone(data: Path, tokenizer: Any) -> tuple[Clock, dict[str, float]]:
+    """What encode_batch takes over the very texts, in the same batches; reading and rendering do not count."""
+    clock, texts, tokens = Clock(), 0, 0
     for batch in batches(requests_of(row, tokenizer) for row in DataReader(Data.of(str(data)))):
         rendered = render([request for _, requests in batch for request in requests.values()], tokenizer)
         given = [text_of(request) for request in rendered]
-        started = time.perf_counter()
-        found = tokenizer.backend_tokenizer.encode_batch(given)
-        seconds += time.perf_counter() - started
+        with clock:
+            found = tokenizer.backend_tokenizer.encode_batch(given)
         texts, tokens = texts + len(found), tokens + sum(len(encoding) for encoding in found)
-    return seconds, {"texts": texts, "tokens": tokens}
+    return clock, {"texts": texts, "tokens": tokens}
 
 
 def recognising(options: TokenizingOptions, folder: Path) -> Iterator[dict[str, float]]:
