@@ -26,7 +26,7 @@ from shards.statistics import LogHistogram
 from shards.teacher import MIN_STRENGTH, TeacherSpec, learned_strength
 
 BLOCK_POSITIONS = 4_096
-"""Pairs are gone through in blocks of about so many positions; a block takes some 30 MiB while it is tabulated."""
+"""Pairs are gone through in blocks of about so many positions; a block takes some 25 MiB while it is tabulated."""
 STRENGTH_BINS = 60_000
 """Of a histogram from 1e-3 to 1e3: a quantile of the strength is off by 0.02% at most."""
 
