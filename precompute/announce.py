@@ -14,7 +14,7 @@ from precompute.report import bytes_per_position, corpus_warnings, directions_te
 from precompute.score import Scorer, batches_by_length
 from precompute.spread import sample_rows
 from precompute.support import SupportRule
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 from shards.manifest import Plan, ShardPlan
 from shards.space import require_space
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from precompute.layouts import Layout
 from precompute.prompts import Prompt
-from precompute.tokenize import SourceRow, TokenizedResponse, tokenize_row
+from precompute.tokenize import tokenize_row
+from precompute.tokenized import SourceRow, TokenizedResponse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,8 @@ from precompute.sources import Data
 from precompute.spread import SpreadSample
 from precompute.tally import Facts, Tally
 from precompute.token_store import TokenStore
-from precompute.tokenize import Outcome, SourceRow, TokenizedResponse, TokenizedRow, tokenize_rows
+from precompute.tokenize import tokenize_rows
+from precompute.tokenized import Outcome, SourceRow, TokenizedResponse, TokenizedRow
 from shards.errors import DataError, OptionError
 
 if TYPE_CHECKING:

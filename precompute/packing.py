@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 from shards.scores import Response
 
 Row = TokenizedResponse | Response

@@ -7,7 +7,7 @@ from itertools import groupby
 import datasets
 
 from precompute.corpus import Corpus
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 from shards.errors import DataError
 
 

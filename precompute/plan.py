@@ -14,7 +14,7 @@ from precompute.options import BuildOptions
 from precompute.score import Scorer, batches_by_length
 from precompute.spread import sample_rows
 from precompute.support import SupportRule, find_threshold
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 from precompute.tokenizer_identity import tokenizer_identity
 from shards.errors import CacheConflict, OptionError, first_line
 from shards.manifest import (

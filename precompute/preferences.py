@@ -6,7 +6,7 @@ from dataclasses import replace
 from precompute.corpus import Corpus
 from precompute.score import Scorer, batches_by_length
 from precompute.spread import sample_rows
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 from shards.directions import Direction, Rewards, directions, implicit_rewards
 from shards.errors import NonFiniteLogits
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from precompute.packing import Row, SharedPrompts
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 from shards.index import RowIndex
 
 

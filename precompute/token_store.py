@@ -18,7 +18,7 @@ from typing import overload
 
 import numpy as np
 
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 from shards.errors import OptionError
 
 _TRAINS_BIT = np.uint32(31)

@@ -22,7 +22,7 @@ from precompute.build import build
 from precompute.models import RoleModel
 from precompute.packing import longest_pair, pack, packed_length, saved_tokens, units
 from precompute.score import batches_by_length, hidden_states, require_shared_prompts
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 from shards import ShardCache
 from shards.errors import CacheConflict, ModelError, OptionError
 from shards.verify import verify

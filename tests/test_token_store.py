@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from precompute.token_store import TokenStore
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 
 
 def make_row(i, tokens, kind="chosen", **changes):

@@ -21,7 +21,7 @@ from precompute.plan import log_threshold, make_plan, resolve_device, support_ru
 from precompute.score import Scorer, hidden_states
 from precompute.support import SupportRule, token_scores, values_on
 from precompute.tally import facts_of
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 from shards.finishing import Findings
 from shards.manifest import Plan
 from shards.schema import Pair

@@ -13,7 +13,7 @@ from precompute.corpus import load_corpus
 from precompute.models import RoleModel, check_vocabularies, load_models, load_tokenizer, resolve
 from precompute.score import Scorer
 from precompute.spread import sample_rows
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 from shards.nodes import StrengthNodes
 from shards.schema import ROLES, Pair, Role
 

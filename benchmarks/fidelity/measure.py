@@ -15,7 +15,7 @@ from benchmarks.fidelity.supports import SUPPORTS, keep, rank, scores_on, stored
 from precompute.compare import compare, dense_divergence, dense_teacher, sparse_divergence, support_index
 from precompute.models import RoleModel
 from precompute.sums import Comparison, angle_degrees
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 from shards import Divergence, TeacherSpec
 from shards.compose import compose
 from shards.schema import VALUES, Role

@@ -22,7 +22,7 @@ from benchmarks.plots import require_matplotlib
 from precompute.build import build
 from precompute.corpus import load_corpus
 from precompute.options import BuildOptions
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 from shards import ShardCache, TeacherSpec
 from shards.command import run_command
 from shards.errors import DataError

@@ -14,7 +14,7 @@ class TokenizingOptions:
 
     rows: list[int] = flag([1_000, 10_000, 100_000], "numbers of rows; the layouts are measured at each")
     layouts: list[str] = flag(list(LAYOUTS), "layouts of the data")
-    words: int = flag(100, "mean words of a response of synthetic text; prompts have half as many")
+    words: int = flag(200, "mean words of a response of synthetic text; prompts have half as many")
     tokenizer: str | None = flag(None, "folder of a fast tokenizer with a chat template; default: one made on the spot")
     data: str | None = flag(None, "pairs whose texts are taken, over and over; default: synthetic text")
     repeats: int = flag(3, "times that everything is measured in turn; medians are reported")
