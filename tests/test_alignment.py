@@ -139,7 +139,7 @@ def test_a_training_that_is_watched_is_the_training(trio_folders, pairs_file, ju
     weights = []
     for name, steps in (("watched", (1,)), ("alone", ())):
         watch = Watch(judge=judge, steps=steps)
-        given = {"beta": 0.1, "learning_rate": 1e-3, "seed": 0}
+        given = {"beta": 0.1, "learning_rate": 1e-3, "seed": 0, "per_device_train_batch_size": 4}
         train_dpo("dpo", trio_folders["reference"], pairs_file, tmp_path / name, watch, **given)
         assert [point["step"] for point in watch.points] == list(steps)
         weights.append(load(tmp_path / name / "dpo").state_dict())

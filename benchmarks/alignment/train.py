@@ -17,10 +17,11 @@ from benchmarks.alignment.judge import Quality
 from benchmarks.alignment.options import BATCH_SIZE
 from precompute.build import build
 from precompute.options import BuildOptions
+from precompute.processes import Processes
 from precompute.rollout import rollout
 from precompute.rollout_options import RolloutOptions
 from precompute.teacher_options import TeacherOptions
-from precompute.teachers import read_inputs
+from precompute.teachers import find_sources, read_inputs
 from shards.schema import Role
 from student import DistillArguments, DistillTrainer
 from student.data import CachedResponses
@@ -105,7 +106,8 @@ def train_dpo(
         beta=beta, learning_rate=learning_rate, num_train_epochs=1, seed=seed, gradient_checkpointing=False,
         **COMMON | settings,
     )  # fmt: skip
-    inputs = read_inputs(options, args)
+    processes = Processes.join()
+    inputs = read_inputs(options, args, find_sources(options, args), processes)
     out.mkdir(parents=True, exist_ok=True)
     train_role(role, inputs.pairs, inputs.reference, inputs.records[role], options, args, callbacks=[watch])
 
