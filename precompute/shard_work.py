@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from precompute.score import Scorer, batches_by_length
 from precompute.support import SupportRule
-from precompute.tokenize import TokenizedResponse
+from precompute.tokenized import TokenizedResponse
 from shards.finishing import Findings
 from shards.manifest import Plan
 from shards.scores import Response, Scores

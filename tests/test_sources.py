@@ -114,7 +114,11 @@ def test_a_long_field_is_read(tmp_path):
         ("a.csv", b"a;b\nc;d\n", "a.csv line 2: expected the columns of one of "),
         ("a.jsonl.gz", gzip.compress(as_json(ROWS), mtime=0)[:-9], "a.jsonl.gz: expected a whole gzip stream, got "),
         ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: expected a whole gzip stream, got Not a gzipped file"),
-        ("a.csv.gz", gzip.compress(b"a" * 99, mtime=0)[:20] + b"\xff" * 20, "a.csv.gz: expected a whole gzip stream, got "),
+        (
+            "a.csv.gz",
+            gzip.compress(b"a" * 99, mtime=0)[:20] + b"\xff" * 20,
+            "a.csv.gz: expected a whole gzip stream, got ",
+        ),
         ("a.jsonl.zst", zstandard.compress(as_json(ROWS))[:-9], "a.jsonl.zst: expected a whole zstd stream, got "),
         ("a.parquet", b"", "a.parquet: expected a .parquet file that can be read, got ArrowInvalid"),
         ("a.arrow", b"", "a.arrow: expected a .arrow file that can be read, got "),
