@@ -313,7 +313,9 @@ def test_what_changes_an_adapter_changes_its_identity(base, tmp_path):
     folder = make_adapter(base, tmp_path / "dpo", lora())
     before = identity(resolve(str(folder)))
     assert before["peft_version"] == peft.__version__
-    require_same_inputs({"reference": before | {"peft_version": "0"}}, {"reference": before}, "a teacher's folder")
+    record = {"role": "dpo", "direction": "", "options": {}, "training": {}, "data": {"rows_sha256": ""}}
+    other_peft, same = before | {"peft_version": "0"}, record | {"reference": before}
+    require_same_inputs(record | {"reference": other_peft}, same, "a teacher's folder")
     after = identity(resolve(str(set_field(folder, lora_alpha=3))))
     assert {name for name in before if before[name] != after[name]} == {"config_sha256"}
     moved = identity(resolve(str(set_field(folder, lora_alpha=8, base_model_name_or_path=f"{base}/."))))

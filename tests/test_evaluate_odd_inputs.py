@@ -30,7 +30,7 @@ def test_a_folder_that_is_no_model_is_refused_before_the_others_are_measured(
 ):
     given = {"model": student_folder, "shards": sparse_cache.folder}
     for name, message in (
-        ("empty", "expected a tokenizer in the folder, found none"),
+        ("empty", "expected a model folder with config.json, found none"),
         ("bare", "expected model*.safetensors, found no weights"),
         ("pickled", "expected model*.safetensors, found only pickle weights (pytorch_model.bin)"),
     ):
@@ -43,7 +43,7 @@ def test_a_folder_that_is_no_model_is_refused_before_the_others_are_measured(
         if name == "pickled":
             (folder / "pytorch_model.bin").touch()
         assert refusal(given | {"against": folder}) == f"{folder}: {message}"
-    assert refusal(given | {"against": sparse_cache.folder}).startswith(f"{sparse_cache.folder}: expected a tokenizer")
+    assert refusal(given | {"against": sparse_cache.folder}).startswith(f"{sparse_cache.folder}: expected a model")
     assert "found no manifest.json" in refusal(given | {"shards": student_folder})
 
 

@@ -132,7 +132,7 @@ def test_the_commands_run_in_order_and_leave_what_they_leave_alone(finished):
         assert f"\n{name}: done after" in printed
     load(folder / "runs/student")
     report = json.loads((folder / "runs/report.json").read_text())
-    assert (report["model"], report["responses"]) == ("runs/student", 16)
+    assert ([row["model"] for row in report["models"]], report["responses"]) == (["runs/student"], 16)
     assert list(json.loads((folder / "runs/pipeline.json").read_text())["steps"]) == list(STEPS)
 
 

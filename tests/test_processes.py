@@ -223,6 +223,7 @@ def test_ranks_of_a_student_compare_their_caches(sparse_cache, whole_cache, monk
     args = SimpleNamespace(spec="teacher", train_on="chosen", seed=0)
     state = SimpleNamespace(num_processes=2, is_main_process=True, wait_for_everyone=lambda: None)
     monkeypatch.setattr(ranks, "PartialState", lambda: state)
+    monkeypatch.setattr(ranks, "fingerprint", str)
 
     def check(mine, theirs):
         other = "node-b", ranks.inputs(args, [theirs], "hub/name")

@@ -132,6 +132,7 @@ def as_batch(scores: Scores, values: Values, vocabulary_size: int) -> tuple[pa.R
         skipped={},
         truncated=0,
         prompt_not_prefix=0,
+        index_sha256="",
         shards=(),
     )
     parts = [
