@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED) ## tiny models trained on the spot, a cache, two students, one table: a few minutes on two cores
+demo: $(INSTALLED) ## tiny models trained on the spot, a cache, two students, one table: two minutes on two cores
 	$(BIN)/python -m examples.demo
 
 test: lint ## lint, then the tests

@@ -1,4 +1,4 @@
-"""make demo: everything from no model at all to two aligned students and one table, in a few minutes on two cores.
+"""make demo: everything from no model at all to two aligned students and one table, in two minutes on two cores.
 
 The models are tiny and made on the spot, the language is a toy and its reward is known; the commands are the real ones.
 """
@@ -26,6 +26,7 @@ from examples.demo.report import require_progress, results_text, write_json
 ROOT = Path(__file__).resolve().parents[2]
 OUT = Path("runs/demo")
 RESPONSES_PER_PROMPT = 20
+CORES = min(2, os.cpu_count() or 1)
 GAINS = (5, 15)
 # what a model this small needs; the defaults are a recipe for real ones
 STUDENT_FLAGS = shlex.split(
@@ -60,11 +61,11 @@ def main() -> None:
         run("shards.inspect", OUT / "shards")
 
     students = {gain: OUT / f"student-gain-{gain}" for gain in GAINS}
-    for number, (gain, folder) in enumerate(students.items(), start=6):
-        with step(f"{number}. A student of the teacher with gain {gain}, from the cache alone"):
-            run("student.train", "--shards", OUT / "shards", "--output_dir", folder, "--gain", gain, *STUDENT_FLAGS)
+    with step("6. Students of teachers with gain 5 and 15 at the same time, from the cache alone"):
+        flags = {gain: ["--output_dir", folder, "--gain", gain, *STUDENT_FLAGS] for gain, folder in students.items()}
+        run_together("student.train", [["--shards", OUT / "shards", *flags[gain]] for gain in GAINS])
 
-    with step(f"{6 + len(GAINS)}. How good are they? Sampled responses to held-out prompts, held-out pairs"):
+    with step("7. How good are they? Sampled responses to held-out prompts, held-out pairs"):
         folders = {"reference": OUT / "reference", "dpo": OUT / "dpo"}
         folders |= {f"student, gain {gain}": folder for gain, folder in students.items()}
         qualities = judge(folders, held_out_pairs)
@@ -86,12 +87,28 @@ def step(title: str) -> Iterator[None]:
 
 def run(module: str, *arguments: object) -> None:
     """Run a command of the project as a user would, and stop where it fails."""
-    words = ["-m", module, *map(str, arguments)]
-    wrapped = textwrap.wrap(shlex.join(["python", *words]), 110, break_long_words=False, break_on_hyphens=False)
-    print("$ " + " \\\n      ".join(wrapped), flush=True)
-    code = subprocess.run([sys.executable, *words], check=False).returncode
-    if code:
-        sys.exit(f"demo: {module} ended with exit code {code}")
+    run_together(module, [arguments])
+
+
+def run_together(module: str, runs: Sequence[Sequence[object]]) -> None:
+    """Run a command once for each list of arguments, all at the same time. What the first one prints is seen at once,
+    what the others print when it has ended."""
+    started, threads = [], str(max(1, CORES // len(runs)))
+    for number, arguments in enumerate(runs):
+        words = ["-m", module, *map(str, arguments)]
+        wrapped = textwrap.wrap(shlex.join(["python", *words]), 110, break_long_words=False, break_on_hyphens=False)
+        print("$ " + " \\\n      ".join(wrapped), flush=True)
+        unseen = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} if number else {}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *words], env=os.environ | {"OMP_NUM_THREADS": threads}, text=True, **unseen
+            )
+        )
+    for process in started:
+        printed, errors = process.communicate()
+        print(printed or "", end="", flush=True)
+        if process.returncode:
+            sys.exit(f"{errors or ''}demo: {module} ended with exit code {process.returncode}")
 
 
 def judge(folders: dict[str, Path], pairs: Sequence[dict[str, str]]) -> dict[str, Quality]:
@@ -112,10 +129,9 @@ def judge(folders: dict[str, Path], pairs: Sequence[dict[str, str]]) -> dict[str
 
 
 def quiet() -> None:
-    """One thread a process, which is as fast for models this small; no bars and hints of the libraries below."""
-    torch.set_num_threads(1)
+    """Two cores at most, as models this small have no use for more; no bars and hints of the libraries below."""
+    torch.set_num_threads(CORES)
     os.environ |= {
-        "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }

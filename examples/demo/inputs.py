@@ -10,7 +10,7 @@ from examples.demo.models import train_reference, train_tokenizer
 from examples.demo.report import write_jsonl
 
 SEED = 0
-NUM_TEXTS, NUM_PAIRS, NUM_HELD_OUT_PAIRS = 25_600, 2_000, 1_000
+NUM_TEXTS, NUM_PAIRS, NUM_HELD_OUT_PAIRS = 16_000, 1_500, 800
 
 
 def write_pairs(out: Path) -> tuple[list[str], list[dict[str, str]]]:
