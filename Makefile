@@ -27,7 +27,7 @@ demo: $(INSTALLED) ## tiny models trained on the spot, a cache, two students, on
 	$(BIN)/python -m examples.demo
 
 test: lint ## lint, then the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import GenerationConfig
 
 from precompute.models import ModelFolder
@@ -13,22 +12,6 @@ from shards.errors import OptionError, first_line
 from shards.outside import naming, naming_saves
 
 GENERATION_FILE = "generation_config.json"
-
-
-def require_float32(model: Any) -> None:
-    """Raise OptionError where a weight that is trained is of low precision.
-
-    A step of 1e-6 is far below what bfloat16 and float16 can tell from nothing at the size of a weight: it is rounded
-    away, and the log looks healthy all the same.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and torch.finfo(parameter.dtype).bits < 32:
-            raise OptionError(
-                f"dtype: expected float32 for weights that are trained, got {name} in "
-                f"{str(parameter.dtype).removeprefix('torch.')}, which rounds small steps away; leave --dtype out and "
-                "give --bf16 true or --fp16 true for speed, or train LoRA adapters (--use_peft true), which are "
-                "float32 on any base"
-            )
 
 
 def require_mergeable(model: Any) -> None:

@@ -12,7 +12,6 @@ from precompute.before_training import (
     GENERATION_FILE,
     carry_generation_config,
     keep_generation_config,
-    require_float32,
     require_mergeable,
     try_saving,
 )
@@ -29,6 +28,7 @@ from precompute.training_plan import StepsThatMove
 from shards.errors import OptionError
 from shards.outside import naming_saves
 from shards.schema import Role
+from shards.trained_precision import require_float32
 from shards.writer import publish_folder, write_json
 
 

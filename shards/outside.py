@@ -30,8 +30,8 @@ def naming_saves(where: str) -> Iterator[None]:
     except AlignDistilError:
         raise
     except (OSError, SafetensorError) as exc:
-        raise OptionError(f"{where}: expected to be able to write it, got {first_line(exc)}") from exc
+        raise OptionError(f"{where}: expected to be able to write there, got {first_line(exc)}") from exc
     except RuntimeError as exc:
         if not any(name in str(exc) for name in TORCH_WRITER):
             raise
-        raise OptionError(f"{where}: expected to be able to write it, got {first_line(exc)}") from exc
+        raise OptionError(f"{where}: expected to be able to write there, got {first_line(exc)}") from exc

@@ -13,26 +13,10 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from shards.errors import OptionError, first_line
+from shards.outside import naming, naming_saves
 from student.card import write_model_card
 from student.checkpoints import checkpoints_of
 from student.forward import base_model
-from student.outside import naming, naming_saves
-
-
-def require_float32(model: Any) -> None:
-    """Raise OptionError where a weight that is trained is of low precision.
-
-    A step of 1e-6 is far below what bfloat16 and float16 can tell from nothing at the size of a weight: it is rounded
-    away, and the log looks healthy all the same.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and torch.finfo(parameter.dtype).bits < 32:
-            raise OptionError(
-                f"dtype: expected weights in float32 where they are trained, got {name} in "
-                f"{str(parameter.dtype).removeprefix('torch.')}, which rounds small steps away; load them with --dtype "
-                "float32 and give --bf16 true or --fp16 true for speed, or train LoRA adapters (--use_peft true), "
-                "which are float32 on any base"
-            )
 
 
 class _KeptGenerationConfig(GenerationConfig):

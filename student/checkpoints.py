@@ -12,6 +12,7 @@ from typing import Any
 
 from shards.errors import AlignDistilError, CacheConflict, CacheDamaged, CacheMissing, OptionError
 from shards.manifest import read_json, refuse_difference
+from shards.whole import damage, file_sizes
 from shards.writer import flush_files, write_json
 from student.run import RUN_FILE
 
@@ -29,9 +30,8 @@ def begin(folder: Path, identity: dict[str, Any]) -> None:
 
 def sign(folder: Path, identity: dict[str, Any], *, weights_only: bool) -> None:
     """Say that a checkpoint is whole, once its files have reached the disk."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RUN_FILE]
-    flush_files(paths)
-    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    files = file_sizes(folder, without=RUN_FILE)
+    flush_files([folder / name for name in files])
     write_json(folder, RUN_FILE, identity | {"files": files, "weights_only": weights_only})
 
 
@@ -45,11 +45,8 @@ def fault(folder: Path) -> str | None:
         return f"got {exc}"
     if not isinstance(signed.get("files"), dict):
         return "got one that was never finished"
-    for name, size in signed["files"].items():
-        if not (folder / name).is_file():
-            return f"found no {name}"
-        if (found := (folder / name).stat().st_size) != size:
-            return f"got {name} of {found:,} bytes instead of {size:,}"
+    if lacking := damage(folder, signed["files"]):
+        return lacking
     return "got weights alone (--save_only_model true)" if signed.get("weights_only") else None
 
 

@@ -10,8 +10,8 @@ from shards import Divergence, TeacherSpec
 from shards.command import flag
 from shards.errors import OptionError
 from shards.launcher import launched_processes
+from shards.outside import naming
 from student.option_rules import refuse_options
-from student.outside import naming
 
 DEFAULT_GLOBAL_BATCH_SIZE = 128
 

@@ -1,37 +1,9 @@
-"""What transformers, accelerate, peft and torch raise about a user's input, in one line."""
+"""What torch raises for an error of a loader's worker, and what may come up in a first step."""
 
 import contextlib
 from collections.abc import Iterator
 
-from safetensors import SafetensorError
-
 from shards.errors import AlignDistilError, OptionError, first_line
-
-
-@contextlib.contextmanager
-def naming(where: str, kinds: type[Exception] | tuple[type[Exception], ...] = Exception) -> Iterator[None]:
-    """Turn what another library raises into an OptionError that names the option. Our own errors pass."""
-    try:
-        yield
-    except AlignDistilError:
-        raise
-    except kinds as exc:
-        raise OptionError(f"{where}: {first_line(exc)}") from exc
-
-
-@contextlib.contextmanager
-def naming_saves(where: str) -> Iterator[None]:
-    """Turn a full or read-only disk into an OptionError, whichever library wrote."""
-    try:
-        yield
-    except AlignDistilError:
-        raise
-    except (OSError, SafetensorError) as exc:
-        raise OptionError(f"{where}: expected to be able to write there, got {first_line(exc)}") from exc
-    except RuntimeError as exc:
-        if "PytorchStreamWriter" not in str(exc) and "inline_container" not in str(exc):
-            raise
-        raise OptionError(f"{where}: expected to be able to write there, got {first_line(exc)}") from exc
 
 
 @contextlib.contextmanager

@@ -17,10 +17,12 @@ from transformers.trainer_utils import rotate_checkpoints
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
+from shards.outside import naming, naming_saves
+from shards.trained_precision import require_float32
 from student import checkpoints
-from student.before import keep_generation_config, require_disk, require_float32, try_saving
+from student.before import keep_generation_config, require_disk, try_saving
 from student.forward import base_model
-from student.outside import OF_THE_FIRST_STEP, naming, naming_saves, naming_workers
+from student.outside import OF_THE_FIRST_STEP, naming_workers
 from student.run import weights_sha256
 from student.schedule import require_steps_that_move
 

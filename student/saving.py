@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from student.outside import naming, naming_saves
+from shards.outside import naming, naming_saves
 
 
 def save(trainer: Any, tokenizer: Any) -> None:

@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from shards.errors import OptionError
-from student.outside import naming
+from shards.outside import naming
 
 FEW_STEPS = 20
 """Fewer steps than these with a rate above zero hardly move a student at the recipe's rate: it adds up to some 1e-5,

@@ -13,6 +13,7 @@ from shards.command import OneLineErrors, run_command
 from shards.describe_trust import sampled, trust_lines
 from shards.errors import OptionError, first_line
 from shards.find_model import resolve
+from shards.outside import naming_saves
 from shards.sample import chunks, spread
 from shards.trust import assess
 from student.checkpoints import checkpoint_to_resume, checkpoints_of
@@ -22,7 +23,6 @@ from student.forward import base_model
 from student.learned import fit_strength
 from student.load import load_model, load_tokenizer
 from student.options import DistillArguments
-from student.outside import naming_saves
 from student.ranks import require_same_inputs
 from student.reference import reference_of
 from student.saving import save

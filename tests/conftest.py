@@ -1,5 +1,6 @@
 """Fixtures that several test files share: a tiny trio, its data, and caches built from them by the real build."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,12 @@ from precompute.options import BuildOptions
 from shards import ShardCache
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that is imported by now out of garbage collection, which every Trainer asks for before it trains."""
+    gc.freeze()
+
 
 ALL_PAIRS = ["dpo/reverse", "reference/reference", "reference/reverse", "dpo/reference"]
 

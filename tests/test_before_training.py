@@ -11,10 +11,11 @@ from tiny import load, save
 
 from shards.errors import AlignDistilError, CacheDamaged, OptionError
 from shards.launcher import launched_processes
+from shards.outside import naming_saves
 from student import before
 from student.data import CachedResponses
 from student.options import DistillArguments
-from student.outside import naming_saves, naming_workers
+from student.outside import naming_workers
 from student.schedule import rates
 from student.train import train
 from student.trainer import DistillTrainer

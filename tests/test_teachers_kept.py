@@ -60,7 +60,9 @@ def half_done(taught, tmp_path):
 def test_trained_weights_of_low_precision_are_refused_with_what_to_do(folder, dtype, data, tmp_path, request):
     given = request.getfixturevalue(folder)
     message = refusal(lambda: teach(given, data, tmp_path / "out", dtype=dtype))
-    assert message.startswith("dtype: expected float32 for weights that are trained, got model.embed_tokens.weight in")
+    assert message.startswith(
+        "dtype: expected weights in float32 where they are trained, got model.embed_tokens.weight in"
+    )
     assert "--bf16 true or --fp16 true" in message and "--use_peft true" in message
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
@@ -272,7 +274,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(taught, 
         message = refusal(lambda: teach(reference, data, half_done))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "checkpoint-3: expected to be able to write it, got" in message
+    assert "checkpoint-3: expected to be able to write there, got" in message
     capsys.readouterr()
     teach(reference, data, half_done)
     assert "checkpoint-3 is left aside" in capsys.readouterr().out
