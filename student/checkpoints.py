@@ -20,12 +20,45 @@ STATE_FILE = "trainer_state.json"
 
 
 def begin(folder: Path, identity: dict[str, Any]) -> None:
-    """Make an empty checkpoint folder that says whose it will be. What lay there under the same name is removed."""
+    """Make an empty checkpoint folder that says whose it will be. One of ours under the same name is removed."""
     if folder.is_dir():
-        (folder / RUN_FILE).unlink(missing_ok=True)  # first: from here on it is not whole
-        shutil.rmtree(folder)
+        require_ours(folder)
+        remove(folder)
     folder.mkdir(parents=True)
     write_json(folder, RUN_FILE, identity | {"files": None})
+
+
+def require_ours(folder: Path) -> None:
+    """Raise CacheConflict for a folder that would be written over, or rotated away, and that no run of ours wrote."""
+    if any(folder.iterdir()) and not (folder / RUN_FILE).is_file():
+        raise CacheConflict(
+            f"{folder}: expected a checkpoint with {RUN_FILE}, found none; move it, or give another --output_dir"
+        )
+
+
+def require_all_ours(out: Path) -> None:
+    """Raise CacheConflict where the output folder holds checkpoints of others, whatever step they are of."""
+    for folder in sorted(out.glob("checkpoint-*")):
+        if folder.is_dir():
+            require_ours(folder)
+
+
+def remove_all(out: Path) -> None:
+    """Remove the checkpoints of earlier runs. A kill meanwhile leaves none behind that a run could go on from."""
+    found = [folder for folder in checkpoints_of(out) if (folder / RUN_FILE).is_file()]
+    for folder in found:
+        write_json(folder, RUN_FILE, {"files": None})
+    for folder in found:
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint. Until the rest is gone its file says that it is ours and not whole."""
+    write_json(folder, RUN_FILE, {"files": None})
+    for path in folder.iterdir():
+        if path.name != RUN_FILE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(folder)
 
 
 def sign(folder: Path, identity: dict[str, Any], *, weights_only: bool) -> None:

@@ -1,8 +1,9 @@
 """A Trainer whose runs can be stopped anywhere: what a checkpoint is, and how a run goes on from one.
 
 It owns what Trainer would get wrong: a checkpoint counts when all of it is written, a run goes on from the newest whole
-one of its own, and one that has all its steps behind it makes no more. And all that would end a run before its first
-step, or keep its student from being saved, is found before that step.
+one and only where it is of the same run, and one that has all its steps behind it makes no more. A run that begins with
+overwrite_output_dir removes the checkpoints of earlier runs, so that the newest one is its own. And all that would end a
+run before its first step, or keep its student from being saved, is found before that step.
 """
 
 from abc import abstractmethod
@@ -68,6 +69,7 @@ class ResumableTrainer(Trainer):
         if left_aside and self.is_world_process_zero():
             logger.warning(left_aside)
         self.require_ready(checkpoint)
+        self._remove_earlier(checkpoint)
         begun = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
         try:
             with naming_workers():
@@ -86,9 +88,19 @@ class ResumableTrainer(Trainer):
             first = weights_sha256(self.model) if self.is_world_process_zero() else None
             (self._model_sha256,) = broadcast_object_list([first])
             try_saving(self)
+        checkpoints.require_all_ours(Path(str(self.args.output_dir)))
         if checkpoint is not None:
             checkpoints.require_checkpoint(checkpoint, self.run_identity(), self.num_steps)
         require_disk(self, self.num_steps - (0 if checkpoint is None else checkpoints.step_of(checkpoint)))
+
+    def _remove_earlier(self, checkpoint: Path | None) -> None:
+        """With overwrite_output_dir, remove the checkpoints of earlier runs where this one does not go on from them."""
+        out = Path(str(self.args.output_dir))
+        self.accelerator.wait_for_everyone()  # no rank still looks at them
+        goes_on = checkpoint is not None and checkpoint.resolve().parent == out.resolve()
+        if self.args.overwrite_output_dir and self.args.should_save and not goes_on:
+            with naming_saves(str(out)):
+                checkpoints.remove_all(out)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Trainer._run_epoch, but for a run that has all its steps behind it: Trainer would make one more."""
