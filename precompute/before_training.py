@@ -36,10 +36,13 @@ class _KeptGenerationConfig(GenerationConfig):
 
 def keep_generation_config(model: Any) -> str | None:
     """See that checkpoints can be saved whatever the generation config holds; the fault that transformers finds."""
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return None
     try:
-        model.generation_config.validate(strict=True)
+        config.validate(strict=True)
     except ValueError as exc:
-        model.generation_config.__class__ = _KeptGenerationConfig
+        config.__class__ = _KeptGenerationConfig
         return first_line(exc)
     return None
 

@@ -59,7 +59,8 @@ def train_role(
             carry_generation_config(reference, work / "model")
             write_card(work / "model", record, reference.name)
             moved = measure_moved(work / "model", None if reference.base else reference.path, role)
-            print(f"{out / role}: {rewards_text(trainer.state.log_history)}{moved}")
+            if went := f"{rewards_text(trainer.state.log_history)}{moved}".removesuffix("; "):
+                print(f"{out / role}: {went}")
             write_json(work / "model", MADE_FROM_FILE, record)
             publish_folder(work / "model", out / role)
             remove_training(work)

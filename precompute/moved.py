@@ -16,13 +16,18 @@ FEW_IN_BFLOAT16 = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """Weights that both folders name alike; those that differ, and those that still do when rounded to bfloat16."""
+    """Weights that both folders name alike; those that differ, and those that still do when rounded to bfloat16.
+
+    As text: empty where there was nothing to compare.
+    """
 
     weights: int
     moved: int
     moved_in_bfloat16: int
 
     def __str__(self) -> str:
+        if not self.weights:
+            return ""
         if not self.moved:
             return f"none of {self.weights:,} weights moved: the model is its reference"
         text = f"{self.moved:,} of {self.weights:,} weights moved, {self.moved_in_bfloat16:,} of them in bfloat16 too"

@@ -118,7 +118,7 @@ class RoleModel:
         theirs_TV = theirs_TV.to(ours_TV.device)
         if not bool(torch.isfinite(theirs_TV).all()):
             return  # scoring will say at which sample and position
-        narrow = module.weight.dtype == torch.bfloat16
+        narrow = module.weight.dtype in (torch.bfloat16, torch.float16)
         require_same_logits(ours_TV, theirs_TV, narrow=narrow, who=self.role, model_class=type(self.model).__name__)
 
 

@@ -50,8 +50,8 @@ def body_of(model: Any, who: str) -> Any:
 def require_same_logits(ours: Any, theirs: Any, *, narrow: bool, who: str, model_class: str) -> None:
     """Compare logits, of any one shape, that we get from a model's parts with its own; both in its own dtype.
 
-    narrow: whether that dtype is bf16. Raises NonFiniteLogits, or ModelError naming the class of a model that does more
-    to its output layer's product than `LogitTransform` knows.
+    narrow: whether that dtype has 16 bits. Raises NonFiniteLogits, or ModelError naming the class of a model that does
+    more to its output layer's product than `LogitTransform` knows.
     """
     largest = float(abs(theirs).max())
     if not math.isfinite(largest):

@@ -185,7 +185,7 @@ class DistillForward:
         ours_TV = self._transform(module(hidden_TH), torch).float()
         theirs_TV = self._own_forward(input_ids=ids_BT, use_cache=False).logits[0].float()
         model.train(training)
-        narrow = module.weight.dtype == torch.bfloat16
+        narrow = module.weight.dtype in (torch.bfloat16, torch.float16)
         require_same_logits(ours_TV, theirs_TV, narrow=narrow, who="student", model_class=name)
 
 

@@ -2,8 +2,8 @@
 
 It owns what Trainer would get wrong: a checkpoint counts when all of it is written, a run goes on from the newest whole
 one and only where it is of the same run, and one that has all its steps behind it makes no more. A run that begins with
-overwrite_output_dir removes the checkpoints of earlier runs, so that the newest one is its own. And all that would end a
-run before its first step, or keep its student from being saved, is found before that step.
+overwrite_output_dir removes the checkpoints of earlier runs, so that the newest one is its own. And all that would end
+a run before its first step, or keep its student from being saved, is found before that step.
 """
 
 from abc import abstractmethod

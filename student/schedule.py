@@ -36,14 +36,13 @@ def rates(args: Any, steps: int) -> list[float]:
 
 
 def require_steps_that_move(args: Any, steps: int) -> None:
-    """Raise OptionError for a run that is over before its learning rate has risen."""
-    warm_up = args.get_warmup_steps(steps)
-    if args.learning_rate > 0 and warm_up >= steps:
+    """Raise OptionError for a run that is over before its learning rate has risen. A schedule may have no warm-up."""
+    warm_up, highest = args.get_warmup_steps(steps), max(rates(args, steps))
+    if warm_up >= steps and highest < args.learning_rate:
         raise OptionError(
             f"warmup_steps: expected fewer than the run's {steps}, got {warm_up}: the student would hardly change; "
             "lower --global_batch_size, train for longer or give --warmup_steps 0"
         )
-    highest = max(rates(args, steps))
     if args.learning_rate > 0 and highest <= 0:
         raise OptionError(f"lr_scheduler_type: expected a rate above zero in one of the run's {steps} steps, got none")
     if highest > args.learning_rate * (1 + 1e-6):

@@ -16,7 +16,7 @@ from student import before
 from student.data import CachedResponses
 from student.options import DistillArguments
 from student.outside import naming_workers
-from student.schedule import rates
+from student.schedule import rates, require_steps_that_move
 from student.train import train
 from student.trainer import DistillTrainer
 
@@ -151,6 +151,14 @@ def test_a_schedule_without_a_rate_is_refused(refuse):
     )
     message = refuse(lr_scheduler_type="cosine_with_restarts", max_steps=1, warmup_steps=1)
     assert message.startswith("warmup_steps: expected fewer than the run's 1, got 1")
+    message = refuse(lr_scheduler_type="constant_with_warmup", warmup_steps=3)
+    assert message.startswith("warmup_steps: expected fewer than the run's 2, got 3")
+
+
+@pytest.mark.parametrize("steps", [{"max_steps": 1, "warmup_steps": 0.1}, {"max_steps": 2, "warmup_steps": 5}], ids=str)
+def test_a_schedule_without_a_warm_up_has_none_to_finish(sparse_cache, trio_folders, tmp_path, steps):
+    args = arguments(sparse_cache, trio_folders["reference"], tmp_path, lr_scheduler_type="constant", **steps)
+    require_steps_that_move(args, args.max_steps)
 
 
 # ---- what saving needs

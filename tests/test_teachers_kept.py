@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_teachers import FLAGS, STEPS, assert_same_weights, refusal, stop_at, teach, weights
-from tiny import make_llama, make_pairs, save, write_jsonl
+from tiny import load, make_llama, make_pairs, make_tokenizer, save, write_jsonl
 from trl import DPOTrainer
 
 from precompute import dpo as dpo_module
 from precompute import dpo_trainer, teachers, training_plan
+from precompute.before_training import keep_generation_config
 from precompute.dpo_trainer import TeacherTrainer
 from precompute.teacher_folders import last_checkpoint
 from shards.errors import AlignDistilError
@@ -139,6 +140,23 @@ def test_a_model_that_did_not_move_is_said_to_be_its_reference(reference):
 
     found = measure_moved(reference, reference, "dpo")
     assert str(found) == f"none of {found.weights:,} weights moved: the model is its reference"
+
+
+def test_an_adapter_as_reference_has_no_weights_to_compare_with(reference, data, tmp_path, capsys):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(load(reference), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.peft_config["default"].base_model_name_or_path = str(reference)
+    adapted.save_pretrained(tmp_path / "adapter")
+    make_tokenizer().save_pretrained(tmp_path / "adapter")
+    teach(tmp_path / "adapter", data, tmp_path / "out", max_steps=1, warmup_steps=0)
+    text = capsys.readouterr().out
+    assert "weights moved" not in text
+    (told,) = [line for line in text.splitlines() if line.startswith(f"{tmp_path}/out/dpo: at last ")]
+    assert told.endswith("on average")
+
+
+def test_a_model_without_a_generation_config_has_none_to_keep():
+    assert keep_generation_config(torch.nn.Linear(1, 1)) is None
 
 
 def test_a_training_that_ends_in_nan_is_not_published(reference, data, tmp_path):
