@@ -15,7 +15,7 @@ from trl import DPOTrainer
 
 from precompute.teacher_folders import begin_checkpoint, sign_checkpoint, step_of
 from shards.errors import OptionError
-from shards.outside import naming, naming_saves
+from shards.outside import is_own_fault, naming, naming_saves
 
 OF_THE_FIRST_STEP = (ValueError, ImportError, NotImplementedError, KeyError, RuntimeError)
 """What libraries raise about settings when they are first used. A step that went well shows that they are right."""
@@ -35,7 +35,7 @@ class TeacherTrainer(DPOTrainer):
         try:
             result = super().train(resume_from_checkpoint, *args, **kwargs)
         except OF_THE_FIRST_STEP as exc:
-            if self.state.global_step > begun:
+            if self.state.global_step > begun or is_own_fault(exc):
                 raise
             with naming("DPOTrainer, the first step"):
                 raise exc

@@ -1,7 +1,10 @@
 """What other libraries raise about a user's input, or about a disk, as one line of ours."""
 
 import contextlib
+import re
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 from safetensors import SafetensorError
 
@@ -9,6 +12,11 @@ from shards.errors import AlignDistilError, OptionError, first_line
 
 TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
 """What torch.save names in the RuntimeError that it raises where a disk is full."""
+
+OUT_OF_MEMORY = "OutOfMemoryError"
+"""As torch calls what it raises where an accelerator's memory is full."""
+
+OUR_ROOMS = tuple(Path(__file__).resolve().parents[1] / room for room in ("shards", "precompute", "student"))
 
 
 @contextlib.contextmanager
@@ -35,3 +43,14 @@ def naming_saves(where: str) -> Iterator[None]:
         if not any(name in str(exc) for name in TORCH_WRITER):
             raise
         raise OptionError(f"{where}: expected to be able to write there, got {first_line(exc)}") from exc
+
+
+def is_own_fault(error: BaseException) -> bool:
+    """Whether an error came up in our own code, so that its traceback is wanted. Not where a file or memory lacks."""
+    if isinstance(error, OSError) or type(error).__name__ == OUT_OF_MEMORY:
+        return False
+    # a loader's worker sends its traceback as the message
+    files = re.findall(r'^  File "(.+)", line \d+', str(error), re.MULTILINE) or [
+        frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    return any(Path(files[-1]).resolve().is_relative_to(room) for room in OUR_ROOMS)

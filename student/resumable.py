@@ -18,11 +18,12 @@ from transformers.trainer_utils import rotate_checkpoints
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
-from shards.outside import naming, naming_saves
+from shards.outside import is_own_fault, naming, naming_saves
 from shards.trained_precision import require_float32
 from student import checkpoints
 from student.before import keep_generation_config, require_disk, try_saving
 from student.forward import base_model
+from student.options import DistillArguments
 from student.outside import OF_THE_FIRST_STEP, naming_workers
 from student.run import weights_sha256
 from student.schedule import require_steps_that_move
@@ -32,6 +33,8 @@ logger = logging.get_logger(__name__)
 
 class ResumableTrainer(Trainer):
     """A Trainer with checkpoints that are whole or left aside. A subclass says what its runs are."""
+
+    args: DistillArguments
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         require_float32(model)
@@ -75,7 +78,7 @@ class ResumableTrainer(Trainer):
             with naming_workers():
                 return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
         except OF_THE_FIRST_STEP as exc:
-            if self.state.global_step > begun:
+            if self.state.global_step > begun or is_own_fault(exc):
                 raise
             with naming("the first step"):
                 raise exc

@@ -46,7 +46,6 @@ class DistillTrainer(ResumableTrainer):
     Raises VocabularyMismatch, TeacherUnavailable, ModelError, and OptionError for several GPUs without a launcher.
     """
 
-    args: DistillArguments
     train_dataset: CachedResponses
     eval_dataset: CachedResponses | None
 

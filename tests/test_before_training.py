@@ -343,6 +343,34 @@ def test_a_damaged_shard_in_a_loaders_worker_is_one_line(sparse_cache, trio_fold
     assert str(caught.value).startswith(str(damaged)) and len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_our_own_in_the_first_step_keeps_its_traceback(sparse_cache, trio_folders, tmp_path, workers):
+    args = arguments(sparse_cache, "", tmp_path, **plain_sgd(dataloader_num_workers=workers))
+    data = CachedResponses([sparse_cache.folder], train_on="both")
+    trainer = DistillTrainer(load(trio_folders["reference"]), args, data)
+    trainer.train_dataset._rows = list(trainer.train_dataset._rows)
+    with pytest.raises(TypeError, match="list indices must be integers or slices, not list"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), FileNotFoundError("part-00000.arrow")]
+)
+def test_what_lacks_in_the_first_step_is_one_line(sparse_cache, trio_folders, tmp_path, monkeypatch, error):
+    args = arguments(sparse_cache, "", tmp_path, **plain_sgd())
+    data = CachedResponses([sparse_cache.folder], train_on="both")
+    trainer = DistillTrainer(load(trio_folders["reference"]), args, data)
+
+    def lack(*given):
+        raise error
+
+    lack.__code__ = lack.__code__.replace(co_filename=before.__file__)
+    monkeypatch.setattr(DistillTrainer, "_distill", lack)
+    with pytest.raises(OptionError) as caught:
+        trainer.train()
+    assert str(caught.value) == f"the first step: {error}"
+
+
 def test_a_worker_that_dies_is_one_line():
     with (
         pytest.raises(OptionError, match=r"^dataloader_num_workers: DataLoader worker \(pid 7\) is killed"),

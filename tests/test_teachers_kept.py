@@ -386,6 +386,16 @@ def test_an_error_after_the_first_step_keeps_its_traceback(reference, data, tmp_
     assert not isinstance(caught.value, AlignDistilError)
 
 
+def test_an_error_of_our_own_in_the_first_step_keeps_its_traceback(reference, data, tmp_path, monkeypatch):
+    def fail(*given, **named):
+        raise KeyError("of our own")
+
+    fail.__code__ = fail.__code__.replace(co_filename=training_plan.__file__)
+    monkeypatch.setattr(TeacherTrainer, "compute_loss", fail)
+    with pytest.raises(KeyError, match="of our own"):
+        teach(reference, data, tmp_path)
+
+
 def test_a_teacher_folder_of_an_earlier_version_is_still_recognised(reference, data, taught, tmp_path, capsys):
     copy = shutil.copytree(taught, tmp_path / "copy")
     record = json.loads((copy / "dpo" / "made_from.json").read_text())
