@@ -116,17 +116,22 @@ def newest_whole(out: Path) -> tuple[Path | None, str]:
 
 def require_checkpoint(folder: Path, identity: dict[str, Any], last_step: int) -> None:
     """Raise where a run cannot go on from a checkpoint: CacheDamaged, CacheConflict, or OptionError past its end."""
-    reason = fault(folder)
-    if reason == f"found no {RUN_FILE}":
-        raise CacheConflict(f"{folder}: expected a checkpoint with {RUN_FILE}, found none")
-    if reason is not None:
-        raise CacheDamaged(f"{folder}: expected a whole checkpoint, {reason}")
+    require_whole(folder)
     signed = read_json(folder / RUN_FILE)
     for name in ("files", "weights_only"):
         del signed[name]
     refuse_difference(signed, identity, f"{folder}: is of another run")
     if (step := step_of(folder)) > last_step:
         raise OptionError(f"{folder}: expected a checkpoint of the run's {last_step:,} steps, got one of step {step:,}")
+
+
+def require_whole(folder: Path) -> None:
+    """Raise CacheDamaged for a checkpoint that no run can go on from, CacheConflict for a folder that is none."""
+    reason = fault(folder)
+    if reason == f"found no {RUN_FILE}":
+        raise CacheConflict(f"{folder}: expected a checkpoint with {RUN_FILE}, found none")
+    if reason is not None:
+        raise CacheDamaged(f"{folder}: expected a whole checkpoint, {reason}")
 
 
 def step_of(folder: Path) -> int:
@@ -137,7 +142,7 @@ def step_of(folder: Path) -> int:
 def checkpoint_to_resume(wanted: Any, out: Path) -> tuple[Path | None, str]:
     """What resume_from_checkpoint means: None or `false`, `true` for the newest whole one of `out`, or a folder.
 
-    The text says which newer checkpoints are left aside. Raises OptionError, CacheDamaged.
+    The text says which newer checkpoints are left aside. Raises OptionError, CacheDamaged, CacheConflict.
     """
     match str(wanted).lower():
         case "none" | "false":
@@ -147,6 +152,7 @@ def checkpoint_to_resume(wanted: Any, out: Path) -> tuple[Path | None, str]:
     folder = Path(os.fspath(wanted))
     if not folder.is_dir():
         raise OptionError(f"resume_from_checkpoint: expected a folder, got {str(wanted)!r}")
+    require_whole(folder)
     return folder, ""
 
 

@@ -34,10 +34,12 @@ def require_same_inputs(args: DistillArguments, caches: Sequence[ShardCache], so
 
 def inputs(args: DistillArguments, caches: Sequence[ShardCache], source: ModelFolder) -> dict[str, Any]:
     """What a rank is told apart by."""
+    # the reference of the cache was compared with what is recorded of it when it was found (student.reference)
+    model = fingerprint(source) if args.model else caches[0].plan.identity["models"]["reference"]
     return {
         "shards": [cache.plan.sha256 for cache in caches],
         "shards_sha256": [[entry.sha256 for entry in cache.manifest.entries] for cache in caches],
-        "model": fingerprint(source),
+        "model": model,
         "options": {"teacher": str(args.spec), "train_on": args.train_on, "seed": args.seed},
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }

@@ -20,7 +20,7 @@ from student.checkpoints import checkpoint_to_resume, checkpoints_of
 from student.data import CachedResponses
 from student.distance import distance_text, measure
 from student.forward import base_model
-from student.learned import fit_strength
+from student.learned import require_teacher, take_fit
 from student.load import load_model, load_tokenizer
 from student.options import DistillArguments
 from student.ranks import require_same_inputs
@@ -37,13 +37,13 @@ def train(args: DistillArguments) -> DistillTrainer:
     """Train a student and save it with tokenizer and model card. Raises AlignDistilError."""
     set_seed(args.seed)
     train_data = CachedResponses(args.shards, train_on=args.train_on)
-    fit_strength(args, train_data)
-    train_data = train_data.for_teacher(args.spec)
+    require_teacher(args.spec, train_data)
     eval_data = CachedResponses(args.eval_shards, train_on=args.train_on) if args.eval_shards else None
     source = resolve(args.model) if args.model else reference_of(train_data.caches[0])
     _require_output(args, source.path)
-    require_same_inputs(args, [*train_data.caches, *(eval_data.caches if eval_data else ())], source)
     checkpoint, left_aside = checkpoint_to_resume(args.resume_from_checkpoint, Path(str(args.output_dir)))
+    take_fit(args, checkpoint)
+    require_same_inputs(args, [*train_data.caches, *(eval_data.caches if eval_data else ())], source)
     tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
     model = load_model(
         source,

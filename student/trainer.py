@@ -66,12 +66,14 @@ class DistillTrainer(ResumableTrainer):
         if processing_class is not None:
             vocabulary = train_dataset.caches[0].vocabulary
             require_same_vocabulary(vocabulary, processing_class.get_vocab(), "the cache", "the student")
-        fit_strength(args, train_dataset)
-        train_dataset = train_dataset.for_teacher(args.spec)
         if eval_dataset is not None:
             eval_dataset = train_dataset.like(eval_dataset)
         longest = max(int(dataset.lengths.max()) for dataset in (train_dataset, eval_dataset) if dataset is not None)
         require_room(base_model(model).config, longest, "student")
+        fit_strength(args, train_dataset)  # the only one of these that takes long
+        train_dataset = train_dataset.for_teacher(args.spec)
+        if eval_dataset is not None:
+            eval_dataset = train_dataset.like(eval_dataset)
         pad_token_id = getattr(processing_class, "pad_token_id", None) or 0
         collator: Any = Collator(  # of a MicroBatch, where Trainer says list
             spec=args.spec, nodes=train_dataset.nodes, reduction=args.reduction, pad_token_id=pad_token_id

@@ -1,8 +1,10 @@
 """The learned strength: planted numbers are found again, the likelihood is what it says, and refusals are clear."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from test_training import arguments, plain_sgd, recipe, same_weights
 from precompute.support import SupportRule, summarise
 from shards import ShardCache, TeacherSpec
 from shards.compose import compose
-from shards.errors import CacheConflict, DataError, OptionError, TeacherUnavailable
+from shards.errors import AlignDistilError, CacheConflict, DataError, OptionError, TeacherUnavailable
 from shards.learn import judge, main
 from shards.learned import fit_learned, likelihood, log_sigmoid, margins, region
 from shards.nodes import StrengthNodes
@@ -22,6 +24,7 @@ from shards.ratio_table import tabulate
 from shards.schema import Pair
 from shards.scores import concatenate
 from shards.teacher import PRESETS, learned_strength
+from student import learned
 from student.collate import Collator
 from student.data import CachedResponses
 from student.options import DistillArguments
@@ -350,3 +353,40 @@ def test_a_resumed_run_fits_the_same_numbers_and_other_numbers_are_refused(spars
     with pytest.raises(CacheConflict, match=r"teacher.learned_offset"):
         numbers = {"learned_offset": 0.25, "learned_slope": 1.0}
         train(learned_run(sparse_cache, student_folder, tmp_path / "c", **settings, **numbers))
+
+
+def test_a_resumed_run_takes_the_numbers_of_its_checkpoint_without_a_fit(
+    sparse_cache, student_folder, tmp_path, monkeypatch
+):
+    settings = recipe(num_train_epochs=1, max_steps=2, warmup_steps=0)
+    first = train(learned_run(sparse_cache, student_folder, tmp_path / "a", **settings))
+    monkeypatch.setattr(learned, "fit", lambda *given: pytest.fail("fitted again"))
+    settings["resume_from_checkpoint"] = str(tmp_path / "a" / "checkpoint-1")
+    again = train(learned_run(sparse_cache, student_folder, tmp_path / "b", **settings))
+    assert again.args.spec == first.args.spec and not again.args.spec.needs_fit
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(CacheConflict, match=r"is of another run, teacher.beta: expected 0.1, got 0.2"):
+        train(learned_run(sparse_cache, student_folder, tmp_path / "c", **settings, beta=0.2))
+
+
+@pytest.mark.parametrize("fault", ["output_dir", "checkpoint", "tokenizer", "model", "pairs", "evaluation"])
+def test_what_is_quickly_found_is_found_before_the_fit(
+    sparse_cache, whole_cache, student_folder, tmp_path, monkeypatch, fault
+):
+    monkeypatch.setattr(learned, "fit", lambda *given: pytest.fail("fitted before it was found"))
+    folder = Path(shutil.copytree(student_folder, tmp_path / "student"))
+    (tmp_path / "checkpoint-1").mkdir()
+    wrong, expected = {
+        "output_dir": ({"output_dir": str(folder)}, "output_dir: expected another folder than the student's own"),
+        "checkpoint": ({"resume_from_checkpoint": str(tmp_path / "checkpoint-1")}, "expected a checkpoint with"),
+        "tokenizer": ({}, "tokenizer"),
+        "model": ({}, "weights"),
+        "pairs": ({"anchor": "reference"}, "needs the pair reference/reverse"),
+        "evaluation": ({"eval_shards": [str(whole_cache.folder)]}, "is of another kind than the training cache"),
+    }[fault]
+    if fault == "tokenizer":
+        (folder / "tokenizer.json").unlink()
+    if fault == "model":
+        (folder / "model.safetensors").unlink()
+    with pytest.raises(AlignDistilError, match=expected):
+        train(learned_run(sparse_cache, folder, tmp_path / "out", **wrong))

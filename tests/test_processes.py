@@ -220,7 +220,7 @@ def test_finished_teachers_are_recognised_without_tokens(trio_folders, pairs_fil
 
 
 def test_ranks_of_a_student_compare_their_caches(sparse_cache, whole_cache, monkeypatch, capsys):
-    args = SimpleNamespace(spec="teacher", train_on="chosen", seed=0)
+    args = SimpleNamespace(spec="teacher", train_on="chosen", seed=0, model="hub/name")
     state = SimpleNamespace(num_processes=2, is_main_process=True, wait_for_everyone=lambda: None)
     monkeypatch.setattr(ranks, "PartialState", lambda: state)
     monkeypatch.setattr(ranks, "fingerprint", str)
@@ -234,6 +234,13 @@ def test_ranks_of_a_student_compare_their_caches(sparse_cache, whole_cache, monk
     with pytest.raises(SystemExit):
         check(sparse_cache, whole_cache)
     assert capsys.readouterr().err.startswith("error: rank 1 on node-b has other inputs than rank 0, shards: expected")
+
+
+def test_a_reference_that_was_compared_with_its_cache_is_not_read_again(sparse_cache, monkeypatch):
+    monkeypatch.setattr(ranks, "fingerprint", lambda source: pytest.fail("read again"))
+    args = SimpleNamespace(spec="teacher", train_on="chosen", seed=0, model=None)
+    found = ranks.inputs(args, [sparse_cache], "hub/name")["model"]
+    assert found == sparse_cache.plan.identity["models"]["reference"] and found["weights_sha256"]
 
 
 def test_a_difference_names_the_first_field_that_differs():
