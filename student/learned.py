@@ -29,8 +29,8 @@ def take_fit(args: DistillArguments, checkpoint: Path | None) -> None:
     Where the checkpoint is of another run it is refused as ever, without a fit before that.
     """
     if checkpoint is not None and args.spec.needs_fit:
-        teacher = read_json(checkpoint / RUN_FILE)["teacher"]
-        args.learned_offset, args.learned_slope = teacher["learned_offset"], teacher["learned_slope"]
+        teacher = read_json(checkpoint / RUN_FILE).get("teacher", {})
+        args.learned_offset, args.learned_slope = (teacher.get(f"learned_{name}") for name in ("offset", "slope"))
 
 
 def fit_strength(args: DistillArguments, dataset: CachedResponses) -> None:
