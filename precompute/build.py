@@ -5,6 +5,7 @@ goes on where it stopped when the same command is given again.
 """
 
 import contextlib
+import hashlib
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from precompute.score import Scorer, require_shared_prompts
 from precompute.shard_work import ShardWork
 from shards import ShardCache
 from shards.command import OneLineErrors, run_command
-from shards.errors import CacheConflict
+from shards.errors import CacheDamaged
 from shards.finishing import Findings, finished
 from shards.head import require_room
 from shards.index import INDEX_FILE
@@ -39,7 +40,15 @@ from shards.manifest import (
     read_manifest,
 )
 from shards.space import require_writable
-from shards.writer import exclusive, remove_temporary_files, write_index, write_json
+from shards.writer import (
+    exclusive,
+    json_bytes,
+    remove_temporary_files,
+    require_absent_or_same,
+    write_bytes,
+    write_index,
+    write_json,
+)
 
 
 def build(options: BuildOptions) -> Manifest:
@@ -48,20 +57,27 @@ def build(options: BuildOptions) -> Manifest:
     out = Path(options.out)
     sources = processes.together(lambda: find_sources(options, processes))
     processes.require_equal(sources.identity)
-    earlier = processes.together(lambda: read_earlier(out, sources.identity))
-    if isinstance(earlier, Manifest):
-        found = processes.together(lambda: ShardCache(out).manifest)  # done is what has every shard in its place
-        if processes.is_first:
-            print(f"{out}: already built from the same inputs, nothing to do")
-        return found
+    if isinstance(processes.together(lambda: read_earlier(out, sources.identity)), Manifest):
+        return _already_built(out, processes)
     processes.together(lambda: require_writable(out))
     inputs = read_inputs(options, sources, processes)
-    earlier = processes.together(lambda: cast(Plan | None, read_earlier(out, inputs.identity)))
     scorer = processes.together(lambda: load_scorer(options, inputs, processes))
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         processes.together(lambda: stack.enter_context(exclusive(out)) if processes.is_first else None)
+        # from here on nobody else writes there; another build may have done so until now
+        earlier = processes.together(lambda: read_earlier(out, inputs.identity))
+        if isinstance(earlier, Manifest):
+            return _already_built(out, processes)
         return _build(out, options, inputs, scorer, processes, earlier)
+
+
+def _already_built(out: Path, processes: Processes) -> Manifest:
+    """The manifest of a finished cache, every shard of which is in its place. Raises CacheMissing, CacheDamaged."""
+    found = processes.together(lambda: ShardCache(out).manifest)
+    if processes.is_first:
+        print(f"{out}: already built from the same inputs, nothing to do")
+    return found
 
 
 def _build(
@@ -69,13 +85,13 @@ def _build(
 ) -> Manifest:
     """Plan, shards, manifest."""
     plan = earlier or begin(out, options, inputs, scorer, processes)
+    if earlier is not None:
+        processes.together(lambda: restore_index(out, plan, inputs) if processes.is_first else None)
     rule = support_rule(options, inputs.vocabulary_size, plan.log_threshold)
     there = {path.name for path in out.glob(SHARD_GLOB)}
     todo = [shard for shard in plan.shards if shard.file not in there]
     if processes.is_first:
         remove_temporary_files(out)
-        if not (out / INDEX_FILE).exists():
-            write_index(out, inputs.corpus.facts.index)
     processes.together(lambda: announce(out, options, inputs, plan, todo, scorer, rule, processes))
     mine = [number for number in range(len(plan.shards)) if processes.owns(number)]
     work = ShardWork(
@@ -126,24 +142,38 @@ def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> 
 
 def begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer, processes: Processes) -> Plan:
     """Set the threshold, plan the shards and write the plan: the first process alone, for all."""
-    if not processes.is_first:
-        processes.wait()
-        return Plan.from_json(read_json(out / PLAN_FILE), str(out / PLAN_FILE))
-    if read_earlier(out, inputs.identity) is not None:
-        raise CacheConflict(f"{out}: expected no build here, found one that began meanwhile; run this one again")
+    begun = processes.together(lambda: _begin(out, options, inputs, scorer) if processes.is_first else None)
+    return begun or Plan.from_json(read_json(out / PLAN_FILE), str(out / PLAN_FILE))
+
+
+def _begin(out: Path, options: BuildOptions, inputs: Inputs, scorer: Scorer) -> Plan:
     threshold = None
     if options.support == "adaptive":
         highest = support_rule(options, inputs.vocabulary_size, None).highest
         threshold = log_threshold(scorer, inputs.corpus.responses, options, highest)
-    index_sha256 = write_index(out, inputs.corpus.facts.index)
+    index = inputs.corpus.facts.index.encoded()
+    index_sha256 = hashlib.sha256(index).hexdigest()
     plan = make_plan(options, inputs.identity, inputs.corpus, inputs.vocabulary_size, threshold, index_sha256)
     places = {role: str(folder.path.resolve()) for role, folder in inputs.folders.items() if folder.commit is None}
     places |= {role: folder.name for role, folder in inputs.folders.items() if folder.commit is not None}
-    write_json(out, VOCABULARY_FILE, inputs.vocabulary)
-    write_json(out, PROVENANCE_FILE, {"models": dict(sorted(places.items())), "data": options.data_sources.places})
+    provenance = {"models": dict(sorted(places.items())), "data": options.data_sources.places}
+    files = {
+        INDEX_FILE: index,
+        VOCABULARY_FILE: json_bytes(inputs.vocabulary),
+        PROVENANCE_FILE: json_bytes(provenance),
+    }
+    for file, content in files.items():  # without a plan they may be anybody's
+        require_absent_or_same(out / file, content)
+    for file, content in files.items():
+        write_bytes(out, file, content)
     write_json(out, PLAN_FILE, plan.to_json())
-    processes.wait()
     return plan
+
+
+def restore_index(out: Path, plan: Plan, inputs: Inputs) -> None:
+    """See that the index of a build that goes on is whole. Raises CacheDamaged where the plan names another."""
+    if write_index(out, inputs.corpus.facts.index) != plan.index_sha256:
+        raise CacheDamaged(f"{out}: expected an index with sha256 {plan.index_sha256}, got another from the data")
 
 
 def finish(out: Path, plan: Plan, parts: Sequence[Findings]) -> None:

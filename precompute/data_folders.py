@@ -12,6 +12,7 @@ from precompute.data_files import suffixes_of
 from shards.errors import DataError
 
 _PATTERN = re.compile(r"[*?\[\]]|::|://")
+_CARD_HEAD = re.compile(r"---\r?\n(.*?)^---", re.DOTALL | re.MULTILINE)
 _NOT_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _JSON = (".jsonl", ".ndjson", ".json")
 
@@ -51,10 +52,16 @@ def _plain(name: Path) -> str:
 
 
 def _require_one_kind(folder: Path, files: list[Path]) -> None:
-    """`datasets` reads files of the commonest kind and leaves the others out, unless a README.md says what belongs."""
-    if (folder / "README.md").exists():
+    """`datasets` reads files of the commonest kind and leaves the others out, unless a README.md names them."""
+    if _names_its_files(folder / "README.md"):
         return
     kinds = {found[0] for file in files if file.name not in _NOT_DATA and (found := suffixes_of(file.name))}
     if len({".json" if kind in _JSON else kind for kind in kinds}) > 1:
         got = ", ".join(sorted(kinds))
         raise DataError(f"{folder}: expected data files of one kind, got {got}; name the files, --data A.jsonl B.csv")
+
+
+def _names_its_files(card: Path) -> bool:
+    """Whether a data set's card says in its head which files it has; `datasets` goes by it then."""
+    head = _CARD_HEAD.match(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+    return head is not None and re.search(r"^(configs|data_files):", head[1], re.MULTILINE) is not None

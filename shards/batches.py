@@ -11,7 +11,7 @@ from shards import codec, schema
 from shards.errors import CacheDamaged
 from shards.manifest import Plan
 
-MAX_OPEN_FILES = 32
+MAX_OPEN_FILES = 256
 
 
 class BatchReader:

@@ -37,22 +37,36 @@ def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[
 def write_index(folder: Path, index: RowIndex) -> str:
     """Write the index of a cache atomically; returns the sha256 that the plan names."""
     content = index.encoded()
-    temporary = _temporary(folder, INDEX_FILE)
-    temporary.write_bytes(content)
-    _publish(temporary, folder / INDEX_FILE)
+    write_bytes(folder, INDEX_FILE, content)
     return hashlib.sha256(content).hexdigest()
 
 
 def write_json(folder: Path, file: str, value: Any) -> None:
     """Write a JSON file atomically."""
-    write_text(folder, file, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_bytes(folder, file, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """The content of a JSON file that a person may read."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_text(folder: Path, file: str, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
+    write_bytes(folder, file, text.encode())
+
+
+def write_bytes(folder: Path, file: str, content: bytes) -> None:
+    """Write a file atomically."""
     temporary = _temporary(folder, file)
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     _publish(temporary, folder / file)
+
+
+def require_absent_or_same(path: Path, content: bytes) -> None:
+    """Raise CacheConflict where a file lies that is not the one to be written: it may be the user's own."""
+    if path.exists() and path.read_bytes() != content:
+        raise CacheConflict(f"{path}: expected nothing of this name where no build was begun, found another file")
 
 
 def publish_folder(temporary: Path, path: Path) -> None:

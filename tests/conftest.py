@@ -23,6 +23,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
 ALL_PAIRS = ["dpo/reverse", "reference/reference", "reference/reverse", "dpo/reference"]
 
 

@@ -853,16 +853,52 @@ def test_a_file_system_without_locks_is_said_so(tmp_path, monkeypatch, capsys):
         assert "cannot be locked (no locks available); see that no other build writes there" in capsys.readouterr().err
 
 
-def test_a_build_that_began_meanwhile_is_not_written_over(trio_folders, pairs_file, tmp_path, monkeypatch):
-    options = build_options(trio_folders, pairs_file, tmp_path / "out", **SMALL)
+@pytest.fixture
+def first(monkeypatch):
+    """Another build that comes to its end while the one under test loads its models."""
     load_scorer = build_module.load_scorer
 
-    def another_build_comes_first(*args):
-        monkeypatch.setattr(build_module, "load_scorer", load_scorer)
-        build(options)
-        return load_scorer(*args)
+    def comes_first(options):
+        def load(*args):
+            monkeypatch.setattr(build_module, "load_scorer", load_scorer)
+            build(options)
+            return load_scorer(*args)
 
-    monkeypatch.setattr(build_module, "load_scorer", another_build_comes_first)
+        monkeypatch.setattr(build_module, "load_scorer", load)
+
+    return comes_first
+
+
+def test_a_build_that_was_done_meanwhile_is_recognised(trio_folders, pairs_file, tmp_path, first, capsys):
+    options = build_options(trio_folders, pairs_file, tmp_path / "out", **SMALL)
+    first(options)
+    assert build(options) == ShardCache(tmp_path / "out").manifest
+    printed = capsys.readouterr().out
+    assert printed.count("out: done\n") == 1 and printed.endswith("already built from the same inputs, nothing to do\n")
+
+
+def test_another_build_that_was_done_meanwhile_is_not_written_over(trio_folders, pairs_file, tmp_path, first):
+    options = build_options(trio_folders, pairs_file, tmp_path / "out", **SMALL)
+    first(build_options(trio_folders, pairs_file, tmp_path / "out", **SMALL | {"top_k": 4}))
     message = refusal(lambda: build(options))
-    assert message == f"{tmp_path}/out: expected no build here, found one that began meanwhile; run this one again"
+    assert message == f"{tmp_path}/out: holds another build, options.top_k: expected 4, got 5"
     assert len(ShardCache(tmp_path / "out")) == 12
+
+
+@pytest.mark.parametrize("file", ["index.arrow", "vocabulary.json", "provenance.json"])
+def test_a_file_of_the_users_own_is_not_written_over(trio_folders, pairs_file, tmp_path, file):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / file).write_text("mine")
+    message = refusal(lambda: build(build_options(trio_folders, pairs_file, tmp_path / "out", **SMALL)))
+    assert message.startswith(f"{tmp_path}/out/{file}: expected nothing of this name where no build was begun")
+    assert snapshot(tmp_path / "out") == {file: b"mine"}
+
+
+def test_a_damaged_index_of_a_build_that_goes_on_is_made_anew(trio_folders, pairs_file, tmp_path):
+    options = build_options(trio_folders, pairs_file, tmp_path / "out", **SMALL)
+    build(options)
+    whole = snapshot(tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    (tmp_path / "out" / "index.arrow").write_bytes(b"cut short")
+    build(options)
+    assert snapshot(tmp_path / "out") == whole

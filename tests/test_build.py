@@ -428,7 +428,7 @@ def test_an_error_of_the_writer_ends_the_build(trio_folders, pairs_file, tmp_pat
 
 MOMENTS = [
     (build_module, "write_json"),
-    (build_module, "write_index"),
+    (build_module, "write_bytes"),
     (shard_work, "write_shard"),
     (Findings, "read_back"),
     (build_module, "finished"),

@@ -161,9 +161,19 @@ def test_all_files_of_a_folder_are_read_whatever_their_names(tmp_path):
     assert sorted(texts(tmp_path / "d")) == sorted(names)
 
 
-def test_files_of_several_kinds_in_a_folder_are_refused(tmp_path):
+def test_a_card_says_which_files_of_several_kinds_belong(tmp_path):
     numbered(tmp_path / "d" / "a.jsonl", 1)
     write(tmp_path / "d", "b.csv", b"prompt,completion\na,b\n")
+    write(tmp_path / "d", "README.md", b"---\nconfigs:\n- config_name: default\n  data_files: b.csv\n---\n# My data\n")
+    assert texts(tmp_path / "d") == ["a"]
+
+
+@pytest.mark.parametrize("card", [None, b"# My data\n", b"---\nlicense: mit\n---\nconfigs: none\n"])
+def test_files_of_several_kinds_in_a_folder_are_refused(tmp_path, card):
+    numbered(tmp_path / "d" / "a.jsonl", 1)
+    write(tmp_path / "d", "b.csv", b"prompt,completion\na,b\n")
+    if card is not None:
+        write(tmp_path / "d", "README.md", card)
     assert refusal(DataError, lambda: rows_of(tmp_path / "d")).endswith(
         "d: expected data files of one kind, got .csv, .jsonl; name the files, --data A.jsonl B.csv"
     )

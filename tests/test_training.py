@@ -386,17 +386,12 @@ ON_TWO_RANKS = [
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
-def launch(cache, student, out, *, torchrun=False, **overrides):
+def launch(cache, student, out, **overrides):
     """Train on two ranks. What was logged."""
     flags = dict(item.split("=") for item in ON_TWO_RANKS) | {k: str(v) for k, v in overrides.items()}
     arguments = ["--shards", str(cache.folder), "--model", str(student), "--output_dir", str(out)]
     arguments += [part for name, value in flags.items() for part in (f"--{name}", value)]
-    if torchrun:
-        command = [sys.executable, "-m", *TORCHRUN, "-m", "student.train", *arguments]
-        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-    else:
-        run_ranks("student.train", arguments, Path(out).parent)
+    run_ranks("student.train", arguments, Path(out).parent)
     return json.loads((Path(out) / "trainer_state.json").read_text())["log_history"]
 
 
@@ -404,7 +399,7 @@ def launch(cache, student, out, *, torchrun=False, **overrides):
 def test_two_ranks_give_what_one_process_gives(sparse_cache, student_folder, tmp_path, reduction):
     common = {"num_train_epochs": 1, "save_strategy": "no", "global_batch_size": 10, "reduction": reduction}
     evaluation = {"eval_shards": str(sparse_cache.folder), "per_device_eval_batch_size": 5}
-    flags = {"per_device_train_batch_size": 1, "torchrun": reduction == "sequence", **common, **evaluation}
+    flags = {"per_device_train_batch_size": 1, **common, **evaluation}
     two = launch(sparse_cache, student_folder, tmp_path / "two", **flags)
     settings = plain_sgd(max_steps=-1, per_device_train_batch_size=5) | common | {"per_device_eval_batch_size": 3}
     trainer = train(

@@ -1,6 +1,6 @@
 """Two ranks of a command with the environment that torchrun gives them, out of a process that has all libraries loaded.
 
-Real launches by torchrun are in test_build.py and test_training.py; they load the libraries three times each.
+Real launches by torchrun, which load the libraries three times, are in test_build.py and test_training.py.
 """
 
 import contextlib

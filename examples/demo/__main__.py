@@ -108,6 +108,8 @@ def run_together(module: str, runs: Sequence[Sequence[object]]) -> None:
         printed, errors = process.communicate()
         print(printed or "", end="", flush=True)
         if process.returncode:
+            for other in started:
+                other.kill()
             sys.exit(f"{errors or ''}demo: {module} ended with exit code {process.returncode}")
 
 
