@@ -24,6 +24,7 @@ class StepsThatMove(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Raises OptionError where no step moves the model, and where the disk is too small."""
+        state.compute_steps(args, state.max_steps)  # a checkpoint brings its own intervals; those given now count
         model, lr_scheduler = given["model"], given["lr_scheduler"]
         if isinstance(getattr(lr_scheduler, "scheduler", lr_scheduler), LambdaLR):
             self.say(f"{'steps':>11}  {steps_text(args, _rates(lr_scheduler, state.max_steps), self.few)}")

@@ -109,7 +109,7 @@ class DistillArguments(TrainingArguments):
             if wanted < 1 or wanted % at_once:
                 raise OptionError(
                     f"global_batch_size: expected a multiple of {at_once} (per_device_train_batch_size * processes), "
-                    f"got {wanted}"
+                    f"got {wanted}" + ("; lower --per_device_train_batch_size" if 0 < wanted < at_once else "")
                 )
             self.gradient_accumulation_steps = wanted // at_once
         elif self.global_batch_size is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
@@ -111,6 +112,17 @@ class ResumableTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
         else:
             self.control.should_training_stop = True
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer's own, but for the rate of the next step: the checkpoint's is of the run's length at that time."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate wraps it
+        if checkpoint is not None and isinstance(schedule, LambdaLR):
+            steps = schedule.last_epoch
+            found = [base * at(steps) for base, at in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+            for group, rate in zip(schedule.optimizer.param_groups, found, strict=True):
+                group["lr"] = rate
+            schedule._last_lr = found  # what is logged
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Trainer._save_checkpoint, signed at its end. Only then is it uploaded, and are older ones removed."""

@@ -16,7 +16,7 @@ from shards.find_model import resolve
 from shards.outside import naming_saves
 from shards.sample import chunks, spread
 from shards.trust import assess
-from student.checkpoints import checkpoint_to_resume, checkpoints_of
+from student.checkpoints import checkpoint_to_resume, checkpoints_of, step_of
 from student.data import CachedResponses
 from student.distance import distance_text, measure
 from student.forward import base_model
@@ -60,7 +60,7 @@ def train(args: DistillArguments) -> DistillTrainer:
     )
     trainer.require_ready(checkpoint)
     if trainer.is_world_process_zero():
-        print(_plan_text(trainer, source.name, _resumed_text(checkpoint, left_aside)))
+        print(_plan_text(trainer, source.name, _resumed_text(checkpoint, left_aside, trainer.num_steps)))
     start = measure(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     if eval_data is not None:
@@ -121,9 +121,11 @@ def _plan_text(trainer: DistillTrainer, source: str, resumes: str) -> str:
     return "\n".join(f"{name:>10}  {text}" for name, text in indented.items())
 
 
-def _resumed_text(checkpoint: Path | None, left_aside: str) -> str:
+def _resumed_text(checkpoint: Path | None, left_aside: str, steps: int) -> str:
     """Where a resumed run goes on; empty for one that begins."""
     begins = f"after {checkpoint.name}" if checkpoint else "from the first step" if left_aside else ""
+    if checkpoint is not None and step_of(checkpoint) >= steps:
+        begins += ", which has all steps behind it: the student is only saved again"
     return f"{begins}; {left_aside}".removesuffix("; ")
 
 

@@ -246,6 +246,10 @@ class _Steps(TrainerCallback):
     def __init__(self, trainer: DistillTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # a checkpoint brings the intervals of its own run; those that were given now count
+        state.compute_steps(args, state.max_steps)
+
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # from the steps done, so that it is right after a resume, where Trainer's own epoch hook is hidden
         sampler = self.trainer.sampler

@@ -892,13 +892,3 @@ def test_a_file_of_the_users_own_is_not_written_over(trio_folders, pairs_file, t
     message = refusal(lambda: build(build_options(trio_folders, pairs_file, tmp_path / "out", **SMALL)))
     assert message.startswith(f"{tmp_path}/out/{file}: expected nothing of this name where no build was begun")
     assert snapshot(tmp_path / "out") == {file: b"mine"}
-
-
-def test_a_damaged_index_of_a_build_that_goes_on_is_made_anew(trio_folders, pairs_file, tmp_path):
-    options = build_options(trio_folders, pairs_file, tmp_path / "out", **SMALL)
-    build(options)
-    whole = snapshot(tmp_path / "out")
-    (tmp_path / "out" / "manifest.json").unlink()
-    (tmp_path / "out" / "index.arrow").write_bytes(b"cut short")
-    build(options)
-    assert snapshot(tmp_path / "out") == whole

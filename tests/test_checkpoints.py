@@ -13,6 +13,7 @@ from shards.errors import AlignDistilError
 from student import checkpoints
 from student.data import CachedResponses
 from student.resumable import ResumableTrainer
+from student.schedule import rates
 from student.train import train
 from student.trainer import DistillTrainer
 
@@ -246,3 +247,19 @@ def test_two_runs_of_one_seed_write_the_same_identity(finished, sparse_cache, st
     )
     assert mine["model"] == theirs["model"]
     assert mine["optim"] != theirs["optim"]
+
+
+def test_a_run_that_is_made_longer_has_the_rates_of_its_new_length(finished, sparse_cache, student_folder, tmp_path):
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    longer = resume(sparse_cache, student_folder, out, num_train_epochs=3)
+    logged = {entry["step"]: entry["learning_rate"] for entry in longer.state.log_history if "learning_rate" in entry}
+    expected = rates(longer.args, 9)
+    assert [logged[step] for step in (7, 8, 9)] == pytest.approx(expected[6:])
+
+
+def test_the_intervals_that_are_given_on_a_resume_count(finished, sparse_cache, student_folder, tmp_path):
+    out = Path(shutil.copytree(finished, tmp_path / "run"))
+    for step in (3, 4, 5, 6):
+        shutil.rmtree(out / f"checkpoint-{step}")
+    resume(sparse_cache, student_folder, out, save_steps=4)
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == [f"checkpoint-{step}" for step in (1, 2, 4, 6)]
