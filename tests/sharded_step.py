@@ -1,4 +1,4 @@
-"""Run by torchrun: one loss and its gradients with FSDP2's fully_shard, compared with those of the whole model.
+"""Run on two ranks: one loss and its gradients with FSDP2's fully_shard, compared with those of the whole model.
 
 Sharded twice: with the output layer in the model's own group, where its weight is whole inside the forward and the
 gradient is computed on the way, and in a group of its own, where the module has to be called.

@@ -1,9 +1,6 @@
 """student.train: one step is the dense step, order and resumption are exact, evaluation is the training loss."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import dense
@@ -383,9 +380,6 @@ ON_TWO_RANKS = [
 ]  # fmt: skip
 
 
-TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-
-
 def launch(cache, student, out, **overrides):
     """Train on two ranks. What was logged."""
     flags = dict(item.split("=") for item in ON_TWO_RANKS) | {k: str(v) for k, v in overrides.items()}
@@ -419,10 +413,8 @@ def test_two_ranks_give_what_one_process_gives(sparse_cache, student_folder, tmp
 def test_sharded_weights_give_the_loss_and_gradients_of_whole_ones(sparse_cache, student_folder, tmp_path):
     """FSDP2's fully_shard on two processes; accelerate turns it on for accelerators only, so it is called by hand."""
     script = Path(__file__).parent / "sharded_step.py"
-    command = [sys.executable, "-m", *TORCHRUN, str(script), str(sparse_cache.folder), str(student_folder)]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("same loss and gradients") == 2
+    printed = run_ranks(script, [str(sparse_cache.folder), str(student_folder)], tmp_path)
+    assert all("same loss and gradients" in text for text in printed)
 
 
 def test_two_ranks_resumed_in_the_second_epoch_equal_an_unbroken_run(sparse_cache, student_folder, tmp_path):
