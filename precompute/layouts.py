@@ -20,6 +20,8 @@ from shards.errors import DataError
 Messages = list[dict[str, Any]]
 ResponseKind = Literal["chosen", "rejected", "completion"]
 
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+"""Columns with arguments of the chat template, beside messages."""
 _LAYOUTS = (("prompt", "chosen", "rejected"), ("chosen", "rejected"), ("prompt", "completion"), ("messages",))
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 # set here for every row alike; any other argument of apply_chat_template may come with a row

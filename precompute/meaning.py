@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from precompute.layouts import Layout
+from precompute.layouts import TEMPLATE_COLUMNS, Layout
 from precompute.text_files import Row
 from shards.errors import DataError
 
@@ -16,7 +16,6 @@ PROMPT_LIKE = frozenset({
 """Names, in small letters, of what a model is presumably meant to read before its response."""
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 LABELS = ("label", "kto_tag")
-TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 _GOOD, _BAD = ("true", "1", "1.0"), ("false", "0", "0.0", "-1", "-1.0")
 
 

@@ -10,16 +10,13 @@ from tqdm.auto import tqdm
 from precompute.corpus import canonical_row, twice_begun_notes
 from precompute.data_reader import DataReader
 from precompute.encode import encode_all
-from precompute.layouts import Messages, split_row
+from precompute.layouts import TEMPLATE_COLUMNS, Messages, split_row
 from precompute.sources import Data
 from precompute.tokenize import prompt_request
 from shards.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
-"""What a row may bring for the chat template; it goes with the prompt wherever that goes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
