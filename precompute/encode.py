@@ -6,6 +6,7 @@ conversations are rendered.
 
 import contextlib
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 BATCH_TEXTS = 1_000
 BATCH_CHARACTERS = 1 << 24
 """A batch ends after so many texts, or where its texts are long after so many characters: memory stays flat."""
+IN_FLIGHT = 2
+"""Batches that are tokenised at a time: while the ids of one become arrays, which takes one core, another needs all."""
+
+# no more than the ids: masks of ones are lists as long
+_LEAN: dict[str, Any] = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
 
 Item = TypeVar("Item")
 
@@ -69,20 +75,22 @@ def encode_all(
 
     Raises DataError naming the row of a conversation that the template refuses.
     """
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        waiting: tuple[Future[list[Encoded]], list[tuple[Item, Mapping[str, Request]]]] | None = None
+    in_flight = IN_FLIGHT if is_plainly_fast(tokenizer) else 1
+    _set_up(tokenizer)
+    waiting: deque[tuple[Future[list[Encoded]], list[tuple[Item, Mapping[str, Request]]]]] = deque()
+    with ThreadPoolExecutor(max_workers=in_flight) as workers:
         for batch in batches(items):
             rendered = render([request for _, requests in batch for request in requests.values()], tokenizer)
-            following = worker.submit(encode, rendered, tokenizer)
-            if waiting is not None:
-                yield from _handed_out(waiting[0].result(), waiting[1])
-            waiting = following, batch
-        if waiting is not None:
-            yield from _handed_out(waiting[0].result(), waiting[1])
+            waiting.append((workers.submit(encode, rendered, tokenizer), batch))
+            if len(waiting) > in_flight:
+                yield from _handed_out(*waiting.popleft())
+        while waiting:
+            yield from _handed_out(*waiting.popleft())
 
 
 def encode_requests(requests: Mapping[str, Request], tokenizer: "PreTrainedTokenizerBase") -> dict[str, Encoded]:
     """A few requests at once. Raises as `encode_all`."""
+    _set_up(tokenizer)
     return dict(zip(requests, encode(render([*requests.values()], tokenizer), tokenizer), strict=True))
 
 
@@ -144,9 +152,9 @@ def _characters(request: Request) -> int:
 
 
 def _handed_out(
-    encoded: Sequence[Encoded], batch: Sequence[tuple[Item, Mapping[str, Request]]]
+    encoded: Future[list[Encoded]], batch: Sequence[tuple[Item, Mapping[str, Request]]]
 ) -> Iterator[tuple[Item, dict[str, Encoded]]]:
-    remaining = iter(encoded)
+    remaining = iter(encoded.result())
     for item, requests in batch:
         yield item, {name: next(remaining) for name in requests}
 
@@ -156,16 +164,19 @@ def _text_ids(
 ) -> Iterator[np.ndarray]:
     if not texts:
         return
-    fast = is_plainly_fast(tokenizer)
-    # no more than the ids: masks of ones are lists as long
-    lean = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-    # a call for one text sets the backend up (no truncation, no padding) as a call for all would
-    found = tokenizer(texts[:1] if fast else texts, add_special_tokens=add_special_tokens, **lean)["input_ids"]
-    if fast:
+    found: Iterable[Sequence[int]]
+    if is_plainly_fast(tokenizer):
         backend: Any = tokenizer
         backend = backend.backend_tokenizer
         found = (encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens))
-    yield from (np.array(ids, dtype=np.int32) for ids in found)
+    else:
+        found = tokenizer(texts, add_special_tokens=add_special_tokens, **_LEAN)["input_ids"]
+    yield from (np.fromiter(ids, np.int32, len(ids)) for ids in found)
+
+
+def _set_up(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Switch the backend's truncation and padding off, as every call does, before several threads use it."""
+    tokenizer([""], **_LEAN)
 
 
 def is_plainly_fast(tokenizer: Any) -> bool:
@@ -216,10 +227,12 @@ def _applied_alone(conversation: Conversation, tokenizer: "PreTrainedTokenizerBa
 
 def _alike(requests: Sequence[Any], *, with_mask: bool) -> list[list[int]]:
     """The conversations among these requests: indices of those of equal options together."""
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[bool, str], list[int]] = {}
     for i, request in enumerate(requests):
         if isinstance(request, Conversation) and request.with_mask == with_mask:
-            groups.setdefault(json.dumps(request.options, sort_keys=True), []).append(i)
+            given = {name: value for name, value in request.arguments.items() if value is not None}
+            key = request.add_generation_prompt, json.dumps(given, sort_keys=True) if given else ""
+            groups.setdefault(key, []).append(i)
     return list(groups.values())
 
 

@@ -174,7 +174,11 @@ def _checked_kwargs(value: Any, where: str) -> dict[str, Any]:
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {
+            key: item if isinstance(item, str) else _without_nulls(item)  # most of what there is, and far fewer calls
+            for key, item in value.items()
+            if item is not None
+        }
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 

@@ -222,9 +222,14 @@ def _from(start: int, length: int) -> np.ndarray:
 
 def _shared_tokens(first: np.ndarray, second: np.ndarray) -> int:
     most = min(len(first), len(second))
-    differ_T = first[:most] != second[:most]
-    at = int(differ_T.argmax()) if most else 0
-    return at if most and differ_T[at] else most
+    at = _first_true(first[:most] != second[:most])
+    return most if at is None else at
+
+
+def _first_true(mask_T: np.ndarray) -> int | None:
+    """argmax, which lets other threads of a busy process go first, takes far longer."""
+    at = mask_T.tobytes().find(1)
+    return None if at < 0 else at
 
 
 def _outcome(span: _Span | None, *, where: str, pair_id: int, kind: ResponseKind, longest: int) -> Outcome:
@@ -234,8 +239,8 @@ def _outcome(span: _Span | None, *, where: str, pair_id: int, kind: ResponseKind
         return SkippedResponse(sample_id=sample_id, reason="empty", message=message)
     loss_mask = span.trains.copy()
     loss_mask[:1] = False
-    first = int(loss_mask.argmax()) if len(loss_mask) else 0
-    if not loss_mask[first : first + 1].any():
+    first = _first_true(loss_mask)
+    if first is None:
         message = f"{where}: expected a response of one token or more behind the first token, got none"
         return SkippedResponse(sample_id=sample_id, reason="empty", message=message)
     if first >= longest:
