@@ -66,6 +66,7 @@ class SharedPrompts:
     def __init__(self) -> None:
         self.saved_tokens = 0
         self.longest: tuple[Row, Row] | None = None
+        self._longest = 0
         self._alone: Row | None = None  # the row before, where it has no partner yet
 
     def add(self, row: Row) -> None:
@@ -74,8 +75,9 @@ class SharedPrompts:
             return
         self._alone = None
         self.saved_tokens += shared
-        if self.longest is None or packed_length([alone, row]) > packed_length(self.longest):
-            self.longest = alone, row
+        length = len(alone.input_ids) + len(row.input_ids) - shared
+        if length > self._longest:
+            self.longest, self._longest = (alone, row), length
 
 
 def shared_prompts(rows: Iterable[Row]) -> SharedPrompts:
