@@ -100,16 +100,16 @@ def _bytes(trainer: Any) -> tuple[int, int]:
 def _checkpoints_kept(trainer: Any, steps: int) -> int:
     """How many checkpoints the run adds at most at a time; one more than the limit while one is replaced."""
     args = trainer.args
-    match args.save_strategy:
-        case SaveStrategy.NO:
-            return 0
-        case SaveStrategy.BEST:
-            count = 1
-        case SaveStrategy.EPOCH:
-            count = -(-steps // trainer.sampler.num_global_batches)
-        case _:
-            every = args.save_steps if args.save_steps >= 1 else max(1, int(args.save_steps * trainer.num_steps))
-            count = -(-steps // every)
+    if args.save_strategy == SaveStrategy.NO:
+        return 0
+    # `best` saves wherever an evaluation finds a new best one, and those before it stay
+    best = args.save_strategy == SaveStrategy.BEST
+    strategy, every = (args.eval_strategy, args.eval_steps) if best else (args.save_strategy, args.save_steps)
+    if strategy.value == "epoch":
+        every = trainer.sampler.num_global_batches
+    elif every < 1:
+        every = max(1, int(every * trainer.num_steps))
+    count = -(-steps // every)
     if args.save_total_limit is not None:
         count = min(count, max(0, args.save_total_limit + 1 - len(checkpoints_of(Path(args.output_dir)))))
     return count

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from test_training import arguments, plain_sgd, recipe, same_weights, weights
-from tiny import load, save
+from tiny import load, save, with_dropout
 
 from shards.errors import AlignDistilError, CacheDamaged, OptionError
 from shards.launcher import launched_processes
 from shards.outside import naming_saves
 from student import before
+from student.checkpoints import checkpoints_of
 from student.data import CachedResponses
+from student.distance import measure
 from student.options import DistillArguments
 from student.outside import naming_workers
 from student.schedule import rates, require_steps_that_move
@@ -145,7 +147,12 @@ def test_how_far_the_student_went_is_what_an_evaluation_gives(sparse_cache, trio
     ) in last_line(capsys)
 
 
+@pytest.mark.filterwarnings("ignore:Both num_training_steps and num_stable_steps")
 def test_a_schedule_without_a_rate_is_refused(refuse):
+    nothing = {"num_stable_steps": 0, "num_decay_steps": 0}
+    assert refuse(lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs=nothing) == (
+        "lr_scheduler_type: expected a rate above zero in one of the run's 2 steps, got none"
+    )
     assert refuse(lr_scheduler_kwargs={"min_lr_rate": 2.0}).startswith(
         "lr_scheduler_kwargs: expected rates up to the learning_rate of 1e-06, got "
     )
@@ -207,6 +214,9 @@ def test_a_disk_without_room_is_found_before_the_first_step(refuse, monkeypatch)
     assert message.startswith("output_dir: expected 0.0 GB free for the student and 2 checkpoints, got 0.0 in ")
 
 
+BEST = {"metric_for_best_model": "loss", "learning_rate": 1e-3}
+
+
 @pytest.mark.parametrize(
     ("settings", "count"),
     [
@@ -215,6 +225,8 @@ def test_a_disk_without_room_is_found_before_the_first_step(refuse, monkeypatch)
         ({"save_strategy": "steps", "save_steps": 2}, 3),
         ({"save_strategy": "steps", "save_steps": 0.5}, 2),
         ({"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}, 2),
+        ({"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 2, **BEST}, 3),
+        ({"save_strategy": "best", "eval_strategy": "epoch", **BEST}, 2),
     ],
     ids=str,
 )
@@ -225,8 +237,12 @@ def test_the_checkpoints_that_the_disk_must_hold_are_those_of_the_run(
     run = {"num_train_epochs": 2, "warmup_steps": 0, "global_batch_size": 8, "per_device_train_batch_size": 8}
     args = arguments(sparse_cache, "", tmp_path, **run | settings)
     model = load(trio_folders["reference"])
-    trainer = DistillTrainer(model, args, CachedResponses([sparse_cache.folder], train_on="both"))
+    data = CachedResponses([sparse_cache.folder], train_on="both")
+    trainer = DistillTrainer(model, args, data, data)
     assert before._checkpoints_kept(trainer, 6) == count
+    if settings["save_strategy"] == "best":
+        trainer.train()
+        assert len(checkpoints_of(tmp_path)) == count, "every evaluation found a better one"
     if settings.get("save_steps") == 2:
         trainer.train()
         student, checkpoint = before._bytes(trainer)
@@ -383,6 +399,18 @@ def test_the_best_model_is_the_one_of_the_smaller_loss_unless_said(tmp_path):
     common = {"output_dir": str(tmp_path), "use_cpu": True, "eval_strategy": "steps"}
     for name, greater in (("eval_kl_teacher", False), ("loss", False), ("expected_reward", True)):
         assert DistillArguments(metric_for_best_model=name, **common).greater_is_better is greater
+
+
+def test_a_measurement_knows_no_dropout_and_leaves_the_mode_as_it_was(sparse_cache, trio_folders, tmp_path):
+    args = arguments(sparse_cache, "", tmp_path, **plain_sgd())
+    model = with_dropout(load(trio_folders["reference"]))
+    trainer = DistillTrainer(model, args, CachedResponses([sparse_cache.folder], train_on="both"))
+    found = []
+    for training in (False, True):
+        model.train(training)
+        found.append(measure(trainer))
+        assert model.training is training
+    assert found[0] == found[1]
 
 
 def test_a_measurement_changes_nothing(sparse_cache, trio_folders, tmp_path, monkeypatch):

@@ -8,11 +8,13 @@ import pytest
 import torch
 from test_training import arguments, launch, plain_sgd, recipe, same_weights
 from tiny import load, make_llama, nudged, save
+from transformers import TrainerCallback
 
 from shards.errors import AlignDistilError
 from student import checkpoints
 from student.data import CachedResponses
 from student.resumable import ResumableTrainer
+from student.run import weights_sha256
 from student.schedule import rates
 from student.train import train
 from student.trainer import DistillTrainer
@@ -197,6 +199,13 @@ def test_a_run_does_not_go_on_from_another_student(sparse_cache, student_folder,
     assert same_weights(tmp_path / "run", tmp_path / "c")
 
 
+def test_the_weights_that_a_student_starts_from_are_known_whatever_adapters_lie_over_them(student_folder):
+    peft = pytest.importorskip("peft")
+    kinds = [peft.LoraConfig(r=2, target_modules=where, init_lora_weights=False) for where in (["q_proj"], ["up_proj"])]
+    adapted = [peft.get_peft_model(load(student_folder), config) for config in (*kinds, *kinds)]
+    assert {weights_sha256(model) for model in adapted} == {weights_sha256(load(student_folder))}
+
+
 def test_from_python_too(sparse_cache, student_folder, finished, copy):
     (copy / "checkpoint-6" / "optimizer.pt").unlink()
 
@@ -236,6 +245,7 @@ def test_two_ranks_in_bf16_leave_a_checkpoint_aside_that_one_of_them_did_not_wri
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     (tmp_path / "again" / "checkpoint-2" / "rng_state_1.pth").unlink()
     log = launch(sparse_cache, student_folder, tmp_path / "again", **flags)
+    assert (tmp_path / "again" / "checkpoint-2" / "rng_state_1.pth").is_file(), "the second step was made again"
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2]
     assert same_weights(tmp_path / "run", tmp_path / "again")
 
@@ -249,12 +259,21 @@ def test_two_runs_of_one_seed_write_the_same_identity(finished, sparse_cache, st
     assert mine["optim"] != theirs["optim"]
 
 
-def test_a_run_that_is_made_longer_has_the_rates_of_its_new_length(finished, sparse_cache, student_folder, tmp_path):
+def test_a_run_that_is_made_longer_has_the_rates_of_its_new_length(
+    finished, sparse_cache, student_folder, tmp_path, monkeypatch
+):
+    used = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, *args, optimizer=None, **given):
+            used.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr("student.train.DistillTrainer", lambda **given: DistillTrainer(callbacks=[Watch()], **given))
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     longer = resume(sparse_cache, student_folder, out, num_train_epochs=3)
     logged = {entry["step"]: entry["learning_rate"] for entry in longer.state.log_history if "learning_rate" in entry}
     expected = rates(longer.args, 9)
-    assert [logged[step] for step in (7, 8, 9)] == pytest.approx(expected[6:])
+    assert [logged[step] for step in (7, 8, 9)] == used == pytest.approx(expected[6:])
 
 
 def test_the_intervals_that_are_given_on_a_resume_count(finished, sparse_cache, student_folder, tmp_path):

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_options
-from tiny import load, make_llama, make_pairs, make_tokenizer, nudged, save, write_jsonl
+from tiny import load, make_llama, make_pairs, make_tokenizer, nudged, save, with_dropout, write_jsonl
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from precompute.build import build
-from shards import ShardCache
+from shards import Divergence, ShardCache, TeacherSpec
 from shards.errors import AlignDistilError
 from student.estimates import ratio, share_interval
 from student.evaluate import evaluate, main, parse
 from student.evaluate_report import LABELS, report_text
+from student.measure import measure
 from student.scorers import find_scorer
 from student.win_rate import read_samples
 
@@ -97,6 +98,17 @@ def test_the_divergence_to_the_teacher_is_the_one_asked_for(whole_cache, live, s
         values.append(dense.divergence(name, of["student"], target, jsd_weight=0.3))
     found = report["quantities"]["divergence_teacher"]["model"]["mean"]
     assert found == pytest.approx(float(torch.cat(values).mean()), rel=1e-4)
+
+
+def test_a_model_that_was_left_in_train_mode_is_measured_without_its_dropout(whole_cache, trio):
+    student = with_dropout(nudged(trio["reference"], 7, 0.1))
+    given = {"batch_size": 8, "chunk_positions": 256, "pad_token_id": 0, "description": "student"}
+    sums = [
+        measure(student.train(training), whole_cache, TeacherSpec(), divergence=Divergence(), **given)
+        for training in (False, True)
+    ]
+    np.testing.assert_array_equal(sums[0].divergence, sums[1].divergence)
+    np.testing.assert_array_equal(sums[0].log_ratio, sums[1].log_ratio)
 
 
 def test_accuracies_are_a_direct_count(whole_cache, live, student_folder):

@@ -1,5 +1,7 @@
 """The index of a cache: written by the build, checked by every reader, and all that opening reads of the rows."""
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from precompute.build import build
 from shards import ShardCache
 from shards.batches import BatchReader
 from shards.errors import CacheDamaged, CacheMissing
-from shards.index import INDEX_FILE, RowIndex, read_index
+from shards.index import INDEX_FILE, INDEX_SCHEMA, RowIndex, read_index
 from shards.manifest import PLAN_FILE
 from shards.preferences import find_pairs
 from shards.writer import write_index
@@ -51,13 +53,13 @@ def test_opening_a_cache_for_training_reads_no_record_batch(fake, monkeypatch):
     assert len(find_pairs(ShardCache(fake.folder))) == 4
 
 
-def test_rows_of_several_caches_are_found_by_one_number_each(fake, tmp_path):
+@pytest.mark.parametrize(("train_on", "order"), [("rejected", [6, 0, 5, 3, 4]), ("both", [13, 8, 0, 7, 9])])
+def test_rows_of_several_caches_are_found_by_one_number_each(fake, tmp_path, train_on, order):
     other = make_cache(tmp_path / "other", pairs=3, seed=1)
-    data = CachedResponses([fake.folder, other.folder], train_on="rejected")
-    expected = [r for r in (*fake.responses, *other.responses) if not r.chosen]
-    assert len(data) == 7
+    data = CachedResponses([fake.folder, other.folder], train_on=train_on)
+    expected = [r for r in (*fake.responses, *other.responses) if train_on == "both" or not r.chosen]
+    assert len(data) == len(expected)
     assert data.lengths.tolist() == [len(response.input_ids) for response in expected]
-    order = [6, 0, 5, 3, 4]
     found = data.__getitems__([data_item(row) for row in order])
     for tokens, row in zip(found.tokens, order, strict=True):
         np.testing.assert_array_equal(tokens.input_ids, expected[row].input_ids)
@@ -122,7 +124,7 @@ def other_column(index):
 def with_nulls(index):
     arrays = {name: pa.array(getattr(index, name)) for name in RowIndex.__slots__}
     arrays["pair_id"] = pa.array([None, *index.pair_id[1:].tolist()], pa.int64())
-    return file_of(pa.RecordBatch.from_pydict(arrays))
+    return file_of(pa.RecordBatch.from_pydict(arrays, schema=INDEX_SCHEMA))  # which says that there are none
 
 
 def fewer_rows(index):
@@ -146,8 +148,6 @@ def file_of(batch):
     ],
 )
 def test_an_index_that_the_plan_names_but_that_is_none_is_refused(fake, tmp_path, content, text):
-    import hashlib
-
     made = content(index_of(fake.responses))
     (tmp_path / INDEX_FILE).write_bytes(made)
     plan = replace(fake.plan, index_sha256=hashlib.sha256(made).hexdigest())
@@ -174,19 +174,35 @@ def test_rule_21_finds_an_index_that_differs_from_the_shards(fake, tmp_path, mon
     )
 
 
+BEGUN = {"responses": "both", "top_k": 5, "max_top_k": 12, "tokens_per_shard": 40}
+
+
 @pytest.mark.parametrize("content", [None, b"something else"])
 def test_a_begun_build_without_its_index_or_with_a_damaged_one_makes_it_again(
     trio_folders, pairs_file, tmp_path, sparse_cache, content
 ):
-    settings = {"responses": "both", "top_k": 5, "max_top_k": 12, "tokens_per_shard": 40}
     out = shutil.copytree(sparse_cache.folder, tmp_path / "cache")
     (out / "manifest.json").unlink()
     (out / INDEX_FILE).unlink()
     if content is not None:
         (out / INDEX_FILE).write_bytes(content)
-    build(build_options(trio_folders, pairs_file, out, **settings))
+    build(build_options(trio_folders, pairs_file, out, **BEGUN))
     for path in sparse_cache.folder.iterdir():
         assert (out / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_begun_build_whose_plan_names_another_index_is_refused_and_left_as_it_is(
+    trio_folders, pairs_file, tmp_path, sparse_cache
+):
+    out = shutil.copytree(sparse_cache.folder, tmp_path / "cache")
+    (out / "manifest.json").unlink()
+    (out / INDEX_FILE).write_bytes(b"another")
+    sha256 = hashlib.sha256(b"another").hexdigest()
+    (out / PLAN_FILE).write_text(json.dumps(json.loads((out / PLAN_FILE).read_text()) | {"index_sha256": sha256}))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(CacheDamaged, match=rf"^{out}: expected an index with sha256 {sha256}, got another "):
+        build(build_options(trio_folders, pairs_file, out, **BEGUN))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_a_command_ends_in_one_line_where_the_index_is_damaged(copy):

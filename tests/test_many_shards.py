@@ -17,6 +17,7 @@ import shards.plan
 from shards import ShardCache
 from shards.errors import CacheDamaged
 from shards.finishing import Findings, finished
+from shards.index import INDEX_FILE
 from shards.manifest import MANIFEST_FILE, PLAN_FILE
 from shards.names import SeenNames
 from shards.plan import Plan
@@ -138,6 +139,16 @@ def test_however_the_shards_are_dealt_out_the_manifest_is_the_same(few_and_many)
         assert finished(fake.folder, fake.plan, parts[::-1]).to_json() == expected
 
 
+def test_the_sums_of_the_shards_are_added_up_exactly(few_and_many):
+    fake = few_and_many[1]
+    findings = Findings.nothing(fake.plan)
+    for number in range(20):
+        findings.read_back(fake.folder, fake.plan, number)
+        findings.shards[number].totals["support_count"] = (1e17, 1.0, -1e17, 0.0)[number % 4]
+    found = finished(fake.folder, fake.plan, [findings])
+    assert found.statistics["support_count"]["mean"] == round(5 / fake.plan.positions, 6)
+
+
 def test_a_damaged_shard_does_not_get_into_a_manifest(tmp_path):
     fake = make_cache(tmp_path, pairs=2, rows_per_shard=1)
     path = tmp_path / "part-00002.arrow"
@@ -147,6 +158,15 @@ def test_a_damaged_shard_does_not_get_into_a_manifest(tmp_path):
     with pytest.raises(CacheDamaged, match=r"part-00002\.arrow"):
         for number in range(4):
             Findings.nothing(fake.plan).read_back(tmp_path, fake.plan, number)
+
+
+def test_a_damaged_index_does_not_get_into_a_manifest(tmp_path):
+    fake = make_cache(tmp_path, pairs=2)
+    findings = Findings.nothing(fake.plan)
+    findings.read_back(tmp_path, fake.plan, 0)
+    (tmp_path / INDEX_FILE).write_bytes(b"x")
+    with pytest.raises(CacheDamaged, match=r"index\.arrow: expected sha256 "):
+        finished(tmp_path, fake.plan, [findings])
 
 
 # ---- names
@@ -182,6 +202,17 @@ def test_names_that_come_twice_far_apart_are_told_with_both_rows(few_and_many, t
     assert [str(fault) for fault in verify(tmp_path)] == [
         f"{tmp_path}/part-00013.arrow row 13 {text}",
         f"{tmp_path}/part-00018.arrow row 18 {text}",
+    ]
+
+
+def test_a_name_that_contradicts_its_pair_is_one_fault_and_repeats_no_other(few_and_many, tmp_path):
+    fake = few_and_many[1]
+    responses = list(fake.responses)
+    responses[13] = replace(responses[13], pair_id=2)  # row 5 is 2/rejected
+    write_cache(tmp_path, fake.plan, fake.vocabulary, responses)
+    assert [str(fault) for fault in verify(tmp_path)] == [
+        f"{tmp_path}/part-00013.arrow row 13 ('6/rejected'): sample_id: expected one of 2/chosen, 2/rejected, "
+        "2/completion, got '6/rejected' [rule 9: names]"
     ]
 
 

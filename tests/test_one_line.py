@@ -75,7 +75,8 @@ def test_a_full_disk_under_pyarrow_is_one_line(capsys):
         run_command(main)
     assert ended.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "No space left" in error and error.count("\n") == 1
+    assert error.startswith("error: a file: expected to be able to read and write, got ")
+    assert "No space left" in error and error.count("\n") == 1
 
 
 def test_a_file_that_the_code_itself_lost_is_a_traceback():

@@ -11,7 +11,7 @@ import dense
 import pytest
 import torch
 from conftest import build_options
-from tiny import load, make_pairs, make_trio, nudged, write_jsonl
+from tiny import load, make_pairs, make_trio, nudged, with_dropout, write_jsonl
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -84,9 +84,10 @@ def test_the_live_loss_is_the_dense_formula_whatever_the_padding(trio_folders, w
 
 def test_a_student_is_measured_by_means_over_all_responses_whatever_the_batches(trio, whole_cache):
     spec, rows = TeacherSpec.preset("aligndistil"), whole_cache.read(range(7))
-    student = nudged(trio["reference"], 7, 0.1).train()
+    student = with_dropout(nudged(trio["reference"], 7, 0.1)).train()
     found = measure(student, held_out_batches(trio, rows, spec, V, batch_size=3), V)
     assert student.training
+    student.eval()
     loss, _ = dense.loss(student, trio, rows, V, preset="aligndistil")
     logprobs = {
         role: torch.cat([dense.response_logprobs(model, row, V) for row in rows])

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -293,6 +294,7 @@ def edited(changes):
         edited({"build_sha256": "0" * 64}),
         lambda manifest: json.dumps(manifest).replace('"rows": 4', '"rows": "x"'),
         lambda manifest: json.dumps(manifest).replace('"vocabulary_size": 24', '"vocabulary_size": 1e999'),
+        lambda manifest: re.sub(r'"bytes": \d+', '"bytes": 1e999', json.dumps(manifest)),
     ],
 )
 def test_an_altered_manifest_is_refused(copy, edit):

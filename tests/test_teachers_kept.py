@@ -96,6 +96,12 @@ def test_adapters_on_a_bfloat16_base_are_float32_and_nothing_is_lost_when_they_a
     assert lost > 0.5  # of what a folder in bfloat16 would have held
 
 
+def test_adapters_that_stay_in_low_precision_are_refused_too(low_reference, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("peft.tuners.tuners_utils.BaseTuner._cast_adapter_dtype", lambda *args, **given: None)
+    message = refusal(lambda: teach(low_reference, data, tmp_path / "out", use_peft=True, dtype="bfloat16"))
+    assert message.startswith("dtype: expected weights in float32 where they are trained, got base_model.model.model.")
+
+
 def adapters(work):
     return load_file(work / "checkpoint-3" / "adapter_model.safetensors")
 
@@ -187,24 +193,27 @@ def test_a_generation_config_that_transformers_will_not_save_is_carried_over(lor
         assert (tmp_path / "out" / role / "generation_config.json").read_bytes() == file.read_bytes()
 
 
-def test_what_cannot_be_saved_is_known_before_the_first_step(reference, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_cannot_be_saved_is_known_before_the_first_step(lora, reference, data, tmp_path, monkeypatch):
     from transformers import LlamaConfig
 
     def fail(*args, **kwargs):
         raise ValueError("this config cannot be saved")
 
     monkeypatch.setattr(LlamaConfig, "save_pretrained", fail)
-    stop_at(monkeypatch, 1)
-    message = refusal(lambda: teach(reference, data, tmp_path))
+    stop_in(monkeypatch, DPOTrainer, "training_step", call=1, error=AssertionError("a step was made"))
+    message = refusal(lambda: teach(reference, data, tmp_path, use_peft=lora))
     assert message == "saving the model: this config cannot be saved"
 
 
 def test_a_disk_that_is_too_small_is_known_before_the_first_step(reference, data, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(training_plan.shutil, "disk_usage", lambda _: usage(10**6, 0, 10**6 // 5))
-    stop_at(monkeypatch, 1)
-    message = refusal(lambda: teach(reference, data, tmp_path))
+    with monkeypatch.context() as patch:
+        stop_in(patch, DPOTrainer, "training_step", call=1, error=AssertionError("a step was made"))
+        message = refusal(lambda: teach(reference, data, tmp_path))
     assert message.startswith("out: expected 0.0 GB free for the model and 3 checkpoints, got 0.0 in")
+    stop_at(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):  # it reaches the first step where less is kept
         teach(reference, data, tmp_path, save_strategy="no")
 
@@ -237,7 +246,8 @@ def test_a_finished_training_that_was_not_saved_makes_no_step_more(reference, da
         stop_in(patch, dpo_module, "_save", call=1)
         teach(reference, data, out, **flags)
     assert checkpoint_steps(out) == [3]
-    stop_at(monkeypatch, 3 + 1)  # three are reverse's
+    # three are reverse's
+    stop_in(monkeypatch, DPOTrainer, "training_step", call=3 + 1, error=AssertionError("a step more was made"))
     teach(reference, data, out, **flags)
     for role in ("dpo", "reverse"):
         assert_same_weights(out / role, tmp_path / "unbroken" / role)

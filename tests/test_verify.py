@@ -129,14 +129,20 @@ def test_rule_1_finds_a_manifest_that_cannot_be_read(copy, content):
 
 
 PLAN_CHANGES = {
-    "roles": lambda p: {"roles": ("dpo", "reverse")},
-    "pairs": lambda p: {"pairs": (CONTRAST, CONTRAST)},
+    "roles: one lacks": lambda p: {"roles": ("dpo", "reverse")},
+    "roles: a negative lacks": lambda p: {"roles": ("dpo", "reference")},
+    "roles: one twice": lambda p: {"roles": (*p.roles, "dpo")},
+    "roles: an unknown one": lambda p: {"roles": (*p.roles, "judge")},
+    "pairs: one twice": lambda p: {"pairs": (CONTRAST, CONTRAST)},
+    "pairs: none": lambda p: {"pairs": ()},
     "values": lambda p: {"values": "float8"},
     "rows_per_batch": lambda p: {"rows_per_batch": 0},
     "vocabulary_size": lambda p: {"vocabulary_size": 0},
-    "shards": lambda p: {"shards": (p.shards[0], replace(p.shards[1], first_row=3))},
+    "shards: none": lambda p: {"shards": ()},
+    "shards: a hole": lambda p: {"shards": (p.shards[0], replace(p.shards[1], first_row=3))},
     "from row 0": lambda p: {"shards": p.shards[::-1]},
     "rows=0": lambda p: {"shards": (replace(p.shards[0], rows=0), p.shards[1])},
+    "positions=1": lambda p: {"shards": (replace(p.shards[0], positions=1), p.shards[1])},
     "part-00001.arrow": lambda p: {"shards": (p.shards[0], replace(p.shards[1], file="../part-00001.arrow"))},
 }
 
@@ -146,11 +152,11 @@ def test_rule_1_finds_a_plan_that_cannot_be(fake, copy, named):
     plan = replace(fake.plan, **PLAN_CHANGES[named](fake.plan))
     manifest = json.loads((copy / MANIFEST_FILE).read_text())
     entries = [{k: s[k] for k in ("entries", "bytes", "sha256")} for s in manifest["shards"]]
-    shards = [{**planned, **entry} for planned, entry in zip(plan.to_json()["shards"], entries, strict=True)]
+    shards = [{**planned, **entry} for planned, entry in zip(plan.to_json()["shards"], entries, strict=False)]
     fields = {**plan.to_json(), "build_sha256": plan.sha256, "shards": shards, "statistics": manifest["statistics"]}
     write_json(copy, MANIFEST_FILE, fields)
     faults = require_only(copy, 1)
-    assert named in str(faults[0])
+    assert named.partition(": ")[0] in str(faults[0])
 
 
 def test_rule_2_finds_a_plan_that_is_missing_or_differs(copy):

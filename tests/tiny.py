@@ -55,6 +55,13 @@ def nudged(model: PreTrainedModel, seed: int, size: float) -> PreTrainedModel:
     return other
 
 
+def with_dropout(model: Any) -> Any:
+    """The model with dropout in its attention: in train mode no two of its forward passes are alike."""
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    return model
+
+
 def save(model: PreTrainedModel, folder: Path, tokenizer: Any = None) -> Path:
     model.save_pretrained(folder)
     (make_tokenizer() if tokenizer is None else tokenizer).save_pretrained(folder)
