@@ -4,7 +4,9 @@ The libraries are imported where they are used: with -n the process that only ha
 before any worker starts. Nothing that is imported is garbage, so nothing is collected until all tests are.
 """
 
+import functools
 import gc
+import importlib.metadata
 import os
 import sys
 
@@ -15,6 +17,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 
 gc.disable()
+# no test pulls the plug: that files are flushed before they are named is seen by the calls (test_codec.py)
+os.fsync = lambda descriptor: None
+# every training asks several times which packages there are, and each time the answer is parsed anew
+importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 
 
 def pytest_collection_finish() -> None:

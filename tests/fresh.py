@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["student.trainer", "student.reference", "student.ranks"])
+LLAMA = "transformers.models.llama.modeling_llama"
+CONTEXT.set_forkserver_preload(["student.trainer", "student.reference", "student.ranks", LLAMA])
 SECONDS = 200
 
 

@@ -24,6 +24,7 @@ from benchmarks.alignment.methods import FEW, IN_ROUNDS, ITSELF, ON_ROLLOUTS, PA
 from benchmarks.alignment.options import AlignmentOptions
 from benchmarks.alignment.report import page, real_section
 from benchmarks.alignment.train import Watch, train_dpo
+from examples.demo import models as demo_models
 from examples.demo.evaluate import response_logprobs
 from examples.demo.grammar import Dish
 from shards import TeacherSpec
@@ -207,6 +208,8 @@ def test_a_tiny_run_has_every_method_and_goes_on_where_it_stopped(tmp_path, monk
         "POLICY_GRADIENT_KL_COEFS": (0.05,),
     }.items():
         monkeypatch.setattr(experiment, name, value)
+    # the fewest weights and the smallest batches that take every path, by every number of steps
+    monkeypatch.setattr(demo_models, "new_model", lambda width, seed, _: make_llama(seed, width, num_hidden_layers=1))
     for module in (options_module, train):
         monkeypatch.setattr(module, "BATCH_SIZE", TINY_BATCH)
     monkeypatch.setitem(train.COMMON, "per_device_train_batch_size", TINY_BATCH)
