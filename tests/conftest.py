@@ -1,26 +1,34 @@
-"""Fixtures that several test files share: a tiny trio, its data, and caches built from them by the real build."""
+"""Fixtures that several test files share: a tiny trio, its data, and caches built from them by the real build.
 
+The libraries are imported where they are used: with -n the process that only hands out the tests reads this file too,
+before any worker starts. Nothing that is imported is garbage, so nothing is collected until all tests are.
+"""
+
+import functools
 import gc
+import importlib.metadata
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
-import torch
-from tiny import load, make_pairs, make_trio, write_jsonl
 
-from precompute.build import build
-from precompute.options import BuildOptions
-from shards import ShardCache
-
-torch.set_num_threads(1)
+gc.disable()
+# no test pulls the plug: that files are flushed before they are named is seen by the calls (test_codec.py)
+os.fsync = lambda descriptor: None
+# every training asks several times which packages there are, and each time the answer is parsed anew
+importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 
 
 def pytest_collection_finish() -> None:
     """Leave all that is imported by now out of garbage collection, which every Trainer asks for before it trains."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:
@@ -31,6 +39,8 @@ ALL_PAIRS = ["dpo/reverse", "reference/reference", "reference/reverse", "dpo/ref
 
 
 def build_options(trio, data, out, **overrides):
+    from precompute.options import BuildOptions
+
     models = [f"{role}={folder}" for role, folder in trio.items()]
     given = {"models": models, "data": str(data), "out": str(out), "values": "float32"}
     return BuildOptions(**given | overrides)
@@ -38,42 +48,45 @@ def build_options(trio, data, out, **overrides):
 
 @pytest.fixture(scope="session")
 def trio_folders(tmp_path_factory):
+    from tiny import make_trio
+
     return make_trio(tmp_path_factory.mktemp("trio"))
 
 
 @pytest.fixture(scope="session")
 def trio(trio_folders):
     """The models, loaded: role -> model."""
+    from tiny import load
+
     return {role: load(folder) for role, folder in trio_folders.items()}
 
 
 @pytest.fixture(scope="session")
 def pairs_file(tmp_path_factory):
+    from tiny import make_pairs, write_jsonl
+
     return write_jsonl(tmp_path_factory.mktemp("data") / "pairs.jsonl", make_pairs(12))
+
+
+def build_cache(options):
+    from precompute.build import build
+    from shards import ShardCache
+
+    build(options)
+    return ShardCache(options.out)
 
 
 @pytest.fixture(scope="session")
 def whole_cache(trio_folders, pairs_file, tmp_path_factory):
     """K = V: every token is kept, every pair served, both responses."""
     out = tmp_path_factory.mktemp("whole") / "cache"
-    build(
-        build_options(
-            trio_folders,
-            pairs_file,
-            out,
-            responses="both",
-            support="fixed",
-            top_k=18,
-            pairs=ALL_PAIRS,
-            tokens_per_shard=40,
-        )
-    )
-    return ShardCache(out)
+    settings = {"responses": "both", "support": "fixed", "top_k": 18, "pairs": ALL_PAIRS, "tokens_per_shard": 40}
+    return build_cache(build_options(trio_folders, pairs_file, out, **settings))
 
 
 @pytest.fixture(scope="session")
 def sparse_cache(trio_folders, pairs_file, tmp_path_factory):
     """A ragged support with five tokens a position on average."""
     out = tmp_path_factory.mktemp("sparse") / "cache"
-    build(build_options(trio_folders, pairs_file, out, responses="both", top_k=5, max_top_k=12, tokens_per_shard=40))
-    return ShardCache(out)
+    settings = {"responses": "both", "top_k": 5, "max_top_k": 12, "tokens_per_shard": 40}
+    return build_cache(build_options(trio_folders, pairs_file, out, **settings))

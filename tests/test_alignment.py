@@ -6,14 +6,17 @@ import random
 from functools import partial
 from math import exp, sqrt
 
+import fresh
 import numpy as np
 import pytest
 import torch
 from tiny import load, make_llama, make_pairs, make_tokenizer, write_jsonl
 
 from benchmarks.alignment import __main__ as command
-from benchmarks.alignment import experiment, methods, real, task
+from benchmarks.alignment import experiment, methods, real, task, train
+from benchmarks.alignment import jobs as jobs_module
 from benchmarks.alignment import judge as judge_module
+from benchmarks.alignment import options as options_module
 from benchmarks.alignment.frontier import hull, interval, reward_at, steps_to
 from benchmarks.alignment.jobs import Job, each
 from benchmarks.alignment.judge import Judge
@@ -21,15 +24,17 @@ from benchmarks.alignment.methods import FEW, IN_ROUNDS, ITSELF, ON_ROLLOUTS, PA
 from benchmarks.alignment.options import AlignmentOptions
 from benchmarks.alignment.report import page, real_section
 from benchmarks.alignment.train import Watch, train_dpo
+from examples.demo import models as demo_models
 from examples.demo.evaluate import response_logprobs
 from examples.demo.grammar import Dish
 from shards import TeacherSpec
 from shards.errors import OptionError
 
 SMALL_POTATO = Dish("small", "potato")
+TINY_BATCH = 8
 TINY = {
-    "seeds": [0], "texts": 64, "pairs": 384, "few_pairs": 288, "held_out_pairs": 8, "samples_per_prompt": 1,
-    "learning_rates": [1e-3], "hidden_size": 16,
+    "seeds": [0], "texts": 64, "pairs": 12 * TINY_BATCH, "few_pairs": 9 * TINY_BATCH, "held_out_pairs": 8,
+    "samples_per_prompt": 1, "learning_rates": [1e-3], "hidden_size": 16,
 }  # fmt: skip
 
 
@@ -203,6 +208,11 @@ def test_a_tiny_run_has_every_method_and_goes_on_where_it_stopped(tmp_path, monk
         "POLICY_GRADIENT_KL_COEFS": (0.05,),
     }.items():
         monkeypatch.setattr(experiment, name, value)
+    # the fewest weights and the smallest batches that take every path, by every number of steps
+    monkeypatch.setattr(demo_models, "new_model", lambda width, seed, _: make_llama(seed, width, num_hidden_layers=1))
+    for module in (options_module, train):
+        monkeypatch.setattr(module, "BATCH_SIZE", TINY_BATCH)
+    monkeypatch.setitem(train.COMMON, "per_device_train_batch_size", TINY_BATCH)
     monkeypatch.setattr(judge_module, "MAX_NEW_TOKENS", 6)
     monkeypatch.setattr(experiment, "MAX_NEW_TOKENS", 6)
     monkeypatch.setattr(experiment.Bench, "score", lambda bench, runs: runs[-1]["points"][-1]["choice_kl"])
@@ -311,7 +321,8 @@ def leave_something(folder, number):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_do_every_job_once_in_a_folder_of_its_own(tmp_path, workers):
+def test_workers_do_every_job_once_in_a_folder_of_its_own(tmp_path, workers, monkeypatch):
+    monkeypatch.setattr(jobs_module, "get_context", lambda method: fresh.CONTEXT)
     jobs = [Job("seeds", seed, partial(leave_something, tmp_path / str(seed), seed)) for seed in range(3)]
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "of a killed run").touch()

@@ -1,14 +1,11 @@
 """Every bad input ends in one line that says where, expected and got, and changes nothing that was written before."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from conftest import build_options
@@ -755,15 +752,8 @@ def test_a_command_prints_one_line_and_exits_with_2(trio_folders, cache, tmp_pat
         ],
     }  # fmt: skip
     before = snapshot(cache)
-
-    def run(command):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", *command]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-
-    with ThreadPoolExecutor() as threads:
-        finished = list(threads.map(run, runs.values()))
-    for message, done in zip(runs, finished, strict=True):
+    for message, (module, *flags) in runs.items():
+        done = fresh.run(module, flags, tmp_path, tmp_path / module)
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and errors[0].startswith(f"error: {message}"), done.stderr
         assert done.stderr.endswith(f"{errors[0]}\n")

@@ -1,5 +1,8 @@
 """python -m benchmarks: each benchmark in a process, one table of headlines, one line where one fails."""
 
+from pathlib import Path
+
+import fresh
 import pytest
 
 from benchmarks import __main__ as runner
@@ -16,6 +19,12 @@ def test_the_headlines_of_a_benchmark_come_from_its_results(tmp_path, capsys, mo
 
 
 def test_a_benchmark_that_fails_is_named_with_its_log(tmp_path, monkeypatch):
+    def run(command, *, stdout, **given):
+        done = fresh.run(command[2], command[3:], Path.cwd(), tmp_path / "process")
+        stdout.write(done.stdout + done.stderr)
+        return done
+
+    monkeypatch.setattr(runner.subprocess, "run", run)
     monkeypatch.setitem(runner.QUICK, "building", "--pairs 0")
     with pytest.raises(AlignDistilError, match=r"building: expected exit code 0, got 2; .*log.txt ends with"):
         runner.main(["--only", "building", "--quick", "--out", str(tmp_path)])

@@ -435,14 +435,19 @@ MOMENTS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def unbroken(trio_folders, pairs_file, tmp_path_factory):
+    """Settings, and what a build with them leaves."""
+    settings, out = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}, tmp_path_factory.mktemp("unbroken")
+    build(build_options(trio_folders, pairs_file, out, **settings))
+    return settings, contents(out)
+
+
 @pytest.mark.parametrize(("owner", "moment"), MOMENTS, ids=lambda value: getattr(value, "__name__", value))
 def test_a_build_that_broke_off_anywhere_ends_with_the_same_bytes(
-    trio_folders, pairs_file, tmp_path, monkeypatch, owner, moment
+    unbroken, trio_folders, pairs_file, tmp_path, monkeypatch, owner, moment
 ):
-    settings = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
-    build(build_options(trio_folders, pairs_file, tmp_path / "whole", **settings))
-    whole = contents(tmp_path / "whole")
-
+    settings, whole = unbroken
     plain = getattr(owner, moment)
     for lucky in range(6):
         calls = iter(range(100))

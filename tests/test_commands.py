@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import fresh
 import pytest
 from tiny import load, make_pairs, write_jsonl
 
@@ -54,8 +55,10 @@ def test_commands_work_where_folders_have_the_names_of_the_packages(trio_folders
         (tmp_path / name).write_text("raise SystemExit('not the package')\n")
     before = snapshot(tmp_path)
 
-    look_up = "import shards, student, precompute; print(shards.__file__, student.__file__, precompute.__file__)"
-    assert run(tmp_path, "-c", look_up).split() == [shards.__file__, student.__file__, precompute.__file__]
+    packages = [shards, student, precompute]
+    look_up = "import importlib.util, sys; print(*(importlib.util.find_spec(name).origin for name in sys.argv[1:]))"
+    found = run(tmp_path, "-c", look_up, *(package.__name__ for package in packages))
+    assert found.split() == [package.__file__ for package in packages]
 
     build = ["-m", "precompute.build", *models(trio_folders), "--data", "pairs.jsonl"]
     build += ["--top-k", "5", "--max_top_k", "12", "--tokens-per-shard=10"]
@@ -88,22 +91,23 @@ def test_a_killed_build_goes_on_to_the_bytes_of_an_unbroken_one(trio_folders, tm
     build_main([*flags, "--out", str(tmp_path / "unbroken")])
 
     out = tmp_path / "broken"
-    command = [sys.executable, "-m", "precompute.build", *flags, "--out", str(out)]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        give_up = time.monotonic() + SECONDS
-        while not (out / "part-00000.arrow").exists():
-            assert process.poll() is None and time.monotonic() < give_up, process.communicate()[0].decode()
-            time.sleep(0.001)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    flags += ["--out", str(out)]
+    process = fresh.start("precompute.build", flags, tmp_path, tmp_path / "killed")
+    give_up = time.monotonic() + SECONDS
+    while not (out / "part-00000.arrow").exists():
+        assert process.is_alive() and time.monotonic() < give_up, fresh.printed(tmp_path / "killed")
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     left = snapshot(out)
     written = {name for name in left if name.startswith("part-")}
     assert 0 < len(written) < 200 and "manifest.json" not in left
     for number in (199, 200):  # one that will be written, and one that will not
         (out / f".part-{number:05d}.arrow.aligndistil-tmp").write_bytes(b"half a shard")
 
-    printed = run(tmp_path, *command[1:])
-    assert "already done" in printed
+    done = fresh.run("precompute.build", flags, tmp_path, tmp_path / "again")
+    assert done.returncode == 0 and "already done" in done.stdout, done.stderr[-3000:]
     assert snapshot(out) == snapshot(tmp_path / "unbroken")
 
 

@@ -1,5 +1,7 @@
 """shards.pipeline: the real commands, each once; what is done and unchanged is skipped, what has changed is refused."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -9,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import fresh
 import pytest
 import yaml
 from tiny import load, make_llama, make_pairs, save, write_jsonl
@@ -77,20 +80,29 @@ def write_pipeline(changes=None, *, steps=("teachers", "build", "train", "evalua
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A folder in which the whole pipeline has run once, and what it printed."""
+    """A folder in which the whole pipeline has run once, and what it printed.
+
+    The first step by real starts of the pipeline and of the command, as in the tests of exit codes and signals; then
+    the others, each in a process that has the libraries loaded.
+    """
     folder = tmp_path_factory.mktemp("pipeline")
     save(make_llama(0, scale=0.1), folder / "reference")
     write_jsonl(folder / "pairs.jsonl", make_pairs(8))
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        file = write_pipeline()
-        command = [sys.executable, "-m", "shards.pipeline", str(file)]
+    logs = tmp_path_factory.mktemp("logs")
+
+    def run_to_end(step):
+        done = fresh.run(step.module, step.words()[3:], folder, logs / step.name)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.returncode
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.chdir(folder)
+        command = [sys.executable, "-m", "shards.pipeline", str(write_pipeline(steps=["teachers"]))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    finally:
-        os.chdir(before)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done.stdout
+        assert done.returncode == 0, done.stderr[-3000:]
+        patch.setattr("shards.pipeline.run_to_end", run_to_end)
+        main([str(write_pipeline())])
+    return folder, done.stdout + printed.getvalue()
 
 
 @pytest.fixture
