@@ -1,7 +1,7 @@
 """python -m benchmarks: runs the benchmarks one after the other and prints their headlines as one table.
 
-Each is a process of its own, `python -m benchmarks.NAME`, whose pages and results.json come to lie in --out/NAME with
-its log. README.md beside this file says what each measures, and against what.
+Each runs in its own process, `python -m benchmarks.NAME`, and writes its pages, results.json and log into --out/NAME.
+README.md beside this file says what each measures, and compared with what.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.command import parse
 from benchmarks.headlines import HEADLINES, table
 from benchmarks.machine import processor, versions
-from shards.command import flag, require_at_least, run_command
+from shards.cli.command import flag, require_at_least, run_command
 from shards.errors import AlignDistilError, OptionError
 
 VERSIONS = ("torch", "transformers", "numpy", "pyarrow", "zstandard")
@@ -34,7 +34,7 @@ QUICK = {
     "alignment": "--seeds 0 --texts 256 --pairs 288 --few_pairs 288 --held_out_pairs 20 --samples_per_prompt 1 "
     "--learning_rates 3e-4 --hidden_size 16",
 }
-"""Flags with which a benchmark runs through in a minute or two: to see that it runs, not what it finds."""
+"""Flags with which a benchmark runs in a minute or two: they test that it runs; its figures mean nothing."""
 
 
 @dataclass(kw_only=True)
@@ -42,7 +42,7 @@ class Options:
     """Flags of the runner. Raises OptionError."""
 
     only: list[str] = flag(list(HEADLINES), "benchmarks to run")
-    quick: bool = flag(False, "small sizes: to see that they run, not what they find")
+    quick: bool = flag(False, "small sizes: only to test that they run")
     threads: int = flag(1, "OMP_NUM_THREADS of each")
     out: str = flag("runs/benchmarks", "folder for pages, results and logs")
 
@@ -53,7 +53,7 @@ class Options:
 
 
 def run_one(name: str, options: Options) -> dict[str, Any]:
-    """Run a benchmark and read its results. Raises AlignDistilError where it fails, naming its log."""
+    """Run a benchmark and read its results. Raises AlignDistilError, naming its log, if it fails."""
     out = Path(options.out) / name
     out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out)]

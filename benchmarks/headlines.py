@@ -1,4 +1,4 @@
-"""The few figures of each benchmark that its goal is about. Pure functions of its results.json."""
+"""The few figures of each benchmark that its goals are about. Pure functions of its results.json."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ Results = Mapping[str, Any]
 
 
 class Headline(NamedTuple):
-    """what: what was measured; asked: the goal, empty where there is none."""
+    """what: the measured quantity; asked: the goal, empty if there is none."""
 
     what: str
     figure: str

@@ -1,4 +1,4 @@
-"""What a benchmark ran on."""
+"""The machine and versions that a benchmark ran on."""
 
 import platform
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """The processor's name, and whether it is a virtual one."""
+    """The processor's name, and whether it is virtual."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -19,5 +19,5 @@ def processor() -> str:
 
 
 def versions(names: Iterable[str]) -> str:
-    """Of Python and of these packages."""
+    """Versions of Python and of these packages."""
     return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])

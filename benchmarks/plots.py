@@ -1,4 +1,4 @@
-"""What all pictures of the benchmarks need. Importing this takes no matplotlib."""
+"""Common code of the benchmarks' pictures. Importing it does not import matplotlib."""
 
 import importlib.util
 from pathlib import Path
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def require_matplotlib() -> None:
-    """Raise OptionError where it is not installed: before the work, not after it."""
+    """Raise OptionError if matplotlib is not installed: before the work, not after it."""
     if importlib.util.find_spec("matplotlib") is None:
         raise OptionError("expected matplotlib to be installed; install aligndistil-offline[benchmarks]")
 
 
 def save_svg(figure: "Figure", path: Path, *, salt: str) -> None:
-    """Write a picture, the same bytes for the same results; salt: what the ids in it are made of."""
+    """Write a picture, the same bytes for the same results; salt: for the ids in it."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):

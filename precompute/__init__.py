@@ -1,0 +1,1 @@
+"""The build: reads models and data, writes a cache."""

@@ -1,6 +1,6 @@
-"""The processes of a command: one, or those that torchrun started, one per local GPU.
+"""The processes of a command: a single one, or those started by torchrun, one per local GPU.
 
-What one of them refuses, all of them end for, with one line from the first: none may wait for a process that left.
+If one of them refuses its input, all end, with one line from the first: none may wait for a process that has ended.
 """
 
 import os
@@ -13,23 +13,23 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from shards.cli.launcher import launched_processes, leave
+from shards.cli.ranks import first_difference
 from shards.errors import AlignDistilError, OptionError, first_line
-from shards.launcher import launched_processes
-from shards.ranks import first_difference
 
 LONGEST_WAIT = timedelta(days=30)
-"""The first process waits for the slowest; a build may take days."""
+"""The first process waits for the slowest, and a build can take days."""
 LONGEST_START = timedelta(minutes=5)
-"""Until all processes have found each other."""
+"""Limit for all processes to find each other."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processes:
-    """This process among `world_size`. Shards are dealt out by number, so no two processes write the same one.
+    """This process among `world_size`. Each shard number belongs to one process, so no two write the same shard.
 
-    group: what objects and bytes are sent over; None is the default group of torch.distributed.
+    group: for sending objects and bytes; None means the default group of torch.distributed.
     """
 
     rank: int = 0
@@ -39,7 +39,7 @@ class Processes:
 
     @classmethod
     def join(cls) -> "Processes":
-        """What torchrun says in the environment; joins the other processes where there are any. Raises OptionError."""
+        """Read torchrun's environment variables, and join the other processes if there are any. Raises OptionError."""
         if launched_processes() == 1:
             return cls()
         if not dist.is_initialized():
@@ -57,29 +57,29 @@ class Processes:
         return self.rank == 0
 
     def owns(self, task: int) -> bool:
-        """Whether the task of this number is this process's."""
+        """Whether this process does the task with this number."""
         return task % self.world_size == self.rank
 
     def wait(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait until all processes call this."""
         self.gather(None)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank. Raises AlignDistilError where one of them has ended."""
+        """The values of all processes, by rank. Raises AlignDistilError if one of them has ended."""
         found = [value] * self.world_size
         if self.world_size > 1:
             self._collective(lambda: dist.all_gather_object(found, value, group=self.group))
         return found
 
     def share(self, value: Any) -> Any:
-        """The first process's value, on all. Raises AlignDistilError where one of them has ended."""
+        """The value of the first process, on all. Raises AlignDistilError if one of them has ended."""
         found = [value]
         if self.world_size > 1:
             self._collective(lambda: dist.broadcast_object_list(found, src=0, group=self.group))
         return found[0]
 
     def together(self, work: Callable[[], Result]) -> Result:
-        """The result of `work` on this process; where it raises AlignDistilError on any, all end, with its line."""
+        """The result of `work` on this process; if any process raises AlignDistilError, all end, with its line."""
         if self.world_size == 1:
             return work()
         try:
@@ -90,14 +90,14 @@ class Processes:
         return result
 
     def require_equal(self, identity: Mapping[str, Any]) -> None:
-        """End all processes where one has read other inputs than the first, with one line that names it."""
+        """End all processes if one has read other inputs than the first, with one line that names it."""
         if self.world_size > 1:
             difference = first_difference(self.gather((platform.node(), identity)))
             self._end_together([difference])
 
     def leave(self) -> None:
-        if self.world_size > 1:
-            dist.destroy_process_group()
+        """Wait for the others, then leave their group."""
+        leave(dist)
 
     def _end_together(self, errors: list[str | None]) -> None:
         failed = [(rank, error) for rank, error in enumerate(errors) if error is not None]
@@ -106,19 +106,19 @@ class Processes:
         if self.is_first:
             rank, error = failed[0]
             print(f"error: {error}{f' (rank {rank})' if rank else ''}", file=sys.stderr, flush=True)
-        self.wait()  # until the first has said it: a launcher ends the others as soon as one has left
+        self.wait()  # until the first has printed it: a launcher ends the others as soon as one ends
         raise SystemExit(2)
 
     @staticmethod
     def _collective(work: Callable[[], object]) -> None:
         try:
             work()
-        except RuntimeError as exc:  # a connection that was closed
+        except RuntimeError as exc:  # the connection was closed
             raise AlignDistilError(f"expected the other processes, one has ended ({first_line(exc)})") from exc
 
 
 def _start() -> None:
-    """Find the other processes, for some minutes at most."""
+    """Find the other processes, within a few minutes."""
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=LONGEST_START))
         store.set_timeout(LONGEST_WAIT)

@@ -1,7 +1,7 @@
-"""The cache: its format and its meaning. Needs numpy, pyarrow and zstandard; no torch, no transformers."""
+"""The cache: its format and its meaning. Needs numpy, pyarrow and zstandard, but not torch or transformers."""
 
-from shards.divergence import Divergence
-from shards.reader import ShardCache
-from shards.teacher import TeacherSpec
+from shards.cache import ShardCache
+from shards.teacher.divergence import Divergence
+from shards.teacher.spec import TeacherSpec
 
 __all__ = ["Divergence", "ShardCache", "TeacherSpec"]

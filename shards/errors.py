@@ -1,21 +1,21 @@
 """The errors that this software raises for its users.
 
-Every one is an `AlignDistilError` and also a `ValueError` (what was asked for cannot be) or an `OSError` (what lies on
-disk is not what it should be). Messages are one line: where, what was expected, what was found. The commands print
+Each one is an `AlignDistilError` and also a `ValueError` (a request that cannot be met) or an `OSError` (a file on
+disk that is not as it should be). A message is one line: where, what was expected, what was found. The commands print
 that line and exit with code 2.
 """
 
 from itertools import takewhile
 
 MAX_LINES = 4
-"""Lines of one sentence that are taken from another library's message."""
+"""The most lines taken from one sentence of another library's message."""
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in one line: its first sentence, and that of the cause it was raised from.
+    """Another library's error in one line: its first sentence, and the first sentence of the error that caused it.
 
-    Libraries announce ("an error occurred while ...") and keep the reason in `__cause__`; the last of that chain is
-    added unless the message names it already.
+    Libraries announce ("an error occurred while ...") and keep the reason in `__cause__`. The last cause of the chain
+    is added unless the message already contains it.
     """
     text = _first_sentence(error)
     root = error
@@ -26,12 +26,12 @@ def first_line(error: BaseException) -> str:
 
 
 def _first_sentence(error: BaseException) -> str:
-    """The first line of a message, with the lines behind it for as long as the sentence goes on."""
+    """The first line of a message, and the next lines as long as the sentence goes on."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
     if not lines:
         return type(error).__name__
     paragraph = list(takewhile(bool, lines))
-    if paragraph[-1].endswith(":"):  # it announces what stands behind the blank line
+    if paragraph[-1].endswith(":"):  # the text after the blank line belongs to it
         paragraph += [line for line in lines[len(paragraph) :] if line][:1]
     paragraph = paragraph[:MAX_LINES]
     ends = next((i for i, line in enumerate(paragraph) if line.endswith((".", "!", "?"))), len(paragraph) - 1)
@@ -43,7 +43,7 @@ class AlignDistilError(Exception):
 
 
 class OptionError(AlignDistilError, ValueError):
-    """An option is out of its range, or two options contradict each other."""
+    """An option is out of range, or two options contradict each other."""
 
 
 class DataError(AlignDistilError, ValueError):
@@ -51,7 +51,7 @@ class DataError(AlignDistilError, ValueError):
 
 
 class ModelError(AlignDistilError, ValueError):
-    """A model folder is incomplete, or a model computes something that the code cannot follow."""
+    """A model folder is incomplete, or a model computes something that this code cannot reproduce."""
 
 
 class VocabularyMismatch(ModelError):
@@ -63,11 +63,11 @@ class NonFiniteLogits(ModelError):
 
 
 class TeacherUnavailable(AlignDistilError, ValueError):
-    """The cache does not hold what the asked-for teacher is composed from."""
+    """The cache lacks something that the requested teacher is composed from."""
 
 
 class CacheConflict(AlignDistilError, ValueError):
-    """The output folder holds another build, or caches that were to be read together differ."""
+    """The output folder holds a different build, or caches to be read together differ."""
 
 
 class CacheMissing(AlignDistilError, OSError):
@@ -75,4 +75,4 @@ class CacheMissing(AlignDistilError, OSError):
 
 
 class CacheDamaged(AlignDistilError, OSError):
-    """A file of the cache is missing, cut short, altered or not of the format."""
+    """A file of the cache is missing, truncated, altered or not in the format."""

@@ -1,4 +1,4 @@
-"""Distilling a student from a cache. Reads `shards`; never sees the models that built it."""
+"""Distils a student from a cache. Reads `shards`; runs no teacher model."""
 
 from student.data import CachedResponses
 from student.options import DistillArguments

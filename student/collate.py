@@ -1,6 +1,6 @@
-"""A micro-batch of responses -> tensors, with the teacher composed.
+"""Collator: turns a micro-batch of responses into tensors, and composes their teacher.
 
-Dimensions: B sequences of a micro-batch, T tokens, N response positions of the micro-batch, M kept tokens of them.
+Dimensions: B sequences of a micro-batch, T tokens, N response positions and M kept tokens of the micro-batch.
 """
 
 from collections.abc import Sequence
@@ -11,30 +11,30 @@ import numpy as np
 import torch
 
 from shards import TeacherSpec
-from shards.compose import compose
-from shards.nodes import StrengthNodes
-from shards.schema import Role
-from shards.scores import Tokens, segment_starts
+from shards.format.nodes import StrengthNodes
+from shards.format.schema import Role
+from shards.format.scores import Tokens, segment_starts
+from shards.teacher.compose import compose
 from student.data import MicroBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collator:
-    """A micro-batch of responses -> tensors, with the teacher composed. Values float32.
+    """Turns a micro-batch of responses into tensors, with the teacher composed. Values are float32.
 
     input_ids, attention_mask   (B, T)
     position                    (N,)   b * T + t of the hidden state that predicts the response token
-    support_count, support_ids  (N,), (M,)   the latter int32: half the bytes on their way to the device
+    support_count, support_ids  (N,), (M,)   the latter int32, which halves the bytes sent to the device
     teacher_logprobs, teacher_tail       (M,), (N,)   log p* of the kept tokens, of the tail
     reference_logprobs, reference_tail   (M,), (N,)
     dpo_logprobs, dpo_tail      (M,), (N,)
-    reward                      (M,)   beta * (l_dpo - l_reverse) of the kept tokens, whatever the teacher, so that runs
+    reward                      (M,)   beta * (l_dpo - l_reverse) of the kept tokens, for every teacher, so that runs
                                 can be compared; without a reverse model beta * (l_dpo - l_reference)
     dpo_reward                  (N,)   its expectation under dpo, on the support
-    strength, tail_bound        (N,)   w_t; the bound on the interpolated tail, nats
-    coefficient                 (N,)   factor of a position's divergence in the sum that `num_items` divides
-    counts                      (N,)   1, or 0 at the positions of rows that fill up the batch
-    num_items, num_sequences, num_positions   what counts: the unit of the reduction, sequences, response positions
+    strength, tail_bound        (N,)   w_t; error bound of the interpolated tail, nats
+    coefficient                 (N,)   factor of a position's divergence in the sum that is divided by `num_items`
+    counts                      (N,)   1, or 0 at the positions of rows that only fill the batch
+    num_items, num_sequences, num_positions   counts of: units of the reduction, sequences, response positions
     """
 
     spec: TeacherSpec

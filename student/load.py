@@ -1,25 +1,20 @@
-"""A student's model and tokenizer, out of a folder or from the hub; weights from safetensors only."""
+"""Loads a student's model and tokenizer from a folder or the hub; weights from safetensors only."""
 
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shards.adapter import load_adapter, merge
-from shards.errors import ModelError, OptionError, first_line
-from shards.find_model import ModelFolder, resolve
-from shards.head import probe_ids
-from shards.model_folder import refusing, require_tokenizer, require_weights, require_whole
+from shards.errors import ModelError
+from shards.modelfiles.adapter import load_adapter, merge
+from shards.modelfiles.find import ModelFolder, read_tokenizer, resolve
+from shards.modelfiles.folder import refusing, require_weights, require_whole
+from shards.modelfiles.head import probe_ids
 
 
 def load_tokenizer(source: str | ModelFolder, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model; an adapter without one has its base's. Raises ModelError."""
-    folder = _found(source)
-    if folder.base and not folder.has_tokenizer:
-        return load_tokenizer(folder.base, trust_remote_code=trust_remote_code)
-    require_tokenizer(folder.name, folder.path)
-    with refusing(folder.name, "a tokenizer that can be read"):
-        return AutoTokenizer.from_pretrained(folder.path, trust_remote_code=trust_remote_code)
+    """The tokenizer of a model; an adapter without one uses its base's. Raises ModelError."""
+    return read_tokenizer(AutoTokenizer, _found(source), trust_remote_code=trust_remote_code)
 
 
 def load_model(
@@ -27,7 +22,7 @@ def load_model(
 ) -> Any:
     """A causal language model: a full one, or the base of an adapter folder with the adapter merged into it.
 
-    On the CPU, in dtype: float32, bfloat16 or auto (as stored). Raises ModelError.
+    It is on the CPU, in dtype: float32, bfloat16 or auto (as stored). Raises ModelError.
     """
     folder = _found(source)
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
@@ -45,9 +40,9 @@ def load_model(
 
 
 def load_whole(source: str | ModelFolder, auto_class: Any, expected: str, **kwargs: Any) -> Any:
-    """A full model of one of transformers' Auto classes, none of whose weights is made up.
+    """A full model of one of transformers' Auto classes, with all weights from the folder.
 
-    expected: what it should be, in words; kwargs go to from_pretrained. Raises ModelError.
+    expected: a description for messages; kwargs go to from_pretrained. Raises ModelError.
     """
     folder = _found(source)
     require_weights(folder.name, folder.path, "model")
@@ -72,21 +67,11 @@ def _with_adapter(base: Any, folder: ModelFolder, *, trust_remote_code: bool) ->
         raise ModelError(f"{folder.name}: is a peft adapter; install aligndistil-offline[peft]") from exc
     tokens = len(load_tokenizer(folder, trust_remote_code=trust_remote_code)) if folder.has_tokenizer else None
     adapted = load_adapter(base.eval(), folder.path, folder.name, peft=peft, torch=torch, tokens=tokens)
-    return merge(adapted, folder.name, _probe_logits).requires_grad_(True)  # peft froze the base
+    return merge(adapted, folder.name, _probe_logits).requires_grad_(True)  # because peft froze the base
 
 
 @torch.no_grad()
 def _probe_logits(model: Any) -> torch.Tensor:
-    """What a model says by itself on a few tokens, (T, V)."""
+    """A model's own logits on a few tokens, (T, V)."""
     ids_BT = torch.tensor([probe_ids(model.config.get_text_config().vocab_size)])
     return model(input_ids=ids_BT, use_cache=False).logits[0].float()
-
-
-def device_named(name: str) -> torch.device:
-    """`auto` is the GPU where there is one, else the processor. Raises OptionError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as exc:  # a name that torch does not know, a device that is not here
-        raise OptionError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r} ({first_line(exc)})") from exc

@@ -1,18 +1,18 @@
-"""Sums of loss and metrics over micro-batches, and the means that are logged."""
+"""Sums of loss and metrics over micro-batches, and their means for the log."""
 
 import time
 from typing import Any
 
 import torch
 
-from student.loss import METRICS
+from student.loss.sparse import METRICS
 
 PER_SEQUENCE = ("kl_reference", "kl_dpo", "expected_reward", "dpo_expected_reward")
-"""Logged as sums over a sequence too, as the released trainer does."""
+"""Also logged as sums over a sequence, as in the released trainer."""
 
 
 class MetricSums:
-    """Sums of loss and metrics over micro-batches, on the device, without waiting for it; and the time of the steps."""
+    """Sums of loss and metrics over micro-batches, kept on the device without waiting for it; and the time of steps."""
 
     def __init__(self) -> None:
         self._total: torch.Tensor | None = None
@@ -23,20 +23,20 @@ class MetricSums:
         self._step_began = time.perf_counter()
 
     def end_step(self) -> None:
-        """Evaluation and checkpoints, which come between steps, are not counted."""
+        """End the time of a step. Evaluation and checkpoints between steps are not counted."""
         if self._step_began is not None:
             self._seconds += time.perf_counter() - self._step_began
             self._step_began = None
 
     def add(self, outputs: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> None:
-        """One micro-batch: what DistillForward returned, and the collator's counts."""
+        """Add one micro-batch: the output of DistillForward, and the collator's counts."""
         sums = [outputs["loss_sum"], outputs["low_strength_sum"], inputs["num_sequences"], inputs["num_positions"]]
         device = outputs["loss_sum"].device
         row = torch.stack([*(value.detach().double().to(device) for value in sums), *outputs["metrics"].double()])
         self._total = row if self._total is None else self._total + row
 
     def means(self, accelerator: Any, reduction: str) -> dict[str, float]:
-        """Over all ranks: loss, metrics per response token, some also per sequence. Empty without batches."""
+        """Means over all ranks: loss, metrics per response token, some also per sequence. Empty without batches."""
         if self._total is None:
             return {}
         loss, low, sequences, positions, *sums = accelerator.reduce(self._total, reduction="sum").tolist()

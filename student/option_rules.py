@@ -1,12 +1,12 @@
-"""What the options of a training may be: ranges, and what cannot mean anything here."""
+"""Legal values of the options of a training: ranges, and flags that make no sense here."""
 
 import json
 import math
 from typing import Any
 
-from shards.command import require_at_least, require_choices
+from shards.cli.command import require_at_least, require_choices
 from shards.errors import OptionError
-from student.loss import METRICS
+from student.loss.sparse import METRICS
 from student.metrics import PER_SEQUENCE
 
 HIGHEST_SEED = 2**32 - 1
@@ -18,12 +18,12 @@ REFUSED = {
     "auto_find_batch_size": (False, "the batch size is part of the order"),
     "dataloader_drop_last": (False, "the last batch is filled up with rows of weight zero"),
     "neftune_noise_alpha": (None, "the teacher was computed without noise"),
-    "parallelism_config": (None, "ranks share out rows; tensor and sequence parallelism are not supported"),
+    "parallelism_config": (None, "ranks share the rows; tensor and sequence parallelism are not supported"),
     "bf16_full_eval": (False, "it would round the student's weights before they are saved"),
     "fp16_full_eval": (False, "it would round the student's weights before they are saved"),
     "ignore_data_skip": (False, "a resumed run would read rows twice and others never"),
 }
-"""Flags of TrainingArguments that must stay as they are, and why."""
+"""Flags of TrainingArguments that must keep their defaults, and why."""
 
 RANGES: dict[str, tuple[float, float]] = {
     "learning_rate": (0, math.inf),
@@ -40,7 +40,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data_seed": (0, HIGHEST_SEED),
     "ddp_timeout": (1, math.inf),
 }
-"""Least and highest value, both legal where they are finite. A value of None is left to transformers."""
+"""Lowest and highest value, both legal if finite. A value of None is left to transformers."""
 
 AT_LEAST_ONE = (
     *("chunk_positions", "lora_r", "lora_alpha", "per_device_train_batch_size", "per_device_eval_batch_size"),
@@ -51,11 +51,11 @@ INTERVALS = ("logging_steps", "save_steps", "eval_steps")
 SMALLER_IS_BETTER = ("loss", "kl_teacher")
 LARGER_IS_BETTER = ("expected_reward", "expected_reward_per_sequence", "support_mass")
 EVAL_METRICS = ("loss", *METRICS, *(f"{name}_per_sequence" for name in PER_SEQUENCE), "low_strength_loss_share")
-"""What an evaluation gives, behind `eval_`."""
+"""The metrics of an evaluation, without their prefix `eval_`."""
 
 
 def refuse_options(options: Any) -> None:
-    """Raise OptionError for a value out of its range, and for a flag that cannot mean anything here."""
+    """Raise OptionError for a value out of range, and for a flag that makes no sense here."""
     require_choices(options)
     if not options.output_dir:
         raise OptionError("output_dir: expected a folder for the student, got none; give --output_dir DIR")
@@ -90,7 +90,7 @@ def _require_between(options: Any, name: str, least: float, highest: float) -> N
 
 
 def _refuse_json(options: Any) -> None:
-    """What stands in braces must be JSON, and keyword arguments must stand in braces: no file holds them."""
+    """A value in braces must be JSON, and keyword arguments must be in braces: files are not supported."""
     for name in (*options._VALID_DICT_FIELDS, *KEYWORDS):
         value = getattr(options, name)
         if not isinstance(value, str) or not (value.startswith("{") or name in KEYWORDS):
@@ -104,7 +104,7 @@ def _refuse_json(options: Any) -> None:
 
 
 def _refuse_metric(options: Any) -> None:
-    """The metric of the best model must be one that an evaluation gives, and it must be clear which end is best."""
+    """The metric of the best model must be one of an evaluation, and it must be clear whether high or low is best."""
     if options.eval_strategy == "no" and (options.load_best_model_at_end or options.save_strategy == "best"):
         raise OptionError("eval_strategy: expected steps or epoch, by which the best model is found, got 'no'")
     if options.metric_for_best_model is None:

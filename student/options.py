@@ -1,56 +1,53 @@
-"""DistillArguments: every flag of `python -m student.train` - transformers' TrainingArguments, and what is ours."""
+"""DistillArguments: the flags of `python -m student.train`; the teacher's are in `shards.cli.teacher_flags`."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from transformers import TrainingArguments
 
-from shards import Divergence, TeacherSpec
-from shards.command import flag
+from shards import Divergence
+from shards.cli.command import flag
+from shards.cli.launcher import launched_processes
+from shards.cli.outside import naming
+from shards.cli.teacher_flags import TeacherFlags
 from shards.errors import OptionError
-from shards.launcher import launched_processes
-from shards.outside import naming
+from shards.teacher.divergence import DivergenceName
 from student.option_rules import refuse_options
 
 DEFAULT_GLOBAL_BATCH_SIZE = 128
 
 
 @dataclass(kw_only=True)
-class DistillArguments(TrainingArguments):
+class DistillArguments(TeacherFlags, TrainingArguments):
     """TrainingArguments with the released off-policy recipe as defaults, plus teacher, loss and data.
 
-    Raises OptionError for values out of range, for options that contradict each other and for options of
-    TrainingArguments that cannot mean anything here.
+    Raises OptionError for values out of range, for contradictions and for options of TrainingArguments that make no
+    sense here.
     """
 
     shards: list[str] = flag(["shards"], "folders of caches; several must come from the same models")
     eval_shards: list[str] = flag([], "caches to evaluate on")
     model: str | None = flag(None, "student to start from; default: the reference that the cache was built with")
-    train_on: Literal["chosen", "rejected", "both"] = flag("chosen", "which of the cached responses to train on")
+    train_on: Literal["chosen", "rejected", "both"] = flag("chosen", "which cached responses to train on")
 
-    teacher: Literal["aligndistil", "adaptive", "contrastive", "linear"] = flag("aligndistil", "a named teacher")
-    anchor: Literal["dpo", "reference"] | None = flag(None, "what the teacher starts from; default: the teacher's")
-    negative: Literal["reverse", "reference"] | None = flag(None, "what it moves away from; default: the teacher's")
-    strength: Literal["adaptive", "constant", "learned"] | None = flag(
+    # the other flags of the teacher are in TeacherFlags; only a training can fit a strength
+    strength: Literal["adaptive", "constant", "learned"] | None = flag(  # type: ignore[assignment]
         None, "gain * D_t + 1e-3, beta / kl_coef, or 1e-3 + softplus(offset + slope * D_t)"
     )
-    beta: float = flag(0.1, "reward scale of the DPO models")
-    gain: float = flag(10.0, "growth of an adaptive strength with D_t")
-    kl_coef: float = flag(0.05, "weight of the KL penalty of a constant strength")
     learned_offset: float | None = flag(None, "offset of a learned strength; default: fitted on the cached pairs")
     learned_slope: float | None = flag(None, "slope of a learned strength; default: fitted on the cached pairs")
 
-    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = flag("reverse_kl", "between student and teacher")
+    divergence: DivergenceName = flag("reverse_kl", "between student and teacher")
     jsd_weight: float = flag(0.5, "the teacher's share in the mixture of the generalised JSD")
     reduction: Literal["sequence", "token"] = flag("sequence", "mean over each sequence first, or over all tokens")
-    chunk_positions: int = flag(256, "response positions whose logits exist at a time")
+    chunk_positions: int = flag(256, "response positions with logits in memory at a time")
     global_batch_size: int | None = flag(
         None,
         f"sequences per optimizer step, {DEFAULT_GLOBAL_BATCH_SIZE} unless accumulation is given; sets accumulation",
     )
 
-    overwrite_output_dir: bool = flag(False, "write into a folder that holds a model or checkpoints of another run")
+    overwrite_output_dir: bool = flag(False, "write into a folder with a model or checkpoints of another run")
     dtype: Literal["float32", "bfloat16", "auto"] = flag(
         "float32", "dtype of the student's weights; float32 unless they are the frozen base of adapters"
     )
@@ -58,7 +55,7 @@ class DistillArguments(TrainingArguments):
     trust_remote_code: bool = flag(False, "run code that comes with the model")
     use_peft: bool = flag(
         False,
-        "train LoRA adapters, merged when the model is saved (not under FSDP); they want a learning rate of 1e-4 or so",
+        "train LoRA adapters, merged when the model is saved (not under FSDP); use a learning rate of about 1e-4",
     )
     lora_r: int = flag(16, "rank of the adapters")
     lora_alpha: int = flag(32, "scale of the adapters")
@@ -68,17 +65,17 @@ class DistillArguments(TrainingArguments):
     learning_rate: float = flag(1e-6, "peak learning rate")
     lr_scheduler_type: str = flag("cosine_with_min_lr", "schedule of the learning rate")
     lr_scheduler_kwargs: dict | str | None = flag({"min_lr_rate": 0.1}, "arguments of the schedule")
-    warmup_steps: float = flag(0.1, "steps of linear warm-up; a share of all steps when under 1")
+    warmup_steps: float = flag(0.1, "steps of linear warm-up; below 1: a share of all steps")
     adam_beta2: float = flag(0.95, "beta2 of AdamW")
     num_train_epochs: float = flag(1.0, "passes over the rows")
     gradient_accumulation_steps: int = flag(None, "micro-batches per step; default: from global_batch_size")
-    bf16: bool = flag(None, "bf16 autocast; default: where the GPU has it")
-    logging_steps: float = flag(1, "steps between two logs")
+    bf16: bool = flag(None, "bf16 autocast; default: true if the GPU supports it")
+    logging_steps: float = flag(1, "steps between log lines")
     logging_nan_inf_filter: bool = flag(False, "hide a loss that is NaN (off: it is shown)")
 
     def __post_init__(self) -> None:
         if self.lr_scheduler_type != "cosine_with_min_lr" and self.lr_scheduler_kwargs == {"min_lr_rate": 0.1}:
-            self.lr_scheduler_kwargs = None  # they are the default schedule's
+            self.lr_scheduler_kwargs = None  # they belong to the default schedule
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
         refuse_options(self)
@@ -88,14 +85,6 @@ class DistillArguments(TrainingArguments):
             super().__post_init__()
         if self.world_size != (launched := launched_processes()):
             raise OptionError(f"processes: expected {launched}, as WORLD_SIZE says, got {self.world_size}")
-
-    @property
-    def spec(self) -> TeacherSpec:
-        """The teacher: the preset with the given fields put in its place. A learned strength may still need its fit."""
-        chosen: dict[str, Any] = {"anchor": self.anchor, "negative": self.negative, "strength": self.strength}
-        chosen |= {"learned_offset": self.learned_offset, "learned_slope": self.learned_slope}
-        given = {name: value for name, value in chosen.items() if value is not None}
-        return TeacherSpec.preset(self.teacher, beta=self.beta, gain=self.gain, kl_coef=self.kl_coef, **given)
 
     @property
     def loss_divergence(self) -> Divergence:

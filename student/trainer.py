@@ -1,8 +1,8 @@
-"""DistillTrainer: a transformers.Trainer that distils from cached teachers.
+"""DistillTrainer: a transformers.Trainer that distils a student from cached teachers.
 
-It owns three things that Trainer would get wrong for this loss: the order of the data, the count that the loss is
-divided by (over all micro-batches of a step and all ranks, never an average of averages), and evaluation (one sum over
-all rows). Everything else is Trainer's.
+It replaces three parts of Trainer that are wrong for this loss: the order of the data, the count that the loss is
+divided by (over all micro-batches of a step and all ranks, never an average of averages), and the evaluation (one sum
+over all rows). All else is Trainer's.
 """
 
 import math
@@ -16,32 +16,33 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from shards.errors import OptionError
-from shards.head import require_room
-from shards.vocabulary import require_same_vocabulary
-from student.card import write_model_card
+from shards.modelfiles.head import require_room
+from shards.modelfiles.vocabulary import require_same_vocabulary
 from student.collate import Collator
-from student.data import CachedResponses, GlobalBatchSampler
-from student.forward import DistillForward, base_model
-from student.learned import fit_strength
-from student.loss import SparseTargets
+from student.data import CachedResponses
+from student.loss.forward import DistillForward, base_model
+from student.loss.sparse import SparseTargets
 from student.metrics import MetricSums
 from student.options import DistillArguments
-from student.outside import naming_workers
-from student.resumable import ResumableTrainer
-from student.run import run_identity
-from student.support import SupportWatch
+from student.order import GlobalBatchSampler
+from student.runs.card import write_model_card
+from student.runs.identity import run_identity
+from student.runs.resumable import ResumableTrainer
+from student.train.learned import fit_strength
+from student.train.outside import naming_workers
+from student.watch import SupportWatch
 
 logger = logging.get_logger(__name__)
 
 
 class DistillTrainer(ResumableTrainer):
-    """Distils `model` from the teacher that `args` name, composed from cached responses.
+    """Distils `model` from the teacher of `args`, composed from cached responses.
 
     model               a PreTrainedModel, or a PeftModel around one, with the tokenizer of the cache
     train_dataset, eval_dataset   CachedResponses
     processing_class    the student's tokenizer; compared with the cache's, and saved with the model
 
-    A learned strength without numbers is fitted here, on the pairs of the training caches, and `args` hold them then.
+    A learned strength without numbers is fitted here, on the pairs of the training caches, and stored in `args`.
 
     Raises VocabularyMismatch, TeacherUnavailable, ModelError, and OptionError for several GPUs without a launcher.
     """
@@ -70,12 +71,12 @@ class DistillTrainer(ResumableTrainer):
             eval_dataset = train_dataset.like(eval_dataset)
         longest = max(int(dataset.lengths.max()) for dataset in (train_dataset, eval_dataset) if dataset is not None)
         require_room(base_model(model).config, longest, "student")
-        fit_strength(args, train_dataset)  # the only one of these that takes long
+        fit_strength(args, train_dataset)  # the only slow one of these
         train_dataset = train_dataset.for_teacher(args.spec)
         if eval_dataset is not None:
             eval_dataset = train_dataset.like(eval_dataset)
         pad_token_id = getattr(processing_class, "pad_token_id", None) or 0
-        collator: Any = Collator(  # of a MicroBatch, where Trainer says list
+        collator: Any = Collator(  # takes a MicroBatch; Trainer's type is a list
             spec=args.spec, nodes=train_dataset.nodes, reduction=args.reduction, pad_token_id=pad_token_id
         )
         super().__init__(
@@ -87,7 +88,7 @@ class DistillTrainer(ResumableTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        # the sums below are divided by global counts, so Trainer must not divide again
+        # we divide the sums below by global counts, so Trainer must not divide again
         self.loss_is_scaled_for_ga = True
         self.distill_forward = DistillForward(
             base_model(model),
@@ -118,11 +119,11 @@ class DistillTrainer(ResumableTrainer):
         return self.args.max_steps if self.args.max_steps > 0 else epochs
 
     def get_train_dataloader(self) -> DataLoader:
-        """Micro-batches of this rank. Not prepared by accelerate: the sampler knows about ranks already."""
+        """Micro-batches of this rank. Not prepared by accelerate, because the sampler already knows the ranks."""
         return self._loader(self.train_dataset, self.sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """All rows once, in order of length, shared out to the ranks."""
+        """All rows once, in order of length, distributed over the ranks."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         dataset = self.train_dataset.like(dataset)
         return self._loader(dataset, self._make_sampler(dataset, self.args.eval_batch_size, shuffle=False))
@@ -133,7 +134,7 @@ class DistillTrainer(ResumableTrainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor]:
-        """The micro-batches of a step, and the number of items that count in them on all ranks."""
+        """The micro-batches of a step, and the number of items in them that count, over all ranks."""
         self.train_sums.begin_step()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         num_items = torch.stack([batch["num_items"] for batch in batches]).sum().to(device)
@@ -146,7 +147,7 @@ class DistillTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The sum over this micro-batch over the step's global count; times the ranks, which wrappers average."""
+        """This micro-batch's sum divided by the step's global count, times the ranks, because wrappers average."""
         assert num_items_in_batch is not None, "get_batch_samples counts them"
         outputs = self._distill(model, inputs)
         self.train_sums.add(outputs, inputs)
@@ -170,7 +171,7 @@ class DistillTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Trainer's loop, with its average of batch losses replaced by sums over all rows over their count."""
+        """Trainer's loop, but instead of an average of batch losses: sums over all rows divided by their count."""
         self._eval_sums = MetricSums()
         with naming_workers():
             output = super().evaluation_loop(
@@ -182,10 +183,10 @@ class DistillTrainer(ResumableTrainer):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer.log with the metrics of the steps since the last log."""
+        """Trainer.log with the metrics of the steps since the previous log."""
         means = self.train_sums.means(self.accelerator, self.args.reduction) if "loss" in logs else {}
         if means:
-            logs |= means | {"loss": logs["loss"]}  # Trainer's own: the mean over the steps since the last log
+            logs |= means | {"loss": logs["loss"]}  # Trainer's own: the mean over the steps since the previous log
             self.train_sums = MetricSums()
             self._warn_of_support(means)
         if self.state.global_step == getattr(self, "_initial_global_step", -1):
@@ -193,7 +194,7 @@ class DistillTrainer(ResumableTrainer):
         super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """README.md in the output folder: the cache, the teacher and the recipe."""
+        """Write README.md into the output folder: the cache, the teacher and the recipe."""
         if self.is_world_process_zero():
             write_model_card(self, Path(str(self.args.output_dir)))
 
@@ -206,7 +207,7 @@ class DistillTrainer(ResumableTrainer):
         )
 
     def _prepare_input(self, data: Any) -> Any:
-        # Trainer casts floats to DeepSpeed's dtype here; targets stay float32
+        # Trainer would cast floats to DeepSpeed's dtype here; targets must stay float32
         return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
 
     def _make_sampler(self, dataset: CachedResponses, micro_batch_size: int, *, shuffle: bool) -> GlobalBatchSampler:
@@ -241,17 +242,17 @@ class DistillTrainer(ResumableTrainer):
 
 
 class _Steps(TrainerCallback):
-    """Tells the sampler which epoch it is, and the clock when a step has ended."""
+    """Tells the sampler the epoch, and the metrics when a step ends."""
 
     def __init__(self, trainer: DistillTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # a checkpoint brings the intervals of its own run; those that were given now count
+        # use the intervals given now, not those of the checkpoint
         state.compute_steps(args, state.max_steps)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # from the steps done, so that it is right after a resume, where Trainer's own epoch hook is hidden
+        # from the steps done, so that it is right after a resume; Trainer's own epoch hook is hidden there
         sampler = self.trainer.sampler
         sampler.set_epoch(state.global_step // sampler.num_global_batches)
 

@@ -39,7 +39,7 @@ ALL_PAIRS = ["dpo/reverse", "reference/reference", "reference/reverse", "dpo/ref
 
 
 def build_options(trio, data, out, **overrides):
-    from precompute.options import BuildOptions
+    from precompute.build.options import BuildOptions
 
     models = [f"{role}={folder}" for role, folder in trio.items()]
     given = {"models": models, "data": str(data), "out": str(out), "values": "float32"}
@@ -69,7 +69,7 @@ def pairs_file(tmp_path_factory):
 
 
 def build_cache(options):
-    from precompute.build import build
+    from precompute.build.build import build
     from shards import ShardCache
 
     build(options)
@@ -78,7 +78,7 @@ def build_cache(options):
 
 @pytest.fixture(scope="session")
 def whole_cache(trio_folders, pairs_file, tmp_path_factory):
-    """K = V: every token is kept, every pair served, both responses."""
+    """K = V: every token is kept, every pair is served, both responses."""
     out = tmp_path_factory.mktemp("whole") / "cache"
     settings = {"responses": "both", "support": "fixed", "top_k": 18, "pairs": ALL_PAIRS, "tokens_per_shard": 40}
     return build_cache(build_options(trio_folders, pairs_file, out, **settings))
@@ -86,7 +86,7 @@ def whole_cache(trio_folders, pairs_file, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sparse_cache(trio_folders, pairs_file, tmp_path_factory):
-    """A ragged support with five tokens a position on average."""
+    """A ragged support with a mean of five tokens per position."""
     out = tmp_path_factory.mktemp("sparse") / "cache"
     settings = {"responses": "both", "top_k": 5, "max_top_k": 12, "tokens_per_shard": 40}
     return build_cache(build_options(trio_folders, pairs_file, out, **settings))

@@ -1,4 +1,4 @@
-"""The dense formulas of the method, written plainly and apart from the package: what every sparse number is held to."""
+"""The dense formulas of the method, written independently of the package: sparse numbers are compared with them."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -59,7 +59,7 @@ def loss(student, trio, responses, vocabulary_size, *, preset, name="reverse_kl"
 
 
 def gradient(loss_value, model):
-    """All gradients of the model's parameters as one vector; zeros where a parameter takes no part."""
+    """All gradients of the model's parameters as one vector; zeros for parameters without a gradient."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(loss_value, parameters, allow_unused=True, retain_graph=True)
     return torch.cat(
@@ -68,6 +68,6 @@ def gradient(loss_value, model):
 
 
 def angle_degrees(a, b):
-    # atan2 of the two half-sums: exact for small angles, where acos of a cosine is not
+    # atan2 of the two half-sums: exact for small angles, unlike the acos of a cosine
     a, b = a.double() / a.double().norm(), b.double() / b.double().norm()
     return float(torch.rad2deg(2 * torch.atan2((a - b).norm(), (a + b).norm())))

@@ -1,4 +1,4 @@
-"""A small valid cache made from random log-probs, without models: what tests of the format and of its readers share."""
+"""A small valid cache of random log-probs, made without models, for tests of the format and of its readers."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -9,22 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from precompute.support import SupportRule, summarise
-from shards.finishing import Findings, finished
-from shards.index import RowIndex
-from shards.manifest import (
-    MANIFEST_FILE,
-    PLAN_FILE,
-    PROVENANCE_FILE,
-    VOCABULARY_FILE,
-    Plan,
-    ShardPlan,
-)
-from shards.nodes import StrengthNodes
-from shards.plan import canonical_json
-from shards.schema import ROLES, Pair, Role, Values
-from shards.scores import Response
-from shards.writer import write_index, write_json, write_shard
+from precompute.scoring.support import SupportRule, summarise
+from shards.format.finishing import Findings, finished
+from shards.format.index import RowIndex
+from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, VOCABULARY_FILE, Plan, ShardPlan
+from shards.format.nodes import StrengthNodes
+from shards.format.plan import canonical_json
+from shards.format.schema import ROLES, Pair, Role, Values
+from shards.format.scores import Response
+from shards.format.writer import write_index, write_json, write_shard
 
 DEFAULT_PAIRS = (Pair("dpo", "reverse"), Pair("reference", "reference"))
 Dense = Mapping[Role, np.ndarray]
@@ -32,7 +25,7 @@ Dense = Mapping[Role, np.ndarray]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeCache:
-    """A written cache, with what went into it. `dense`: for each row, role -> full log-probs (N, V), float64."""
+    """A written cache, and its content. `dense`: for each row, role -> full log-probs (N, V), float64."""
 
     folder: Path
     plan: Plan
@@ -115,7 +108,7 @@ def index_of(responses: Sequence[Response]) -> RowIndex:
 
 
 def write_cache(folder: Path, plan: Plan, vocabulary: Mapping[str, int], responses: Sequence[Response]) -> Plan:
-    """Write all files of a cache, with index, checksums and statistics that fit whatever the responses hold.
+    """Write all files of a cache, with an index, checksums and statistics that fit any responses.
 
     Returns the plan that names this index.
     """
@@ -131,7 +124,7 @@ def write_cache(folder: Path, plan: Plan, vocabulary: Mapping[str, int], respons
 
 
 def write_manifest(folder: Path, plan: Plan) -> None:
-    """What the build does last: the table of the shards and the statistics, from the files themselves."""
+    """The last step of a build: the table of the shards and the statistics, from the files themselves."""
     findings = Findings.nothing(plan)
     for number in range(len(plan.shards)):
         findings.read_back(folder, plan, number)
@@ -139,7 +132,7 @@ def write_manifest(folder: Path, plan: Plan) -> None:
 
 
 def rewrite(fake: FakeCache, folder: Path, row: int, change: Callable[[Response], Response]) -> None:
-    """Write the cache again into `folder`, whole and with right checksums, with one response changed."""
+    """Write the cache again into `folder`, complete and with correct checksums, with one response changed."""
     folder.mkdir(parents=True, exist_ok=True)
     responses = list(fake.responses)
     responses[row] = change(responses[row])
@@ -151,7 +144,7 @@ def with_scores(response: Response, **changed: Any) -> Response:
 
 
 def flat(response: Response) -> dict[str, Any]:
-    """Every value of a response, by a name that tells where it lies."""
+    """Every value of a response, named by its place."""
     scores = response.scores
     found = {name: getattr(response, name) for name in Response.__slots__ if name != "scores"}
     found |= {"support_count": scores.support_count, "support_ids": scores.support_ids}

@@ -1,4 +1,4 @@
-"""Faults planted into a cache that is whole otherwise: what the tests of `shards.verify` share."""
+"""Faults to plant into a sound cache, for the tests of `shards.verify`."""
 
 import json
 from dataclasses import replace
@@ -7,18 +7,18 @@ import numpy as np
 import pyarrow as pa
 from fake_cache import with_scores
 
-from shards.manifest import MANIFEST_FILE, file_sha256
-from shards.rules import RULES
-from shards.schema import Pair
-from shards.verify import verify
-from shards.writer import write_json
+from shards.format.manifest import MANIFEST_FILE, file_sha256
+from shards.format.schema import Pair
+from shards.format.writer import write_json
+from shards.verify.__main__ import verify
+from shards.verify.rules import RULES
 
 V = 24
 CONTRAST, PLAIN = Pair("dpo", "reverse"), Pair("reference", "reference")
 
 
 def require_only(folder, rule):
-    """All faults of the cache, which must be of this rule."""
+    """All faults of the cache; asserts that they are of this rule."""
     faults = list(verify(folder))
     assert faults, f"rule {rule} found nothing"
     assert {fault.rule for fault in faults} == {rule}, "\n".join(map(str, faults))
@@ -43,13 +43,13 @@ def set_entry(folder, shard, **changed):
 
 
 def fix_entry(folder, shard):
-    """Let the manifest say the bytes and sha256 that the shard has."""
+    """Write the shard's current bytes and sha256 into the manifest."""
     path = folder / f"part-{shard:05d}.arrow"
     set_entry(folder, shard, bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def rewrite_shard(folder, change):
-    """Write the first shard again from (record batch, metadata) pairs, and let the manifest know."""
+    """Write the first shard again from (record batch, metadata) pairs, and update the manifest."""
     path = folder / "part-00000.arrow"
     file = pa.ipc.open_file(pa.OSFile(str(path), "rb"))
     batches = [file.get_batch_with_custom_metadata(i) for i in range(file.num_record_batches)]
@@ -93,7 +93,7 @@ def partial_position(response, *, kept):
 
 
 def set_reverse_distribution(response, change):
-    """At a position with all tokens kept, other log-probs under reverse; D_t and the next token's follow them."""
+    """Change the log-probs under reverse at a position with all tokens kept; D_t and the next token's follow."""
     n, entries, next_id = full_position(response)
     logprobs_V = change(response.scores.logprobs["reverse"][entries].astype(np.float64), next_id)
     distance = np.abs(np.exp(response.scores.logprobs["dpo"][entries]) - np.exp(logprobs_V)).sum()
@@ -123,7 +123,7 @@ def move_mask_to_start(response):
 
 
 def move_count(response, count):
-    """The first position keeps `count` tokens, and the next one what is left of both."""
+    """Keep `count` tokens at the first position, and at the next one what is left of both."""
     counts = response.scores.support_count.copy()
     counts[1] += counts[0] - count
     counts[0] = count
@@ -139,7 +139,7 @@ def swap_first_ids(response):
 
 
 def shift_tail(response, pair, amount):
-    """The pair's log partitions moved, at a position that has a tail."""
+    """Move the pair's log partitions at a position with a tail."""
     n = partial_position(response, kept=True)
     stored = response.scores.tail_logpartition[pair]
     return set_role(response, "tail_logpartition", pair, n, stored[n] + amount)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 LLAMA = "transformers.models.llama.modeling_llama"
-CONTEXT.set_forkserver_preload(["student.trainer", "student.reference", "student.ranks", LLAMA])
+CONTEXT.set_forkserver_preload(["student.trainer", "student.train.reference", "student.train.ranks", LLAMA])
 SECONDS = 200
 
 

@@ -1,7 +1,7 @@
 """Run on two ranks: one loss and its gradients with FSDP2's fully_shard, compared with those of the whole model.
 
-Sharded twice: with the output layer in the model's own group, where its weight is whole inside the forward and the
-gradient is computed on the way, and in a group of its own, where the module has to be called.
+Sharded in two ways: with the output layer in the model's own group, where its weight is whole inside the forward and
+the gradient is computed there, and in a separate group, where the module has to be called.
 """
 
 import sys
@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from shards import Divergence, TeacherSpec
 from student.collate import Collator
-from student.data import BatchItem, CachedResponses
-from student.forward import DistillForward
-from student.loss import SparseTargets
+from student.data import CachedResponses
+from student.loss.forward import DistillForward
+from student.loss.sparse import SparseTargets
+from student.order import BatchItem
 
 
 def loss_and_gradients(folder, cache, shard, head_apart=False):

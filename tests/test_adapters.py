@@ -1,4 +1,4 @@
-"""Adapters: scored, checked, merged and trained is what peft's own forward pass gives, or it is refused by name."""
+"""Adapters: scoring, checking, merging and training give the values of peft's own forward pass, or are refused."""
 
 import json
 
@@ -7,18 +7,18 @@ import torch
 from conftest import build_options
 from tiny import WORDS, load, make_llama, make_pairs, make_tokenizer, save, write_jsonl
 
-from precompute import models as models_module
-from precompute import role_model
-from precompute.adapters import shares_base
-from precompute.build import build
-from precompute.check import check
-from precompute.made_from import require_same_inputs
-from precompute.models import identity, load_merged, load_models, resolve
-from precompute.options import CheckOptions
-from precompute.role_model import own_logits
-from precompute.rollout import rollout
-from precompute.rollout_options import RolloutOptions
-from precompute.teachers import main as teachers_main
+from precompute.build.build import build
+from precompute.check.__main__ import check
+from precompute.check.options import CheckOptions
+from precompute.models import folders as models_module
+from precompute.models import role_model
+from precompute.models.adapters import shares_base
+from precompute.models.folders import identity, load_merged, load_models, resolve
+from precompute.models.made_from import require_same_inputs
+from precompute.models.role_model import own_logits
+from precompute.rollout.__main__ import rollout
+from precompute.rollout.options import RolloutOptions
+from precompute.teachers.__main__ import main as teachers_main
 from shards import ShardCache
 from shards.errors import ModelError
 from student.load import load_model, load_tokenizer
@@ -65,7 +65,7 @@ UNMERGEABLE = {"LoRA with replicated layers"}
 
 
 def make_adapter(base, folder, config, seed=5, tokens=None, **save_kwargs):
-    """An adapter whose trained weights are all moved."""
+    """An adapter with all of its trained weights moved."""
     torch.manual_seed(seed)
     config.task_type = "CAUSAL_LM"
     model = load(base)
@@ -111,7 +111,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(base, tmp_path_factory):
-    """A LoRA that may share its base."""
+    """A LoRA that can share its base."""
     return make_adapter(base, tmp_path_factory.mktemp("plain") / "reverse", lora(), seed=6)
 
 
@@ -131,7 +131,7 @@ def test_an_adapter_is_scored_as_peft_runs_it_and_so_are_the_others(base, plain,
 
 
 def require_merges_alike(folder, kind):
-    """Both rooms merge this adapter into a model that says the same, or say that it cannot be."""
+    """precompute and student both merge this adapter into a model with equal output, or both refuse it."""
     load_both = (
         lambda: load_merged(resolve(str(folder)), "model", dtype="auto", device="cpu"),
         lambda: load_model(str(folder), dtype="float32"),
@@ -180,7 +180,7 @@ def test_a_field_that_nobody_knows_yet_gets_a_base_of_its_own(plain):
 
 @pytest.fixture(scope="module")
 def biased_trio(base, plain, tmp_path_factory):
-    """dpo moves the biases of the base that all share."""
+    """dpo moves the biases of the shared base."""
     dpo = make_adapter(base, tmp_path_factory.mktemp("biased") / "dpo", lora(bias="lora_only"))
     return {"dpo": dpo, "reverse": plain, "reference": base}
 
@@ -209,7 +209,7 @@ def test_the_check_does_not_repeat_a_fault_of_the_build(biased_trio, pairs_file,
 
 
 def commands(folder, base, pairs_file, out):
-    """Everything that loads a model, with this one in the place of one."""
+    """Every way to load a model, with this one in place of one role."""
     trio = {"dpo": folder, "reference": base}
     build_too = build_options(trio, pairs_file, out / "cache", **SMALL)
     rolled = RolloutOptions(model=str(folder), data=str(pairs_file), out=str(out / "r.jsonl"), device="cpu")
@@ -274,7 +274,7 @@ def test_what_depends_on_more_than_layers_is_refused(base, tmp_path, fields, got
 
 
 def test_all_prompt_kinds_of_peft_are_known():
-    from shards.adapter import NOT_FOLLOWED
+    from shards.modelfiles.adapter import NOT_FOLLOWED
 
     kinds = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
     prompts = {kind.value for kind, config in kinds.items() if issubclass(config, peft.PromptLearningConfig)}
@@ -354,7 +354,7 @@ def test_resized_embeddings_are_loaded_as_peft_loads_them(longer_trio, tmp_path)
 
 def test_a_trio_with_resized_embeddings_is_built_checked_sampled_and_trained(longer_trio, tmp_path):
     from student.options import DistillArguments
-    from student.train import train
+    from student.train.__main__ import train
 
     data = write_jsonl(
         tmp_path / "pairs.jsonl",

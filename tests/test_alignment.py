@@ -239,7 +239,7 @@ def test_a_tiny_run_has_every_method_and_goes_on_where_it_stopped(tmp_path, monk
         "`the command`",
         "linear less dpo",
         "With few pairs",
-        "What was chosen beforehand",
+        "What was chosen before the runs",
         "| policy gradient |",
         "pictures/",
     ):

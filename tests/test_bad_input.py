@@ -1,4 +1,4 @@
-"""Every bad input ends in one line that says where, expected and got, and changes nothing that was written before."""
+"""Every bad input ends in one line with where, expected and got, and changes nothing that was written before."""
 
 import json
 import re
@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 from tiny import WORDS, load, make_llama, make_pairs, make_tokenizer, save, write_jsonl
 from transformers import LlamaForCausalLM, TrainingArguments
 
-from precompute import build as build_module
-from precompute.build import build
-from precompute.build import main as build_main
+from precompute.build import build as build_module
+from precompute.build.__main__ import main as build_main
+from precompute.build.build import build
 from shards import ShardCache
 from shards.errors import AlignDistilError
-from shards.writer import exclusive
+from shards.format.writer import exclusive
 from student.options import DistillArguments
-from student.train import main as train_main
-from student.train import train
+from student.train.__main__ import main as train_main
+from student.train.__main__ import train
 
 V = 18
 SMALL = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 20}
@@ -32,7 +32,7 @@ def snapshot(folder):
 
 
 def refusal(action):
-    """The message of the error that ends `action`: ours, in one line."""
+    """The message of the error that ends `action`; asserts that it is ours and one line."""
     with pytest.raises(AlignDistilError) as caught:
         action()
     message = str(caught.value)
@@ -43,7 +43,7 @@ def refusal(action):
 
 @pytest.fixture(scope="module")
 def cache(trio_folders, tmp_path_factory):
-    """Six chosen responses in several shards, of a trio that nobody moves."""
+    """Six chosen responses in several shards, of a trio that no test changes."""
     folder = tmp_path_factory.mktemp("bad") / "cache"
     data = write_jsonl(folder.parent / "pairs.jsonl", make_pairs(6))
     build(build_options(trio_folders, data, folder, **SMALL))
@@ -58,7 +58,7 @@ def copy(cache, tmp_path):
 
 @pytest.fixture
 def refuse_build(trio_folders, cache, tmp_path):
-    """Runs a build that must be refused; its output folder, which holds a file already, stays as it was."""
+    """Runs a build that must be refused; its output folder, which has a file already, must not change."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
@@ -82,7 +82,7 @@ def arguments(cache, out, **overrides):
 
 @pytest.fixture
 def refuse_train(cache, tmp_path):
-    """Runs a training that must be refused; the cache and the output folder stay as they were."""
+    """Runs a training that must be refused; the cache and the output folder must not change."""
     out = tmp_path / "student"
     out.mkdir()
     (out / "model.safetensors").write_text("an earlier student")
@@ -838,14 +838,14 @@ def test_a_file_system_without_locks_is_said_so(tmp_path, monkeypatch, capsys):
     def no_locks(*_):
         raise OSError("no locks available")
 
-    monkeypatch.setattr("shards.writer.fcntl.flock", no_locks)
+    monkeypatch.setattr("shards.format.writer.fcntl.flock", no_locks)
     with exclusive(tmp_path):
         assert "cannot be locked (no locks available); see that no other build writes there" in capsys.readouterr().err
 
 
 @pytest.fixture
 def first(monkeypatch):
-    """Another build that comes to its end while the one under test loads its models."""
+    """Another build that ends while the build under test loads its models."""
     load_scorer = build_module.load_scorer
 
     def comes_first(options):

@@ -1,4 +1,4 @@
-"""What would end a run badly is found before its first step, in one line; and what came of a run is said at its end."""
+"""Errors that would end a run badly are found before its first step, in one line; its effect is reported at its end."""
 
 import json
 import shutil
@@ -10,17 +10,17 @@ import torch
 from test_training import arguments, plain_sgd, recipe, same_weights, weights
 from tiny import load, save, with_dropout
 
+from shards.cli.launcher import launched_processes
+from shards.cli.outside import naming_saves
 from shards.errors import AlignDistilError, CacheDamaged, OptionError
-from shards.launcher import launched_processes
-from shards.outside import naming_saves
-from student import before
-from student.checkpoints import checkpoints_of
 from student.data import CachedResponses
-from student.distance import measure
 from student.options import DistillArguments
-from student.outside import naming_workers
-from student.schedule import rates, require_steps_that_move
-from student.train import train
+from student.runs.checkpoints import checkpoints_of
+from student.train import before
+from student.train.__main__ import train
+from student.train.distance import measure
+from student.train.outside import naming_workers
+from student.train.schedule import rates, require_steps_that_move
 from student.trainer import DistillTrainer
 
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_saved_is_found_before_the_first_step(refuse, monkeypatch
     places = {
         "model": "transformers.PretrainedConfig.save_pretrained",
         "tokenizer": "transformers.PreTrainedTokenizerFast.save_pretrained",
-        "card": "student.before.write_model_card",
+        "card": "student.train.before.write_model_card",
     }
     monkeypatch.setattr(places[part], fails)
     monkeypatch.setattr(DistillTrainer, "training_step", lambda *args: pytest.fail("a step was made"))
@@ -234,7 +234,7 @@ BEST = {"metric_for_best_model": "loss", "learning_rate": 1e-3}
 def test_the_checkpoints_that_the_disk_must_hold_are_those_of_the_run(
     sparse_cache, trio_folders, tmp_path, settings, count
 ):
-    """Six steps; sizes as they are on the disk, but for what is small."""
+    """Six steps; file sizes as on the disk, except for small files."""
     run = {"num_train_epochs": 2, "warmup_steps": 0, "global_batch_size": 8, "per_device_train_batch_size": 8}
     args = arguments(sparse_cache, "", tmp_path, **run | settings)
     model = load(trio_folders["reference"])
@@ -426,6 +426,6 @@ def test_a_measurement_knows_no_dropout_and_leaves_the_mode_as_it_was(sparse_cac
 def test_a_measurement_changes_nothing(sparse_cache, trio_folders, tmp_path, monkeypatch):
     settings = recipe(max_steps=2, save_strategy="no", use_peft=True, lora_dropout=0.2)
     train(arguments(sparse_cache, trio_folders["reference"], tmp_path / "a", **settings))
-    monkeypatch.setattr("student.train.measure", lambda trainer: None)
+    monkeypatch.setattr("student.train.__main__.measure", lambda trainer: None)
     train(arguments(sparse_cache, trio_folders["reference"], tmp_path / "b", **settings))
     assert same_weights(tmp_path / "a", tmp_path / "b")

@@ -1,4 +1,4 @@
-"""python -m benchmarks: each benchmark in a process, one table of headlines, one line where one fails."""
+"""python -m benchmarks: each benchmark in a process, one table of headlines, one line if one fails."""
 
 from pathlib import Path
 

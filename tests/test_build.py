@@ -1,4 +1,4 @@
-"""precompute.build: what is stored is what the models say, the support is what was asked for, the bytes are stable."""
+"""precompute.build: stored values are the models', the support is as requested, the bytes are reproducible."""
 
 import contextlib
 import json
@@ -23,17 +23,18 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from precompute import bits, shard_work
-from precompute import build as build_module
-from precompute.bits import Block
-from precompute.build import build
-from precompute.models import RoleModel, load_models, resolve
-from precompute.score import batches_by_length
-from precompute.support import SupportRule, find_threshold, summarise, token_scores
+from precompute.build import build as build_module
+from precompute.build import shard_work
+from precompute.build.build import build
+from precompute.models.folders import RoleModel, load_models, resolve
+from precompute.scoring import partitions
+from precompute.scoring.packing import batches_by_length
+from precompute.scoring.partitions import Block
+from precompute.scoring.support import SupportRule, find_threshold, summarise, token_scores
 from shards import ShardCache, TeacherSpec
-from shards.finishing import Findings
-from shards.nodes import StrengthNodes
-from shards.schema import Pair
+from shards.format.finishing import Findings
+from shards.format.nodes import StrengthNodes
+from shards.format.schema import Pair
 
 V = 18
 
@@ -127,7 +128,7 @@ def test_a_kept_token_scores_over_the_threshold_and_a_dropped_one_does_not(spars
         inside = np.zeros_like(best, bool)
         inside[position, ids] = True
         count = response.scores.support_count
-        free = (count > 1) & (count < 12)  # neither the minimum nor the cap decided
+        free = (count > 1) & (count < 12)  # limited neither by the minimum nor by the cap
         assert (best[inside & free[:, None]] > plan.log_threshold - 1e-4).all()
         assert (best[~inside & free[:, None]] <= plan.log_threshold + 1e-4).all()
 
@@ -158,7 +159,7 @@ def test_blocks_and_base_two_change_nothing(monkeypatch, scale):
     rule = SupportRule(lowest=2, highest=30, log_threshold=math.log(0.05))
     next_ids = torch.arange(7)
     whole = summarise(live, next_ids, rule=rule, pairs=pairs, nodes=nodes)
-    monkeypatch.setattr(bits, "BLOCK_VALUES", 100)
+    monkeypatch.setattr(partitions, "BLOCK_VALUES", 100)
     blocks = summarise(live, next_ids, rule=rule, pairs=pairs, nodes=nodes)
     assert len(set(whole.support_count.tolist())) > 1
     np.testing.assert_array_equal(whole.support_ids, blocks.support_ids)
@@ -206,8 +207,8 @@ def test_sums_along_a_chord_are_the_sums_of_each_strength(spread, outside):
     start[torch.rand(40, 50, generator=generator) < outside] = -torch.inf
     strengths = torch.rand(40, 6, generator=generator).add_(0.01).cumsum(-1)
     logits = start.double()[:, None] + strengths.double()[..., None] * step.double()[:, None]
-    expected = torch.logsumexp(logits * bits.LN_2, -1)
-    found = bits.logsumexps_along(start, step.clone(), strengths)
+    expected = torch.logsumexp(logits * partitions.LN_2, -1)
+    found = partitions.logsumexps_along(start, step.clone(), strengths)
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=2e-6 * (1 + spread))
     assert outside < 1 or found.isneginf().all()
 
@@ -217,8 +218,8 @@ def test_a_chord_far_above_its_curve_costs_nothing_but_time():
     start = torch.tensor([[0.0, -1_000.0, -3.0]])
     step = torch.tensor([[-1_000.0, 1_000.0, -900.0]])
     strengths = torch.tensor([[0.25, 0.5, 0.75, 1.0]])
-    expected = torch.logsumexp((start.double() + strengths.double().T * step.double()) * bits.LN_2, -1)
-    found = bits.logsumexps_along(start, step, strengths)[0]
+    expected = torch.logsumexp((start.double() + strengths.double().T * step.double()) * partitions.LN_2, -1)
+    found = partitions.logsumexps_along(start, step, strengths)[0]
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-4)
 
 
@@ -465,7 +466,7 @@ def test_a_build_that_broke_off_anywhere_ends_with_the_same_bytes(
             assert not (out / "manifest.json").exists()
         else:
             assert lucky > 0
-            return  # it does not come so often
+            return  # it is not called that often
         finally:
             monkeypatch.setattr(owner, moment, plain)
         build(build_options(trio_folders, pairs_file, out, **settings))
@@ -473,11 +474,11 @@ def test_a_build_that_broke_off_anywhere_ends_with_the_same_bytes(
 
 
 def test_a_half_written_shard_is_never_taken_for_a_whole_one(trio_folders, pairs_file, tmp_path, monkeypatch):
-    import shards.writer
+    import shards.format.writer
 
     settings = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
     build(build_options(trio_folders, pairs_file, tmp_path / "whole", **settings))
-    plain = shards.writer.codec.encode
+    plain = shards.format.writer.codec.encode
     calls = iter(range(100))
 
     def fails_inside_a_shard(*args):
@@ -485,11 +486,11 @@ def test_a_half_written_shard_is_never_taken_for_a_whole_one(trio_folders, pairs
             raise KeyboardInterrupt
         return plain(*args)
 
-    monkeypatch.setattr(shards.writer.codec, "encode", fails_inside_a_shard)
+    monkeypatch.setattr(shards.format.writer.codec, "encode", fails_inside_a_shard)
     with pytest.raises(KeyboardInterrupt):
         build(build_options(trio_folders, pairs_file, tmp_path / "b", rows_per_batch=2, **settings))
     assert any(path.name.startswith(".") for path in (tmp_path / "b").iterdir()), "cut short under a temporary name"
-    monkeypatch.setattr(shards.writer.codec, "encode", plain)
+    monkeypatch.setattr(shards.format.writer.codec, "encode", plain)
     build(build_options(trio_folders, pairs_file, tmp_path / "b", rows_per_batch=2, **settings))
     assert not any(path.name.startswith(".") for path in (tmp_path / "b").iterdir())
 

@@ -1,4 +1,4 @@
-"""The build's benchmark runs, and its works do what a build does."""
+"""The build's benchmark runs, and its parts do what a build does."""
 
 import json
 

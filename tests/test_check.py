@@ -1,4 +1,4 @@
-"""precompute.check and precompute.compare: a cache that its models still give passes, any other is caught and named."""
+"""precompute.check: a cache that agrees with its models passes, any other is found and named."""
 
 import json
 import math
@@ -14,8 +14,11 @@ from conftest import ALL_PAIRS, build_options
 from safetensors.torch import load_file, save_file
 from tiny import WORDS, load, make_llama, make_pairs, make_tokenizer, make_trio, save, write_jsonl
 
-from precompute import check as check_module
-from precompute.agreement import (
+from precompute.build.build import build
+from precompute.check import __main__ as check_module
+from precompute.check.__main__ import check, pick_rows
+from precompute.check.__main__ import main as check_main
+from precompute.check.agreement import (
     OTHER_BFLOAT16,
     OTHER_FLOAT32,
     SAME_BFLOAT16,
@@ -23,10 +26,7 @@ from precompute.agreement import (
     disagreements,
     tolerance,
 )
-from precompute.build import build
-from precompute.check import check, pick_rows
-from precompute.check import main as check_main
-from precompute.compare import (
+from precompute.check.compare import (
     STAGES,
     dense_divergence,
     dense_teacher,
@@ -34,21 +34,21 @@ from precompute.compare import (
     sparse_divergence,
     student_logprobs,
 )
-from precompute.compare import compare as compare_spans
-from precompute.options import CheckOptions
-from precompute.sums import ErrorSum, LossSums
-from precompute.support import SupportRule, summarise
+from precompute.check.compare import compare as compare_spans
+from precompute.check.options import CheckOptions
+from precompute.check.sums import ErrorSum, LossSums
+from precompute.scoring.support import SupportRule, summarise
 from shards import Divergence, ShardCache, TeacherSpec
-from shards.compose import compose
 from shards.errors import AlignDistilError
-from shards.nodes import StrengthNodes
-from shards.schema import ROLES, Pair
-from shards.spans import Span
+from shards.format.encoding.spans import Span
+from shards.format.nodes import StrengthNodes
+from shards.format.schema import ROLES, Pair
+from shards.teacher.compose import compose
 
 V = 18
 NODES = StrengthNodes()
 PAIRS = [Pair.parse(text) for text in ALL_PAIRS]
-# every position's nodes are strengths of gains, or constants: gain 20 and w = 2 lie on one of them
+# every position's nodes are strengths of gains, or constants: gain 20 and w = 2 are among them
 ON_NODES = {
     "adaptive": StrengthNodes(gains=(0.0, 10.0, 20.0), strengths=(0.0, 1e-3, 2e-3)),
     "constant": StrengthNodes(gains=(0.0, 1e-6, 2e-6), strengths=(0.0, 1.0, 2.0)),
@@ -70,13 +70,13 @@ def random_models(seed, positions=6, size=1.5):
 
 
 def cached(models, next_ids, kept, nodes=NODES):
-    """What a cache with exactly `kept` tokens a position would hold, in float64."""
+    """The content of a cache with exactly `kept` tokens per position, in float64."""
     rule = SupportRule(lowest=kept, highest=kept, log_threshold=None)
     return summarise(models, next_ids, rule=rule, pairs=PAIRS, nodes=nodes)
 
 
 def compare(models, next_ids, scores, *how):
-    """Of values that were stored as they are."""
+    """For values that were stored unrounded."""
     return compare_spans(models, next_ids, scores, Span(scores, scores), *how)
 
 
@@ -338,7 +338,7 @@ def run(capsys, *flags):
 
 
 def change_a_weight(folder, size=0.5):
-    """Move one number of a model's weights, in its place."""
+    """Move one number of a model's weights in its file."""
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.0.mlp.down_proj.weight"][3, 5] += size
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -346,7 +346,7 @@ def change_a_weight(folder, size=0.5):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A trio of its own and a cache of it."""
+    """A separate trio and its cache."""
     folder = tmp_path_factory.mktemp("check")
     data = write_jsonl(folder / "pairs.jsonl", make_pairs(8))
     build(build_options(make_trio(folder), data, folder / "cache", top_k=5, max_top_k=12, tokens_per_shard=20))
@@ -543,7 +543,7 @@ def test_a_model_of_another_vocabulary_is_refused(built, tmp_path):
     message = refusal(shards=str(built / "cache"), models=[f"dpo={folder}"])
     assert "tokenizers of" in message and "'.'" in message
     folders = {role: save(make_llama(0), tmp_path / role, make_tokenizer(words)) for role in ("dpo", "reverse")}
-    folders["reference"] = folders["dpo"]  # of one mind among themselves, but not with the cache
+    folders["reference"] = folders["dpo"]  # consistent with each other, but not with the cache
     message = refusal(shards=str(built / "cache"), models=[f"{role}={folder}" for role, folder in folders.items()])
     assert "tokenizers of the cache and the models differ: token '.' has id 17 in the cache and none in" in message
 

@@ -1,4 +1,4 @@
-"""A run can be killed anywhere: it goes on from its newest whole checkpoint and makes exactly its steps."""
+"""A run can be killed at any time: it resumes from its newest complete checkpoint and does exactly its steps."""
 
 import json
 import shutil
@@ -11,12 +11,12 @@ from tiny import load, make_llama, nudged, save
 from transformers import TrainerCallback
 
 from shards.errors import AlignDistilError
-from student import checkpoints
 from student.data import CachedResponses
-from student.resumable import ResumableTrainer
-from student.run import weights_sha256
-from student.schedule import rates
-from student.train import train
+from student.runs import checkpoints
+from student.runs.identity import weights_sha256
+from student.runs.resumable import ResumableTrainer
+from student.train.__main__ import train
+from student.train.schedule import rates
 from student.trainer import DistillTrainer
 
 
@@ -40,7 +40,7 @@ def finished(sparse_cache, student_folder, tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path):
-    """The run as a kill between the last checkpoint and the final save leaves it."""
+    """The run as after a kill between the last checkpoint and the final save."""
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     (out / "model.safetensors").unlink()
     return out
@@ -116,7 +116,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("writer", ["save_model", "_save_rng_state", "sign"])
 def test_a_kill_in_any_stage_of_a_checkpoint(sparse_cache, student_folder, finished, tmp_path, monkeypatch, writer):
-    """At the second checkpoint: before anything of it is written, in the middle, and before it is signed."""
+    """At the second checkpoint: before it is written, in the middle, and before it is marked as complete."""
     owner = checkpoints if writer == "sign" else ResumableTrainer
     plain = getattr(owner, writer)
     calls = []
@@ -268,7 +268,9 @@ def test_a_run_that_is_made_longer_has_the_rates_of_its_new_length(
         def on_pre_optimizer_step(self, *args, optimizer=None, **given):
             used.append(optimizer.param_groups[0]["lr"])
 
-    monkeypatch.setattr("student.train.DistillTrainer", lambda **given: DistillTrainer(callbacks=[Watch()], **given))
+    monkeypatch.setattr(
+        "student.train.__main__.DistillTrainer", lambda **given: DistillTrainer(callbacks=[Watch()], **given)
+    )
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     longer = resume(sparse_cache, student_folder, out, num_train_epochs=3)
     logged = {entry["step"]: entry["learning_rate"] for entry in longer.state.log_history if "learning_rate" in entry}

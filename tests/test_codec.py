@@ -1,4 +1,4 @@
-"""Responses <-> record batches: nothing is lost beyond float32, and no value changes without its crc32."""
+"""Encoding loses nothing beyond float32, and no value can change without its crc32."""
 
 import json
 import os
@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 from fake_cache import DEFAULT_PAIRS, flat, make_cache, random_logprobs, with_scores
 
-from shards import codec, schema
 from shards.errors import CacheDamaged
-from shards.schema import ROLES, Pair, arrow_schema
+from shards.format import schema
+from shards.format.encoding import arrays, codec
+from shards.format.schema import ROLES, Pair, arrow_schema
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +68,11 @@ def test_decoding_some_roles_gives_their_values_and_no_others(fake):
 def test_a_slice_of_a_batch_has_the_crc32_of_its_rows_alone(fake):
     whole = encode(fake.responses, fake.plan)
     part = encode(fake.responses[2:4], fake.plan)
-    assert codec.batch_metadata(whole.slice(2, 2), 0) == codec.batch_metadata(part, 0)
+    assert arrays.batch_metadata(whole.slice(2, 2), 0) == arrays.batch_metadata(part, 0)
 
 
 def altered(response):
-    """For every column, the response with one value of that column altered."""
+    """For every column, the response with one value of that column changed."""
     flipped = response.loss_mask.copy()
     flipped[0] = True
     yield schema.SAMPLE_ID, replace(response, sample_id=response.sample_id + "x")
@@ -96,7 +97,7 @@ def altered(response):
 
 
 def nudged(values):
-    """The array with its last finite value moved by the least step."""
+    """The array with its last finite value moved by the smallest step."""
     values = values.copy()
     last = tuple(np.argwhere(np.isfinite(values))[-1])
     step = values[last] + 1 if values.dtype.kind == "i" else np.nextafter(values[last], np.float32(-100))
@@ -106,10 +107,10 @@ def nudged(values):
 
 def test_the_least_change_of_any_value_changes_its_crc32_and_no_other(fake):
     response = fake.responses[0]
-    before = json.loads(codec.batch_metadata(encode([response], fake.plan), 0)[schema.CRC32_KEY])
+    before = json.loads(arrays.batch_metadata(encode([response], fake.plan), 0)[schema.CRC32_KEY])
     seen = set()
     for name, changed in altered(response):
-        after = json.loads(codec.batch_metadata(encode([changed], fake.plan), 0)[schema.CRC32_KEY])
+        after = json.loads(arrays.batch_metadata(encode([changed], fake.plan), 0)[schema.CRC32_KEY])
         assert {column for column in before if before[column] != after[column]} == {name}
         seen.add(name)
     assert seen == set(before)
@@ -123,24 +124,24 @@ def test_values_that_move_to_another_row_change_the_crc32(fake):
     moved = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
     assert moved.values.equals(values)
     there = pa.RecordBatch.from_arrays([column, moved], ["before", "after"])
-    crc32 = {name: codec.column_crc32(flat) for name, flat in codec.flatten(there).items()}
+    crc32 = {name: arrays.column_crc32(flat) for name, flat in arrays.flatten(there).items()}
     assert crc32["after"] != crc32["before"]
 
 
 def test_an_altered_column_is_refused_by_name(fake):
     batch = encode(fake.responses[:1], fake.plan)
-    metadata = codec.batch_metadata(batch, 0)
-    codec.check_crc32(batch, metadata, "here")
+    metadata = arrays.batch_metadata(batch, 0)
+    arrays.check_crc32(batch, metadata, "here")
     for name, changed in altered(fake.responses[0]):
         with pytest.raises(CacheDamaged, match=f"^here column {name}: expected crc32 [0-9]+, got [0-9]+$"):
-            codec.check_crc32(encode([changed], fake.plan), metadata, "here")
+            arrays.check_crc32(encode([changed], fake.plan), metadata, "here")
 
 
 @pytest.mark.parametrize("metadata", [{}, {b"crc32": b"{"}, {b"crc32": b"[1]"}, {b"crc32": b"3"}, {b"crc32": b"{}"}])
 def test_a_batch_without_usable_crc32_is_refused(fake, metadata):
     batch = encode(fake.responses[:1], fake.plan)
     with pytest.raises(CacheDamaged, match=r"^here.*: expected crc32"):
-        codec.check_crc32(batch, metadata, "here")
+        arrays.check_crc32(batch, metadata, "here")
 
 
 def test_columns_come_in_the_order_of_the_roles_whatever_order_they_are_given_in():
@@ -148,7 +149,7 @@ def test_columns_come_in_the_order_of_the_roles_whatever_order_they_are_given_in
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    from shards import writer
+    from shards.format import writer
 
     seen = []
     plain_fsync, plain_replace = writer._fsync, Path.replace

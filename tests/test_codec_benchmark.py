@@ -1,4 +1,4 @@
-"""The codec benchmark runs, and the codecs that it measures store what they are said to."""
+"""The codec benchmark runs, and its codecs store what their names say."""
 
 import json
 import sys
@@ -14,9 +14,9 @@ from benchmarks.codec.options import CodecOptions
 from benchmarks.codec.sizes import any_set, by_magnitude, groups, synthetic
 from benchmarks.fidelity.dense import load_roles, read_rows, score
 from benchmarks.fidelity.supports import stored
-from shards import compact
 from shards.errors import OptionError
-from shards.schema import ROLES
+from shards.format.encoding import compact
+from shards.format.schema import ROLES
 
 TOP_K = 4
 DISTILLKIT = {

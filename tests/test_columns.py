@@ -1,4 +1,4 @@
-"""What a row says is read, or refused, or named: no column that changes a row's meaning is left out without a word."""
+"""Every value of a row is read, refused or reported: no column that changes a row's meaning is ignored silently."""
 
 import json
 
@@ -6,11 +6,11 @@ import pytest
 from conftest import build_options
 from tiny_tokenizers import CHATML, tiny_tokenizer
 
-from precompute.build import build
-from precompute.corpus import load_corpus
-from precompute.data_options import DataOptions
-from precompute.data_reader import DataReader
-from precompute.prompts import load_prompts
+from precompute.build.build import build
+from precompute.data.reader import DataReader
+from precompute.tokens.corpus import load_corpus
+from precompute.tokens.data_options import DataOptions
+from precompute.tokens.prompts import load_prompts
 from shards.errors import AlignDistilError, DataError, ModelError
 
 SKY = "What color is the sky?"
@@ -44,7 +44,7 @@ def options(tmp_path):
 
 @pytest.fixture
 def read(options):
-    """The values that tokenisation gets, and the notes."""
+    """The values for tokenisation, and the notes."""
 
     def values(*rows, **flags):
         reader = DataReader(options(*rows, **flags).data_sources)

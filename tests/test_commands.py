@@ -1,4 +1,4 @@
-"""The commands as a user runs them: from any folder, with any spelling of a flag, again, and after a kill."""
+"""The commands as a user runs them: from any folder, with any spelling of a flag, twice, and after a kill."""
 
 import dataclasses
 import json
@@ -15,24 +15,26 @@ from tiny import load, make_pairs, write_jsonl
 import precompute
 import shards
 import student
-from precompute.build import main as build_main
-from precompute.check import main as check_main
-from precompute.options import BuildOptions, CheckOptions
-from precompute.rollout import main as rollout_main
-from precompute.rollout_options import RolloutOptions
-from precompute.teacher_options import TeacherOptions
-from precompute.teachers import main as teachers_main
-from student.evaluate import main as evaluate_main
-from student.evaluate import parse as parse_evaluate
+from precompute.build.__main__ import main as build_main
+from precompute.build.options import BuildOptions
+from precompute.check.__main__ import main as check_main
+from precompute.check.options import CheckOptions
+from precompute.rollout.__main__ import main as rollout_main
+from precompute.rollout.options import RolloutOptions
+from precompute.teachers.__main__ import main as teachers_main
+from precompute.teachers.options import TeacherOptions
+from shards.cli.teacher_flags import TeacherFlags
+from student.evaluate.__main__ import main as evaluate_main
+from student.evaluate.__main__ import parse as parse_evaluate
 from student.options import DistillArguments
-from student.train import main as train_main
+from student.train.__main__ import main as train_main
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 SECONDS = 120
 
 
 def run(folder, *command):
-    """Run Python in `folder`; what it printed."""
+    """Run Python in `folder`; returns its output."""
     whole = [sys.executable, *command]
     done = subprocess.run(whole, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -49,7 +51,12 @@ def models(trio_folders):
 
 def test_commands_work_where_folders_have_the_names_of_the_packages(trio_folders, tmp_path, monkeypatch, capsys):
     write_jsonl(tmp_path / "pairs.jsonl", make_pairs(4))
-    theirs = ["shards/notes.jsonl", "shards/codec.py", "student/essays.jsonl", "precompute/tokenize.py"]
+    theirs = [
+        "shards/notes.jsonl",
+        "shards/cache.py",
+        "student/essays.jsonl",
+        "precompute/processes.py",
+    ]
     for name in theirs:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("raise SystemExit('not the package')\n")
@@ -122,7 +129,16 @@ def test_a_killed_build_goes_on_to_the_bytes_of_an_unbroken_one(trio_folders, tm
         (check_main, [field.name for field in dataclasses.fields(CheckOptions)]),
         (rollout_main, [field.name for field in dataclasses.fields(RolloutOptions)]),
         (evaluate_main, [*vars(parse_evaluate([])), "samples_against", "learned_offset"]),
-        (train_main, [*DistillArguments.__annotations__, "output_dir", "per_device_train_batch_size", "max_steps"]),
+        (
+            train_main,
+            [
+                *DistillArguments.__annotations__,
+                *TeacherFlags.__annotations__,
+                "output_dir",
+                "per_device_train_batch_size",
+                "max_steps",
+            ],
+        ),
     ],
     ids=["build", "teachers", "check", "rollout", "evaluate", "train"],
 )

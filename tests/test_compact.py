@@ -1,4 +1,4 @@
-"""Compact values: off by no more than docs/format.md says, whatever the log-probs; ids and codes come back exactly."""
+"""Compact values: errors are within docs/format.md for all log-probs; ids and codes are exact."""
 
 from dataclasses import replace
 
@@ -7,14 +7,15 @@ import pytest
 import torch
 from fake_cache import make_cache, with_scores
 
-from precompute.support import SupportRule, summarise
-from shards import ShardCache, codec, compact
+from precompute.scoring.support import SupportRule, summarise
+from shards import ShardCache
 from shards.errors import OptionError
-from shards.nodes import StrengthNodes
-from shards.schema import ROLES, Pair, arrow_schema
-from shards.scores import Response, concatenate
-from shards.spans import span
-from shards.verify import verify
+from shards.format.encoding import codec, compact
+from shards.format.encoding.spans import span
+from shards.format.nodes import StrengthNodes
+from shards.format.schema import ROLES, Pair, arrow_schema
+from shards.format.scores import Response, concatenate
+from shards.verify.__main__ import verify
 
 DISTANCES = np.array([0.0, 1e-30, 0.012, 0.05, 0.1, 0.7, 2.0], dtype=np.float32)
 PAIRS = (Pair("dpo", "reverse"), Pair("reference", "reference"))
@@ -22,7 +23,7 @@ LAST_ID = (1 << 24) - 1
 
 
 def require_stated_error(found, exact, unit):
-    """What docs/format.md says of log-probs, and no more than float32 arithmetic beside it."""
+    """The bounds of docs/format.md on log-probs, plus no more than float32 arithmetic."""
     found, exact, unit = (np.asarray(values, dtype=np.float64) for values in (found, exact, unit))
     none, nearly_none = np.isneginf(exact), exact < -519
     np.testing.assert_array_equal(np.isneginf(found), none)
@@ -101,7 +102,7 @@ REFUSED = {
 
 
 def encode_one(expected, value):
-    """Encode the value among legal ones, as what the message calls it."""
+    """Encode the value among legal ones, under the name of the message."""
     match expected.split()[:2]:
         case ["log-probs", _]:
             compact.to_codes(np.array([-1.0, value, -np.inf]), np.full(3, 2.0**-20))
@@ -140,7 +141,7 @@ def test_no_column_lets_a_value_without_a_code_through(tmp_path, field):
 
 
 def sharp(logits_NV):
-    """One token with all the mass: every other's probability is a denormal number, or zero in float32."""
+    """One token with all the mass: all other probabilities are denormal numbers, or zero in float32."""
     logits_NV[:, 3] += np.linspace(90, 800, len(logits_NV))
 
 
@@ -183,7 +184,7 @@ def plan(tmp_path_factory):
 
 
 def stored(scores, plan):
-    """The scores after a way through the columns of compact values."""
+    """The scores after encoding and decoding compact values."""
     batch = codec.encode([row_of(scores)], plan, arrow_schema(plan.columns(), build_sha256=plan.sha256))
     (found,) = codec.decode(batch, plan)
     return found.scores
@@ -219,7 +220,7 @@ def test_the_stated_errors_hold_for_hostile_rows(name, rule, plan):
 
 
 def require_near(found, exact):
-    """Half a step of 2^-11 nat, beside float32's own."""
+    """Half a step of 2^-11 nat, plus float32's own rounding."""
     np.testing.assert_array_equal(np.isneginf(found), np.isneginf(exact))
     some = ~np.isneginf(exact)
     assert (np.abs(found[some] - exact[some].astype(np.float64)) <= 2**-12 + 2e-7 * np.abs(exact[some])).all()

@@ -1,4 +1,4 @@
-"""The composed teacher is the dense formula: exactly where all tokens are kept or at a node, else within its bound."""
+"""The composed teacher is the dense formula: exactly if all tokens are kept or at a node, else within its bound."""
 
 from itertools import product
 
@@ -7,14 +7,14 @@ import pytest
 import torch
 from fake_cache import make_cache, random_logprobs
 
-from precompute.support import SupportRule, summarise
+from precompute.scoring.support import SupportRule, summarise
 from shards import ShardCache, TeacherSpec
-from shards.compose import compose
 from shards.errors import TeacherUnavailable
-from shards.nodes import StrengthNodes
-from shards.schema import ANCHORS, NEGATIVES, Pair
-from shards.scores import concatenate
-from shards.teacher import PRESETS
+from shards.format.nodes import StrengthNodes
+from shards.format.schema import ANCHORS, NEGATIVES, Pair
+from shards.format.scores import concatenate
+from shards.teacher.compose import compose
+from shards.teacher.spec import PRESETS
 
 N, V = 60, 50
 ALL_PAIRS = tuple(Pair(anchor, negative) for anchor in ANCHORS for negative in NEGATIVES)
@@ -72,7 +72,7 @@ def ragged(dense):
 
 @pytest.fixture(scope="module")
 def ragged_float32(dense):
-    """What a reader gets: float32, and the last position with nothing outside its support."""
+    """The values as a reader gets them: float32, and the last position with nothing outside its support."""
     stored = {role: values.astype(np.float32) for role, values in dense.items()}
     some, last = scores_of(stored, KEEP_SOME, StrengthNodes()), scores_of(stored, KEEP_ALL, StrengthNodes())
     return concatenate([some.slice(0, N - 1), last.slice(N - 1, N)])

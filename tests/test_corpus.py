@@ -15,9 +15,9 @@ import zstandard
 from tiny_tokenizers import ALTERNATING, CHATML, CHATML_MARKED, THINKING, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from precompute.corpus import Corpus, load_corpus
-from precompute.data import read_rows
-from precompute.pairs import dpo_dataset, whole_pairs
+from precompute.data.reading import read_rows
+from precompute.teachers.pairs import dpo_dataset, whole_pairs
+from precompute.tokens.corpus import Corpus, load_corpus
 from shards.errors import AlignDistilError, DataError, ModelError, OptionError
 
 
@@ -95,7 +95,7 @@ def load(tmp_path):
 
 @pytest.fixture
 def refusal(tmp_path):
-    """The message, checked to be one line, with which rows (or the raw text of a .jsonl file) are refused."""
+    """The message, checked to be one line, for rows (or the raw text of a .jsonl file) that are refused."""
 
     def refuse(rows, tokenizer, error=DataError, **options):
         path = tmp_path / "prefs.jsonl"
@@ -190,13 +190,13 @@ def sft(tiny_model, tmp_path_factory):
 
 
 def assert_as_trl(corpus, expected):
-    """Equal ids and masks, but for token 0, which TRL masks in and nothing predicts."""
+    """Equal ids and masks, except for token 0, which TRL includes and nothing predicts."""
     found = {r.sample_id: (r.input_ids.tolist(), r.loss_mask.astype(int).tolist()) for r in corpus.responses}
     assert found == {key: (ids, [0, *mask[1:]]) for key, (ids, mask) in expected.items()}
 
 
 def assert_pairs_as_trl(corpus, expected):
-    """The same ids and starts in the data set that precompute.teachers gives to DPOTrainer, either way round."""
+    """The same ids and starts in the data set that precompute.teachers gives to DPOTrainer, in both directions."""
     pairs = whole_pairs(corpus, "rows")
     for swap, kinds in ((False, ("chosen", "rejected")), (True, ("rejected", "chosen"))):
         for pair, row in zip(pairs, dpo_dataset(pairs, swap=swap), strict=True):
@@ -427,7 +427,7 @@ TOOL_ROWS = [
 
 
 def write_sources(folder: Path, rows):
-    """The same rows in every kind of source that is read."""
+    """The same rows in every kind of source."""
     folder.mkdir()
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     half = lines.index(b"\n") - 3

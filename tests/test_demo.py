@@ -1,4 +1,4 @@
-"""The demo's language and its true reward; what it measures on known models."""
+"""The demo's language and its true reward; its figures for known models."""
 
 import random
 import sys

@@ -1,11 +1,11 @@
-"""Divergences over buckets: values, gradients over the student's logits, and how they bound the dense ones."""
+"""Divergences over buckets: values, gradients over the student's logits, and their relation to the dense ones."""
 
 import numpy as np
 import pytest
 import torch
 
-from shards.divergence import Divergence
 from shards.errors import OptionError
+from shards.teacher.divergence import Divergence
 
 N, V = 40, 12
 DIVERGENCES = [Divergence(), Divergence(name="forward_kl"), *(Divergence(name="jsd", jsd_weight=c) for c in (0.1, 0.5))]
@@ -25,7 +25,7 @@ def kept():
 
 
 def buckets(logprobs_NV, kept_NV):
-    """(N, V + 1): a bucket for each kept token, the tail last; -inf where there is no such bucket."""
+    """(N, V + 1): a bucket for each kept token, the tail last; -inf if there is no such bucket."""
     tail_N1 = logprobs_NV.masked_fill(kept_NV, -torch.inf).logsumexp(-1, keepdim=True)
     return torch.cat([logprobs_NV.masked_fill(~kept_NV, -torch.inf), tail_N1], dim=1)
 

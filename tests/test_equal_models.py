@@ -1,4 +1,4 @@
-"""Models that are one cannot be told apart by a gain: the verdict says so, and never asks for what cannot help."""
+"""Equal models: no gain can help, so the verdict says that they are equal, and does not ask for a larger one."""
 
 from dataclasses import replace
 
@@ -9,10 +9,10 @@ from test_trust import ALL, trust_of
 from test_trust import scores_of as scores_with
 
 from shards import TeacherSpec
-from shards.nodes import StrengthNodes
-from shards.teacher import PRESETS
-from shards.trust import WEAK
-from shards.verdict import finer_nodes, verdict
+from shards.format.nodes import StrengthNodes
+from shards.teacher.spec import PRESETS
+from shards.teacher.trust import WEAK
+from shards.teacher.verdict import finer_nodes, verdict
 
 V, N = 50, 80
 LEARNED = TeacherSpec(strength="learned", learned_offset=-9.0, learned_slope=0.0)

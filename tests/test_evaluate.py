@@ -1,4 +1,4 @@
-"""student.evaluate: its figures are the dense formulas, a direct count, a planted scorer's."""
+"""student.evaluate: its figures equal the dense formulas, a direct count, and a planted scorer's."""
 
 import json
 import math
@@ -12,15 +12,15 @@ from conftest import build_options
 from tiny import load, make_llama, make_pairs, make_tokenizer, nudged, save, with_dropout, write_jsonl
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from precompute.build import build
+from precompute.build.build import build
 from shards import Divergence, ShardCache, TeacherSpec
 from shards.errors import AlignDistilError
-from student.estimates import ratio, share_interval
-from student.evaluate import evaluate, main, parse
-from student.evaluate_report import LABELS, report_text
-from student.measure import measure
-from student.scorers import find_scorer
-from student.win_rate import read_samples
+from student.evaluate.__main__ import evaluate, main, parse
+from student.evaluate.estimates import ratio, share_interval
+from student.evaluate.measure import measure
+from student.evaluate.report import LABELS, report_text
+from student.evaluate.scorers import find_scorer
+from student.evaluate.win_rate import read_samples
 
 V, BETA = 18, 0.1
 
@@ -41,7 +41,7 @@ def on_cache(cache, model, **given):
 
 @pytest.fixture(scope="module")
 def live(whole_cache, trio, student_folder):
-    """Of every row: role -> log-probs (N, V) of the live models and of the student, and the next ids (N,)."""
+    """For every row: role -> log-probs (N, V) of the live models and of the student, and the next ids (N,)."""
     models = trio | {"student": load(student_folder)}
     found = []
     for response in whole_cache.read(range(len(whole_cache))):
@@ -234,7 +234,7 @@ def test_a_learned_strength_takes_its_numbers_from_the_command(sparse_cache, stu
 
 
 def words(prompts, completions):
-    """A planted reward: the words of the completion."""
+    """A planted reward: the number of words of the completion."""
     return [len(completion.split()) for completion in completions]
 
 

@@ -1,4 +1,4 @@
-"""What student.evaluate cannot use it refuses in one line, before it measures anything."""
+"""student.evaluate refuses unusable inputs in one line, before it measures anything."""
 
 import shutil
 
@@ -8,8 +8,8 @@ from test_evaluate import flags, on_cache, refusal, samples
 from test_yardstick import several
 from tiny import load, make_llama, nudged, save
 
-from student import judge
-from student.evaluate import parse
+from student.evaluate import judge
+from student.evaluate.__main__ import parse
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The fidelity benchmark runs, and what it measures obeys the laws that its page states."""
+"""The fidelity benchmark runs, and its results obey the laws on its page."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Both rooms find one model in one way: a folder, a hub name at the recorded commit, an adapter with its base."""
+"""precompute and student find models in the same way: a folder, a hub commit, an adapter with its base."""
 
 import json
 import shutil
@@ -11,19 +11,19 @@ from huggingface_hub import errors as hub_errors
 from tiny import load, make_llama, nudged, save
 from transformers import AutoModelForCausalLM, Llama4ForCausalLM, Llama4TextConfig
 
-from precompute.build import build
-from precompute.check import check
-from precompute.models import identity, load_merged, load_models, load_tokenizer, resolve
-from precompute.options import CheckOptions
+from precompute.build.build import build
+from precompute.check.__main__ import check
+from precompute.check.options import CheckOptions
+from precompute.models.folders import identity, load_merged, load_models, load_tokenizer, resolve
 from shards import Divergence, ShardCache
 from shards.errors import AlignDistilError
-from shards.head import body_of
-from student.forward import DistillForward
+from shards.modelfiles.head import body_of
 from student.load import load_model, load_whole
 from student.load import load_tokenizer as load_student_tokenizer
+from student.loss.forward import DistillForward
 from student.options import DistillArguments
-from student.reference import reference_of
-from student.train import train
+from student.train.__main__ import train
+from student.train.reference import reference_of
 
 V = 18
 SMALL = {"limit": 3, "top_k": 5, "max_top_k": 12}
@@ -42,7 +42,7 @@ def refusal(action):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """The hub's cache on this disk, empty; `put` fills it as a download does."""
+    """The hub's cache on this disk, empty; `put` fills it like a download."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def put(name, commit, folder):
@@ -57,7 +57,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hub_cache(hub, trio_folders, pairs_file, tmp_path):
-    """A cache whose reference came from the hub, where other weights stand at the newest commit now."""
+    """A cache whose reference came from the hub, which has other weights at its newest commit now."""
     hub("lab/reference", OLD, trio_folders["reference"])
     models = trio_folders | {"reference": "lab/reference"}
     build(build_options(models, pairs_file, tmp_path / "cache", **SMALL))
@@ -244,7 +244,7 @@ def test_a_sentencepiece_tokenizer_without_the_package_names_it(trio_folders, tm
     folder = shutil.copytree(trio_folders["dpo"], tmp_path / "model")
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
-    monkeypatch.setattr("shards.model_folder.find_spec", lambda name: None)
+    monkeypatch.setattr("shards.modelfiles.folder.find_spec", lambda name: None)
     line = (
         f"{folder}: expected tokenizer.json, or the package sentencepiece, which reads tokenizer.model; "
         "pip install sentencepiece"

@@ -1,4 +1,4 @@
-"""The gradient on the way forward: the numbers of the output module called twice, with a matrix product less."""
+"""The gradient in the forward pass equals the one with the output module called twice, with a matrix product less."""
 
 import pytest
 import torch
@@ -17,9 +17,9 @@ from tiny import nudged
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards import Divergence
-from student.forward import DistillForward
-from student.fused import why_not_fused
-from student.loss import SparseTargets, divergence_and_gradient_, sparse_divergence
+from student.loss.forward import DistillForward
+from student.loss.fused import why_not_fused
+from student.loss.sparse import SparseTargets, sparse_divergence
 
 H = 16
 ROWS = [0, 1, 5, 6]
@@ -73,7 +73,7 @@ def gradients(loss, model):
 
 
 def called_as_a_module(model):
-    """A hook that does nothing: the output layer is plain no more."""
+    """A hook that does nothing: with it the output layer is not plain."""
     return model.get_output_embeddings().register_forward_hook(lambda *_: None)
 
 
@@ -100,7 +100,7 @@ def test_loss_and_gradients_are_those_of_the_module_called_twice(sparse_cache, w
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations while it is on; `of` tells how many of a name gave or took a matrix with V columns or rows."""
+    """Counts operations; `of` returns the number with a given name and a matrix with V columns or rows."""
 
     def __init__(self):
         super().__init__()
@@ -119,7 +119,7 @@ class Operations(TorchDispatchMode):
 
 
 def run_counted(model, batch, *, chunk, train=True):
-    """Operations of loss and backward from the hidden states on."""
+    """Operations of loss and backward pass, from the hidden states on."""
     forward = DistillForward(model, vocabulary_size=V, divergence=Divergence(), chunk_positions=chunk)
     with torch.no_grad():
         hidden = model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0]
@@ -212,9 +212,9 @@ def test_extreme_logits_give_finite_numbers(sparse_cache, name):
     start = int(targets.support_count[:3].sum())
     logits[3, targets.support_ids[start : start + int(targets.support_count[3])]] = 0.0
     grad = logits.clone()
-    value, student, tail = divergence_and_gradient_(grad, targets, Divergence(name=name))
+    value, student, tail = Divergence(name=name).with_gradient_(grad, targets.buckets, torch)
     finite = torch.ones(len(value), dtype=torch.bool)
-    finite[[0, 3]] = name != "forward_kl"  # a mass that the student lacks costs infinitely much there
+    finite[[0, 3]] = name != "forward_kl"  # a mass that the student lacks makes it infinite
     assert value[finite].isfinite().all() and grad.isfinite().all() and not student.isnan().any()
     assert tail[3].isneginf()
     exact, _, _ = sparse_divergence(logits.double(), targets, Divergence(name=name))

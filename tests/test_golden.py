@@ -1,6 +1,6 @@
-"""Shards of format version 3 that were written once (tests/golden/make.py) are read as they always were.
+"""Shards of format version 3 that were written once (tests/golden/make.py) still give the same values.
 
-What is pinned are decoded values, never bytes: libraries change how they compress.
+The test compares decoded values, never bytes, because libraries change how they compress.
 """
 
 import json
@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from fake_cache import flat
 
-from shards import ShardCache, TeacherSpec, schema
-from shards.verify import verify
+from shards import ShardCache, TeacherSpec
+from shards.format import schema
+from shards.verify.__main__ import verify
 
 GOLDEN = Path(__file__).parent / "golden"
 FLOAT32_LOG = {"rtol": 1e-6, "atol": 1e-6}
-"""What another machine's logarithm may move. A code that is off by one moves all but the likeliest tokens further."""
+"""The error of another machine's logarithm. A code that is off by one changes all but the likeliest tokens more."""
 
 
 def pinned(values):

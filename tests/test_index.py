@@ -1,4 +1,4 @@
-"""The index of a cache: written by the build, checked by every reader, and all that opening reads of the rows."""
+"""The index of a cache: written by the build, checked by every reader, and all that opening reads about rows."""
 
 import hashlib
 import json
@@ -14,14 +14,14 @@ from conftest import build_options
 from fake_cache import index_of, make_cache, write_cache
 from faults import require_only
 
-from precompute.build import build
+from precompute.build.build import build
 from shards import ShardCache
-from shards.batches import BatchReader
 from shards.errors import CacheDamaged, CacheMissing
-from shards.index import INDEX_FILE, INDEX_SCHEMA, RowIndex, read_index
-from shards.manifest import PLAN_FILE
-from shards.preferences import find_pairs
-from shards.writer import write_index
+from shards.format.batches import BatchReader
+from shards.format.index import INDEX_FILE, INDEX_SCHEMA, RowIndex, read_index
+from shards.format.manifest import PLAN_FILE
+from shards.format.writer import write_index
+from shards.preferences.pairs import find_pairs
 from student.data import CachedResponses
 
 
@@ -68,7 +68,7 @@ def test_rows_of_several_caches_are_found_by_one_number_each(fake, tmp_path, tra
 
 
 def data_item(row):
-    from student.data import BatchItem
+    from student.order import BatchItem
 
     return BatchItem(row, True)
 

@@ -1,4 +1,4 @@
-"""`python -m shards.inspect`: what a person is told about a cache, about a build that was begun, and about one row."""
+"""`python -m shards.inspect`: its output for a cache, for an unfinished build, and for one row."""
 
 import json
 import subprocess
@@ -11,9 +11,10 @@ from fake_cache import make_cache, write_cache
 
 from shards import ShardCache, TeacherSpec
 from shards.errors import CacheMissing, OptionError
-from shards.inspect import main
-from shards.nodes import StrengthNodes
-from shards.schema import Pair
+from shards.format.nodes import StrengthNodes
+from shards.format.schema import Pair
+from shards.inspect.__main__ import main
+from shards.teacher.served import lacks
 
 WIDTH = 100
 
@@ -24,7 +25,7 @@ def fake(tmp_path_factory):
 
 
 def shown(capsys, *arguments):
-    """What is printed, which must fit the terminal."""
+    """The output, which must fit the terminal."""
     main([str(argument) for argument in arguments])
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= WIDTH
@@ -68,7 +69,7 @@ def test_every_distribution_of_the_manifest_is_shown(fake, capsys):
 
 
 def teachers(text):
-    """name and pair -> what is said about it, from the table of teachers."""
+    """name and pair -> its text in the table of teachers."""
     lines = text.split("\nteachers\n")[1].partition("\n\n")[0].splitlines()
     return {tuple(line.split()[:2]): " ".join(line.split()[2:]) for line in lines if line}
 
@@ -81,8 +82,8 @@ def test_presets_are_listed_with_the_range_that_the_nodes_serve(tmp_path, capsys
     assert found["adaptive", "reference/reference"] == "w = gain * D_t + 0.001, gain up to 12.5"
     assert found["contrastive", "dpo/reverse"] == "w = beta / kl_coef, up to 2.5"
     assert found["linear", "reference/reference"] == "w = beta / kl_coef, up to 2.5"
-    assert fake.plan.lacks(TeacherSpec(gain=12.5)) is None
-    assert fake.plan.lacks(TeacherSpec(gain=12.6)) is not None
+    assert lacks(fake.plan, TeacherSpec(gain=12.5)) is None
+    assert lacks(fake.plan, TeacherSpec(gain=12.6)) is not None
 
 
 def test_what_a_cache_cannot_serve_is_listed_with_the_reason(tmp_path, capsys):
@@ -101,7 +102,7 @@ def test_the_table_of_teachers_says_what_the_reader_does(fake, capsys):
     for (name, pair), text in teachers(shown(capsys, fake.folder)).items():
         anchor, negative = pair.split("/")
         spec = TeacherSpec(anchor=anchor, negative=negative)
-        assert (fake.plan.lacks(spec) is None) == (not text.startswith("not served")), name
+        assert (lacks(fake.plan, spec) is None) == (not text.startswith("not served")), name
 
 
 def test_a_row_shows_every_response_token_with_its_probabilities_and_the_teachers_best(fake, capsys):

@@ -1,4 +1,4 @@
-"""A shard opens in the usual tools as it is, and docs/format.md tells the rest of the world how to read it."""
+"""A shard opens in common tools, and docs/format.md is enough to read it."""
 
 import ast
 import json
@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 from fake_cache import make_cache
 
-from shards import ShardCache, TeacherSpec, schema
-from shards.rules import RULES
+from shards import ShardCache, TeacherSpec
+from shards.format import schema
+from shards.verify.rules import RULES
 
 FORMAT_PAGE = Path(__file__).parents[1] / "docs" / "format.md"
 

@@ -1,4 +1,4 @@
-"""Three rooms, one direction: `precompute` writes what `shards` defines, `student` reads it."""
+"""The layers: `precompute` writes what `shards` defines, `student` reads it; no import goes the other way."""
 
 import ast
 import subprocess
@@ -6,9 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from tree import PAGE, in_page
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("shards", "precompute", "student")
+COMMANDS = {
+    *(f"precompute.{name}" for name in ("build", "check", "teachers", "rollout")),
+    *(f"shards.{name}" for name in ("verify", "inspect", "learn", "pipeline")),
+    *(f"student.{name}" for name in ("train", "evaluate")),
+}
 FORBIDDEN = {
     "shards": {"precompute", "student", "torch", "transformers", "datasets", "accelerate", "trl", "peft"},
     "precompute": {"student"},
@@ -18,7 +24,7 @@ FORBIDDEN = {
 
 def modules():
     return {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
         for room in ROOMS
         for path in sorted((ROOT / room).rglob("*.py"))
     }
@@ -35,9 +41,15 @@ def imported(tree):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def is_command(tree):
-    """A module that is run with python -m."""
-    return any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body)
+def needed(tree, trees):
+    """Modules that a module needs: `from shards.format import schema` needs schema, and its package for other names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in trees)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield from (name for name in (inner if inner in trees else node.module,) if name in trees)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -48,25 +60,47 @@ def test_a_room_imports_only_what_it_may(room):
             assert not found, f"{name} imports {found}"
 
 
-def test_nobody_imports_a_command_line_module():
+def test_inside_shards_the_format_knows_no_teacher_and_neither_of_them_the_cache():
+    below = {"shards.format": ("shards.teacher", "shards.cache"), "shards.teacher": ("shards.cache",)}
+    for name, tree in modules().items():
+        for folder, above in below.items():
+            if name.startswith(folder):
+                found = [target for target in imported(tree) if target.startswith(above)]
+                assert not found, f"{name} imports {found}"
+
+
+def test_nobody_imports_a_command():
     trees = modules()
-    commands = {name for name, tree in trees.items() if is_command(tree)}
-    assert {"precompute.build", "precompute.check", "shards.verify", "shards.inspect"} <= commands
+    commands = {name for name in trees if name.endswith(".__main__")}
+    assert {name.removesuffix(".__main__") for name in commands} == COMMANDS
     for name, tree in trees.items():
         assert not commands & set(imported(tree)), name
 
 
+def test_no_folder_has_more_than_ten_modules():
+    for room in ROOMS:
+        for folder in (ROOT / room, *(path for path in (ROOT / room).rglob("*") if path.is_dir())):
+            found = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+            assert len(found) <= 10, f"{folder.relative_to(ROOT)}: {found}"
+
+
 def test_there_is_no_import_cycle():
     trees = modules()
-    # `from shards import codec` needs the module codec; the package itself only where it is asked for other names
-    edges = {name: set(imported(tree)) & trees.keys() for name, tree in trees.items()}
+    edges = {name: {target for target in needed(tree, trees) if target != name} for name, tree in trees.items()}
     while leaves := {name for name, targets in edges.items() if not targets}:
         edges = {name: targets - leaves for name, targets in edges.items() if name not in leaves}
     assert not edges, f"a cycle among {sorted(edges)}"
 
 
-@pytest.mark.parametrize("module", ["shards", "shards.inspect", "shards.learn", "shards.pipeline", "shards.verify"])
+@pytest.mark.parametrize(
+    "module", ["shards", *sorted(f"{name}.__main__" for name in COMMANDS if name.startswith("shards"))]
+)
 def test_reading_a_cache_loads_neither_torch_nor_transformers(module):
     code = f"import sys, {module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_tree_in_contributing_is_the_tree():
+    page = PAGE.read_text(encoding="utf-8")
+    assert in_page(page) == page, "python -m tests.tree --write"

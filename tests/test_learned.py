@@ -1,4 +1,4 @@
-"""The learned strength: planted numbers are found again, the likelihood is what it says, and refusals are clear."""
+"""The learned strength: planted numbers are found, the likelihood is correct, and refusals are clear."""
 
 import json
 import shutil
@@ -12,23 +12,23 @@ import torch
 from fake_cache import make_cache, random_logprobs
 from test_training import arguments, plain_sgd, recipe, same_weights
 
-from precompute.support import SupportRule, summarise
+from precompute.scoring.support import SupportRule, summarise
 from shards import ShardCache, TeacherSpec
-from shards.compose import compose
 from shards.errors import AlignDistilError, CacheConflict, DataError, OptionError, TeacherUnavailable
-from shards.learn import judge, main
-from shards.learned import fit_learned, likelihood, log_sigmoid, margins, region
-from shards.nodes import StrengthNodes
-from shards.preferences import accuracy, find_pairs, fit, held_out, preference_margins
-from shards.ratio_table import tabulate
-from shards.schema import Pair
-from shards.scores import concatenate
-from shards.teacher import PRESETS, learned_strength
-from student import learned
+from shards.format.nodes import StrengthNodes
+from shards.format.schema import Pair
+from shards.format.scores import concatenate
+from shards.learn.__main__ import judge, main
+from shards.preferences.pairs import accuracy, find_pairs, fit, held_out, preference_margins
+from shards.preferences.ratio_table import tabulate
+from shards.preferences.strength import fit_learned, likelihood, log_sigmoid, margins, region
+from shards.teacher.compose import compose
+from shards.teacher.spec import PRESETS, learned_strength
 from student.collate import Collator
 from student.data import CachedResponses
 from student.options import DistillArguments
-from student.train import train
+from student.train import learned
+from student.train.__main__ import train
 
 V, LENGTH = 12, 6
 NODES = StrengthNodes()
@@ -204,7 +204,7 @@ def test_pairs_are_the_rows_that_share_a_number(fake):
 def test_a_cache_without_pairs_is_refused(trio_folders, pairs_file, tmp_path):
     from conftest import build_options
 
-    from precompute.build import build
+    from precompute.build.build import build
 
     build(build_options(trio_folders, pairs_file, tmp_path / "cache", top_k=5, max_top_k=12))
     message = "cache: expected pairs of a chosen and a rejected response, found none; build with --responses both$"

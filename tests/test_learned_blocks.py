@@ -1,4 +1,4 @@
-"""The fit of a learned strength goes through its pairs block by block: the same numbers, and one block's memory."""
+"""The fit of a learned strength reads its pairs block by block: the same numbers, the memory of one block."""
 
 import multiprocessing
 import socket
@@ -11,15 +11,17 @@ import pytest
 import torch.distributed as dist
 from fake_cache import make_cache
 
-from shards import ShardCache, TeacherSpec, preferences, ratio_file
+from shards import ShardCache, TeacherSpec
 from shards.errors import DataError, OptionError
-from shards.learned import fit_learned, total_likelihood
-from shards.nodes import StrengthNodes
-from shards.preferences import find_pairs, fit
-from shards.ratio_file import RatioFile
-from shards.ratio_table import tabulate
-from shards.scores import concatenate
-from student.processes import by_first_process
+from shards.format.nodes import StrengthNodes
+from shards.format.scores import concatenate
+from shards.preferences import pairs as pairs_module
+from shards.preferences import ratio_file
+from shards.preferences.pairs import find_pairs, fit
+from shards.preferences.ratio_file import RatioFile
+from shards.preferences.ratio_table import tabulate
+from shards.preferences.strength import fit_learned, total_likelihood
+from student.train.processes import by_first_process
 
 LEARNED = TeacherSpec.preset("adaptive", strength="learned")
 
@@ -33,11 +35,11 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(preferences, "BLOCK_POSITIONS", 60)
+    monkeypatch.setattr(pairs_module, "BLOCK_POSITIONS", 60)
 
 
 def whole_table(cache):
-    """All pairs in one table, as the formulas have it, in float64 and in memory."""
+    """All pairs in one table, as in the formulas, in float64 and in memory."""
     pairs = find_pairs(cache)
     parts = [response.scores for response in cache.read(pairs.rows.ravel().tolist())]
     sizes = np.array([part.num_positions for part in parts])
@@ -48,7 +50,7 @@ def whole_table(cache):
 def test_blocks_on_disk_give_the_likelihood_and_the_fit_of_one_table(cache, small_blocks):
     whole = whole_table(cache)
     with RatioFile(cache.plan.nodes, len(whole[0].distance)) as blocks:
-        for scores, sizes in preferences._blocks(cache, find_pairs(cache), [LEARNED.pair], ""):
+        for scores, sizes in pairs_module._blocks(cache, find_pairs(cache), [LEARNED.pair], ""):
             blocks.append(tabulate(scores, sizes, LEARNED.pair, cache.plan.nodes))
         assert len(list(blocks)) > 5
         assert sum(len(table.distance) for table, _ in blocks) == len(whole[0].distance)
@@ -64,7 +66,7 @@ def test_blocks_on_disk_give_the_likelihood_and_the_fit_of_one_table(cache, smal
 
 
 def test_pairs_do_not_grow_the_memory(cache, small_blocks, monkeypatch):
-    monkeypatch.setattr(preferences, "STRENGTH_BINS", 100)  # a megabyte that is there whatever the pairs
+    monkeypatch.setattr(pairs_module, "STRENGTH_BINS", 100)  # a megabyte that is there whatever the pairs
     pairs = find_pairs(cache)
     few = pairs.where(pairs.pair_id < 15)
     cache.read(range(len(cache)), pairs=())  # so that every file is open

@@ -1,4 +1,4 @@
-"""The loading benchmark runs, and what it makes is a cache."""
+"""The loading benchmark runs, and it makes a valid cache."""
 
 import json
 
@@ -12,7 +12,7 @@ from benchmarks.loading.options import LoadingOptions
 from benchmarks.loading.synthetic import make_responses, write_cache
 from shards import ShardCache
 from shards.errors import OptionError
-from shards.verify import verify
+from shards.verify.__main__ import verify
 
 TOY = {"rows": 12, "length": 8, "prompt": 3, "top_k": 6, "max_top_k": 20, "vocabulary": 40, "rows_per_batch": [1, 4]}
 

@@ -1,4 +1,4 @@
-"""Nothing that is done for a row or for a shard depends on how many shards there are: counted, not timed."""
+"""No work per row or per shard grows with the number of shards: counted, not timed."""
 
 import itertools
 import json
@@ -13,17 +13,17 @@ import pyarrow as pa
 import pytest
 from fake_cache import make_cache, write_cache
 
-import shards.plan
+import shards.format.plan
 from shards import ShardCache
 from shards.errors import CacheDamaged
-from shards.finishing import Findings, finished
-from shards.index import INDEX_FILE
-from shards.manifest import MANIFEST_FILE, PLAN_FILE
-from shards.names import SeenNames
-from shards.plan import Plan
-from shards.row_rules import RESPONSE_KINDS
-from shards.verify import verify
-from shards.writer import write_json
+from shards.format.finishing import Findings, finished
+from shards.format.index import INDEX_FILE
+from shards.format.manifest import MANIFEST_FILE, PLAN_FILE
+from shards.format.plan import Plan
+from shards.format.writer import write_json
+from shards.verify.__main__ import verify
+from shards.verify.names import SeenNames
+from shards.verify.row_rules import RESPONSE_KINDS
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def few_and_many(tmp_path_factory):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Counts what takes a pass over all shards: plans that are hashed, and sums over their shards."""
+    """Counts passes over all shards: hashes of plans, and sums over their shards."""
     counts = {"hashed": 0, "summed": 0}
-    plain_hash, plain_sum = shards.plan.canonical_json, sum
+    plain_hash, plain_sum = shards.format.plan.canonical_json, sum
 
     def hashed(value):
         counts["hashed"] += "shards" in value
@@ -47,8 +47,8 @@ def passes(monkeypatch):
         counts["summed"] += 1
         return plain_sum(*args)
 
-    monkeypatch.setattr(shards.plan, "canonical_json", hashed)
-    monkeypatch.setattr(shards.plan, "sum", summed, raising=False)
+    monkeypatch.setattr(shards.format.plan, "canonical_json", hashed)
+    monkeypatch.setattr(shards.format.plan, "sum", summed, raising=False)
     return counts
 
 
@@ -77,7 +77,7 @@ def test_verifying_and_finishing_pass_over_the_plan_as_often_for_many_shards_as_
 
 
 def test_the_names_of_all_shards_are_gathered_once_to_look_for_strays(tmp_path, monkeypatch):
-    from shards import folder_rules
+    from shards.verify.__main__ import folder_rules
 
     fake = make_cache(tmp_path, pairs=4, rows_per_shard=1)
     looked = []

@@ -1,17 +1,17 @@
-"""The tail between strength nodes: exact at nodes, inside the bounds that convexity gives, refused outside."""
+"""The tail between strength nodes: exact at nodes, within the bounds of convexity, refused outside."""
 
 import numpy as np
 import pytest
 
 from shards.errors import OptionError
-from shards.nodes import DEFAULT_GAIN_NODES, DEFAULT_STRENGTH_NODES, StrengthNodes, interpolate
+from shards.format.nodes import DEFAULT_GAIN_NODES, DEFAULT_STRENGTH_NODES, StrengthNodes, interpolate
 
 N, TAIL_TOKENS = 300, 40
 
 
 @pytest.fixture(scope="module")
 def tails():
-    """Nodes (N, J), the function that they sample, and its values at them."""
+    """Nodes (N, J), a function, and its values at the nodes."""
     generator = np.random.default_rng(5)
     start = generator.normal(-8, 3, (N, TAIL_TOKENS))
     slope = generator.normal(0, 1, (N, TAIL_TOKENS)) * generator.choice([0.0, 0.1, 2.0], (N, 1))

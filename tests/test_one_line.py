@@ -1,4 +1,4 @@
-"""What other libraries and the operating system raise becomes one line that holds the reason."""
+"""Errors of other libraries and of the operating system become one line with the reason."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import os
 import pyarrow as pa
 import pytest
 
-from shards.command import run_command
+from shards.cli.command import run_command
 from shards.errors import first_line
 
 

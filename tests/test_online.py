@@ -1,4 +1,4 @@
-"""Offline equals online: a student from a cache is the student that live models would have given.
+"""Offline equals online: a student from a cache equals the student from live models.
 
 `benchmarks/online` trains both; here on tiny models, in float32, with AdamW and the schedule of the recipe.
 """
@@ -21,10 +21,11 @@ from benchmarks.online.measure import held_out_batches, measure
 from benchmarks.online.options import OnlineOptions
 from benchmarks.online.report import section
 from benchmarks.online.trainer import batch_order
-from precompute.build import build
+from precompute.build.build import build
 from shards import ShardCache, TeacherSpec
 from shards.errors import OptionError
-from student.data import CachedResponses, GlobalBatchSampler
+from student.data import CachedResponses
+from student.order import GlobalBatchSampler
 
 V = 18
 # batches of 5, 5 and 2 responses an epoch: the last one is filled up, and the second epoch has an order of its own
@@ -39,7 +40,7 @@ def bench(trio_folders, trio, cache, scratch):
 
 @pytest.fixture(scope="module")
 def gentle(tmp_path_factory):
-    """A trio whose models are closer to each other, and a cache that keeps 12 of 18 tokens on average."""
+    """A trio whose models are closer to each other, and a cache that keeps a mean of 12 of 18 tokens."""
     folder = tmp_path_factory.mktemp("gentle")
     folders = make_trio(folder / "trio", size=0.01)
     data = write_jsonl(folder / "pairs.jsonl", make_pairs(12))

@@ -1,4 +1,4 @@
-"""A run over the folder of another one: the other's checkpoints go before the first step, a stranger's folder stays."""
+"""A run over the folder of another one: the other's checkpoints are removed first, foreign folders stay."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from test_training import arguments, recipe, same_weights
 from tiny import nudged, save
 
 from shards.errors import AlignDistilError
-from student import checkpoints
-from student.resumable import ResumableTrainer
-from student.train import train
+from student.runs import checkpoints
+from student.runs.resumable import ResumableTrainer
+from student.train.__main__ import train
 
 
 class Killed(BaseException):

@@ -1,4 +1,4 @@
-"""Prompts of a pair that are run once: hidden states are those of the rows apart, and what cannot share is refused."""
+"""Shared prompts: hidden states equal those of separate rows, and models that cannot share are refused."""
 
 import dataclasses
 
@@ -18,14 +18,14 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from precompute.build import build
-from precompute.models import RoleModel
-from precompute.packing import longest_pair, pack, packed_length, saved_tokens, units
-from precompute.score import batches_by_length, hidden_states, require_shared_prompts
-from precompute.tokenized import TokenizedResponse
+from precompute.build.build import build
+from precompute.models.folders import RoleModel
+from precompute.scoring.packing import batches_by_length, longest_pair, pack, packed_length, saved_tokens, units
+from precompute.scoring.score import hidden_states, require_shared_prompts
+from precompute.tokens.tokenized import TokenizedResponse
 from shards import ShardCache
 from shards.errors import CacheConflict, ModelError, OptionError
-from shards.verify import verify
+from shards.verify.__main__ import verify
 
 V = 18
 SMALL = {"vocab_size": V, "hidden_size": 16, "initializer_range": 0.4, "pad_token_id": 0}
@@ -33,7 +33,7 @@ BODY = {"intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 
 
 
 def make_row(pair, prompt, response, *, start=None):
-    """`start`: where the response is said to start, if not behind the prompt."""
+    """`start`: the index of the first response token, if not directly after the prompt."""
     ids = np.array([*prompt, *response], dtype=np.int32)
     start = len(prompt) if start is None else start
     return TokenizedResponse(
@@ -164,7 +164,7 @@ def test_a_body_that_a_mask_says_nothing_to_is_refused():
 
 
 class Deaf(RoleModel):
-    """Sees everything before a token, whatever the mask says."""
+    """Sees everything before a token and ignores the mask."""
 
     def hidden(self, input_ids_BT, attention_mask, position_ids_BT=None):
         return super().hidden(input_ids_BT, torch.ones_like(input_ids_BT), position_ids_BT)

@@ -1,4 +1,4 @@
-"""shards.pipeline: the real commands, each once; what is done and unchanged is skipped, what has changed is refused."""
+"""shards.pipeline: runs each real command once; skips what is done and unchanged, refuses what has changed."""
 
 import contextlib
 import io
@@ -16,14 +16,14 @@ import pytest
 import yaml
 from tiny import load, make_llama, make_pairs, save, write_jsonl
 
-from precompute.options import BuildOptions
-from precompute.rollout_options import RolloutOptions
-from precompute.teacher_options import TeacherOptions
+from precompute.build.options import BuildOptions
+from precompute.rollout.options import RolloutOptions
+from precompute.teachers.options import TeacherOptions
 from shards.errors import AlignDistilError
-from shards.pipeline import command_text, main, run_pipeline
-from shards.pipeline_file import read_pipeline
-from shards.pipeline_step import COMMANDS
-from student.evaluate import parse as parse_evaluate
+from shards.pipeline.__main__ import command_text, main, run_pipeline
+from shards.pipeline.file import read_pipeline
+from shards.pipeline.step import COMMANDS
+from student.evaluate.__main__ import parse as parse_evaluate
 from student.options import DistillArguments
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -60,7 +60,7 @@ STEPS = {
 
 
 def write_pipeline(changes=None, *, steps=("teachers", "build", "train", "evaluate"), **names):
-    """steps.yaml in the working directory; changes: step -> flags or other keys that are put over its own."""
+    """Write steps.yaml in the working directory; changes: step -> flags or other keys that replace its own."""
     listed = []
     for name in steps:
         step = {"name": name} | STEPS[name]
@@ -100,7 +100,7 @@ def finished(tmp_path_factory):
         command = [sys.executable, "-m", "shards.pipeline", str(write_pipeline(steps=["teachers"]))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr[-3000:]
-        patch.setattr("shards.pipeline.run_to_end", run_to_end)
+        patch.setattr("shards.pipeline.__main__.run_to_end", run_to_end)
         main([str(write_pipeline())])
     return folder, done.stdout + printed.getvalue()
 
@@ -117,7 +117,7 @@ def copy(finished, tmp_path, monkeypatch):
 def started(monkeypatch):
     """Steps that would run; they end with exit code 0 at once."""
     found = []
-    monkeypatch.setattr("shards.pipeline.run_to_end", lambda step: found.append(step.name) or 0)
+    monkeypatch.setattr("shards.pipeline.__main__.run_to_end", lambda step: found.append(step.name) or 0)
     return found
 
 
@@ -179,7 +179,7 @@ def test_a_step_whose_output_is_gone_is_done_again_and_one_that_read_it_is_refus
         save(make_llama(1), Path("runs/student"))
         return 0
 
-    monkeypatch.setattr("shards.pipeline.run_to_end", another_training)
+    monkeypatch.setattr("shards.pipeline.__main__.run_to_end", another_training)
     for _ in range(2):
         message = refusal(lambda: run_pipeline(write_pipeline()))
         assert "step evaluate: runs/student is not what it read; put that back, or give the step another" in message

@@ -1,4 +1,4 @@
-"""The method on policies small enough to enumerate: what the distilled objective is, and what it trades away."""
+"""The method on policies small enough to enumerate: what the distilled objective is, and its trade-off."""
 
 import itertools
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from precompute.support import SupportRule, summarise
+from precompute.scoring.support import SupportRule, summarise
 from shards import TeacherSpec
-from shards.compose import compose
-from shards.nodes import StrengthNodes
+from shards.format.nodes import StrengthNodes
+from shards.teacher.compose import compose
 
 V, LENGTH = 5, 3
 PREFIXES = [prefix for length in range(LENGTH) for prefix in itertools.product(range(V), repeat=length)]
@@ -22,7 +22,7 @@ def random_policy(seed, size=1.0):
 
 
 def distilled(dpo, reference, spec):
-    """prefix -> p* of our pipeline, everything kept."""
+    """prefix -> p* of our pipeline, with all tokens kept."""
     live = {
         role: torch.stack([policy[p] for p in PREFIXES]) for role, policy in (("dpo", dpo), ("reference", reference))
     }

@@ -1,4 +1,4 @@
-"""Several processes read the same, tokenise once, and end together: with one line, none waiting for one that left.
+"""Several processes read the same inputs, tokenise once, and end together: with one line, and none left waiting.
 
 The processes are threads here, which meet at a barrier with a time limit: a process that waits alone fails the test.
 """
@@ -18,18 +18,20 @@ import pytest
 from conftest import build_options
 from tiny import load, make_pairs, make_tokenizer, nudged, save, write_jsonl
 
-from precompute import build_inputs, processes, share
-from precompute.build import build
-from precompute.build import main as build_main
-from precompute.corpus import load_corpus
+from precompute import processes
+from precompute.build import inputs
+from precompute.build.__main__ import main as build_main
+from precompute.build.build import build
 from precompute.processes import Processes
-from precompute.rollout import main as rollout_main
-from precompute.share import load_on_first
-from precompute.token_store import TokenStore
+from precompute.rollout.__main__ import main as rollout_main
+from precompute.tokens import share
+from precompute.tokens.corpus import load_corpus
+from precompute.tokens.share import load_on_first
+from precompute.tokens.token_store import TokenStore
+from shards.cli.ranks import first_difference
 from shards.errors import AlignDistilError, OptionError
-from shards.ranks import first_difference
-from student import ranks
-from student.train import main as train_main
+from student.train import ranks
+from student.train.__main__ import main as train_main
 
 
 class Meeting:
@@ -59,7 +61,7 @@ class Thread(Processes):
 
 @pytest.fixture
 def on_two(monkeypatch):
-    """Runs work(rank) on two processes; gives what came of it, or was raised, by rank."""
+    """Runs work(rank) on two processes; returns the results or errors by rank."""
     here = threading.local()
     monkeypatch.setattr(Processes, "join", classmethod(lambda cls: here.processes))
 
@@ -80,7 +82,7 @@ def on_two(monkeypatch):
 
 
 def assert_ended(found, capsys):
-    """All have ended, and one line was said."""
+    """Assert that all have ended, and that one line was printed."""
     assert [type(end) for end in found] == [SystemExit, SystemExit] and [end.code for end in found] == [2, 2]
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     return line
@@ -115,8 +117,8 @@ def test_what_one_process_cannot_read_all_end_for(on_two, trio_folders, pairs_fi
 def test_the_first_process_tokenises_for_all(on_two, trio_folders, pairs_file, tmp_path, monkeypatch, capsys):
     settings = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
     calls = []
-    plain = build_inputs.load_corpus
-    monkeypatch.setattr(build_inputs, "load_corpus", lambda *a, **k: (calls.append(a), plain(*a, **k))[1])
+    plain = inputs.load_corpus
+    monkeypatch.setattr(inputs, "load_corpus", lambda *a, **k: (calls.append(a), plain(*a, **k))[1])
     found = on_two(lambda rank: build(build_options(trio_folders, pairs_file, tmp_path / "two", **settings)))
     assert len(calls) == 1, [type(end) for end in found]
     assert found[0].to_json() == found[1].to_json()
@@ -180,9 +182,9 @@ def test_a_process_whose_partners_have_ended_says_so(monkeypatch):
 
 def test_trainings_of_teachers_compare_what_they_read(on_two, trio_folders, pairs_file, tmp_path, capsys):
     pytest.importorskip("trl")
-    from precompute.dpo_arguments import DPOArguments
-    from precompute.teacher_options import TeacherOptions
-    from precompute.teachers import make_teachers
+    from precompute.teachers.__main__ import make_teachers
+    from precompute.teachers.arguments import DPOArguments
+    from precompute.teachers.options import TeacherOptions
 
     other = write_jsonl(tmp_path / "pairs.jsonl", make_pairs(12, seed=1))
     args = DPOArguments(max_length=64, use_cpu=True, bf16=False, report_to="none")
@@ -199,9 +201,9 @@ def test_trainings_of_teachers_compare_what_they_read(on_two, trio_folders, pair
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL calls things by their old names
 def test_finished_teachers_are_recognised_without_tokens(trio_folders, pairs_file, tmp_path, monkeypatch, capsys):
     pytest.importorskip("trl")
-    from precompute import teachers
-    from precompute.dpo_arguments import DPOArguments
-    from precompute.teacher_options import TeacherOptions
+    from precompute.teachers import __main__ as teachers
+    from precompute.teachers.arguments import DPOArguments
+    from precompute.teachers.options import TeacherOptions
 
     given = {"max_steps": 1, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "gradient_checkpointing": None}
     args = DPOArguments(max_length=64, use_cpu=True, bf16=False, report_to="none", warmup_steps=0, **given)

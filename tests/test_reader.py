@@ -1,4 +1,4 @@
-"""Reading a cache: any order and any selection give the same values, and damage never passes for values."""
+"""Reading a cache: any order and any selection give the same values, and damaged values are never returned."""
 
 import json
 import multiprocessing
@@ -12,10 +12,12 @@ import pytest
 from fake_cache import make_cache
 from test_codec import require_equal
 
-from shards import ShardCache, TeacherSpec, codec, schema
+from shards import ShardCache, TeacherSpec
 from shards.errors import AlignDistilError, CacheDamaged, CacheMissing
-from shards.manifest import MANIFEST_FILE, PLAN_FILE
-from shards.schema import Pair
+from shards.format import schema
+from shards.format.encoding import arrays
+from shards.format.manifest import MANIFEST_FILE, PLAN_FILE
+from shards.format.schema import Pair
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def test_a_shard_of_another_size_is_named_when_the_cache_is_opened(copy):
 
 
 def fix_size(folder, file):
-    """Let the manifest say the size that the file has."""
+    """Write the file's current size into the manifest."""
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
     for shard in manifest["shards"]:
         if shard["file"] == file:
@@ -193,7 +195,7 @@ def test_a_record_batch_with_fewer_rows_is_refused(copy):
 
     def change(batches):
         for batch, _ in batches:
-            yield batch.slice(0, 1), codec.batch_metadata(batch.slice(0, 1), 0)
+            yield batch.slice(0, 1), arrays.batch_metadata(batch.slice(0, 1), 0)
 
     rewritten(path, change)
     fix_size(copy, path.name)
@@ -312,7 +314,7 @@ def test_a_missing_vocabulary_is_named(copy):
 
 
 def test_only_the_columns_that_are_read_must_be_sound(copy, fake):
-    """A reader of some columns is not stopped by another's damage, and a reader of all is."""
+    """A reader of some columns ignores damage in others, and a reader of all does not."""
     path = copy / "part-00000.arrow"
     name = schema.tail_logpartition_column(Pair("dpo", "reverse"))
 

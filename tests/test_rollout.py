@@ -1,4 +1,4 @@
-"""precompute.rollout: samples have the model's distribution, are a function of the seed, and read back as sampled."""
+"""precompute.rollout: samples have the model's distribution, depend on the seed only, and are read back unchanged."""
 
 import json
 import sys
@@ -12,19 +12,19 @@ from conftest import build_options
 from tiny import load, make_llama, make_pairs, make_tokenizer, save, write_jsonl
 from tiny_tokenizers import CHATML, tiny_tokenizer
 
-from precompute.build import build
-from precompute.completion import completion_text
-from precompute.prompts import load_prompts
-from precompute.rollout import main, rollout
-from precompute.rollout_inputs import end_ids
-from precompute.rollout_options import RolloutOptions
-from precompute.sampling import InverseCdf, Request, Sampling, TransformersEngine, until_end
-from precompute.sources import Data
+from precompute.build.build import build
+from precompute.data.sources import Data
+from precompute.rollout.__main__ import main, rollout
+from precompute.rollout.completion import completion_text
+from precompute.rollout.inputs import end_ids
+from precompute.rollout.options import RolloutOptions
+from precompute.rollout.sampling import InverseCdf, Request, Sampling, TransformersEngine, until_end
+from precompute.tokens.prompts import load_prompts
 from shards import ShardCache
 from shards.errors import AlignDistilError
-from student.evaluate import evaluate, parse
+from student.evaluate.__main__ import evaluate, parse
 from student.options import DistillArguments
-from student.train import train
+from student.train.__main__ import train
 
 V = 18
 
@@ -203,7 +203,7 @@ def test_the_build_reads_the_tokens_that_were_sampled(model_folder, trio_folders
 def test_rounds_of_rollout_build_and_training_go_where_the_teacher_is(
     model_folder, trio_folders, pairs_file, sparse_cache, tmp_path
 ):
-    """The recipe of docs/recipes.md, on tiny models: each round starts from the student of the last."""
+    """The recipe of docs/recipes.md on tiny models: each round starts from the previous student."""
     student, divergences = model_folder, []
     for number in range(3):
         report = evaluate(parse(["--model", str(student), "--shards", str(sparse_cache.folder), "--gain", "15"]))
@@ -256,7 +256,7 @@ def test_a_chat_is_sampled_behind_the_generation_prompt(chat_model, tmp_path):
 
 
 def test_same_tokens_says_what_the_build_will_read(chat_model, tmp_path):
-    """Random weights speak bytes that are no text, which cannot come back, and words, which can."""
+    """Random weights give bytes that are not text, which cannot be read back, and words, which can."""
     data = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "Where is the sun?"}] * 12)
     path = rollout(options(chat_model, data, tmp_path / "samples.jsonl", max_new_tokens=3))
     rows, tokenizer = rows_of(path), tiny_tokenizer(CHATML)

@@ -1,13 +1,13 @@
-"""Logits from a model's parts are those of the model, as far as its dtype tells numbers apart."""
+"""Logits computed from a model's parts equal the model's own, within the precision of its dtype."""
 
 import pytest
 import torch
 from tiny import make_llama
 
-from precompute.role_model import RoleModel, own_logits
+from precompute.models.role_model import RoleModel, own_logits
 from shards import Divergence
 from shards.errors import ModelError
-from student.forward import DistillForward
+from student.loss.forward import DistillForward
 
 V = 18
 ROUNDED = 1 + 2**-10

@@ -1,4 +1,4 @@
-"""Data as users bring it: every kind of file holds the same rows, names are not patterns, several sources are one."""
+"""Data from users: every kind of file gives the same rows, names are not patterns, several sources act as one."""
 
 import gzip
 import json
@@ -11,13 +11,13 @@ import pytest
 import zstandard
 from conftest import build_options
 
-from precompute.build import build
-from precompute.data import read_rows
-from precompute.data_options import DataOptions
-from precompute.data_reader import DataReader
-from precompute.sources import take_rows
+from precompute.build.build import build
+from precompute.data.reader import DataReader
+from precompute.data.reading import read_rows
+from precompute.data.sources import take_rows
+from precompute.tokens.data_options import DataOptions
 from shards.errors import AlignDistilError, DataError, OptionError
-from shards.inspect import main as inspect
+from shards.inspect.__main__ import main as inspect
 
 ROWS = [
     {"prompt": 'What, "then"?', "completion": " blue\r\nsky", "note": "NA"},

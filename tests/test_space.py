@@ -1,4 +1,4 @@
-"""Places that cannot be written to, and disks that are full: one line before the work, or in the middle of it."""
+"""Unwritable places and full disks: one line, before the work or in the middle of it."""
 
 import errno
 import os
@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 from conftest import build_options
 
-from precompute import token_store
-from precompute.build import build
-from precompute.rollout import rollout
-from precompute.rollout_options import RolloutOptions
-from precompute.token_store import TokenStore
-from shards import space
+from precompute.build.build import build
+from precompute.rollout.__main__ import rollout
+from precompute.rollout.options import RolloutOptions
+from precompute.tokens import token_store
+from precompute.tokens.token_store import TokenStore
+from shards.cli import space
 from shards.errors import OptionError
 
 
@@ -33,7 +33,7 @@ PLACES = {
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     make, trio_folders, pairs_file, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("precompute.build_inputs.load_corpus", None)  # not even tokenised
+    monkeypatch.setattr("precompute.build.inputs.load_corpus", None)  # not even tokenised
     with pytest.raises(OptionError, match=r"^out: expected a folder to write into, got /") as caught:
         build(build_options(trio_folders, pairs_file, make(tmp_path), top_k=4))
     assert "\n" not in str(caught.value)

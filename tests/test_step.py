@@ -1,4 +1,4 @@
-"""The step benchmark runs, and what it compares are steps of the same loss."""
+"""The step benchmark runs, and the steps that it compares have the same loss."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The loss: equal to the dense formulas where nothing is cut off, below them where something is."""
+"""The loss: equal to the dense formulas if all tokens are kept, below them otherwise."""
 
 import copy
 
@@ -9,14 +9,16 @@ import torch
 from tiny import make_llama, make_tokenizer, nudged
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from precompute.support import SupportRule, summarise
+from precompute.scoring.support import SupportRule, summarise
 from shards import Divergence, TeacherSpec
-from shards.compose import compose
-from shards.nodes import StrengthNodes
+from shards.format.nodes import StrengthNodes
+from shards.teacher.compose import compose
+from shards.teacher.divergence import segment_sum
 from student.collate import Collator
-from student.data import BatchItem, CachedResponses
-from student.forward import DistillForward
-from student.loss import SparseTargets, segment_sum, sparse_divergence
+from student.data import CachedResponses
+from student.loss.forward import DistillForward
+from student.loss.sparse import SparseTargets, sparse_divergence
+from student.order import BatchItem
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
 V = 18
@@ -32,7 +34,7 @@ def batch_of(cache, rows, preset="aligndistil", reduction="sequence", fillers=0)
 
 
 def distil(model, batch, *, name="reverse_kl", chunk=256, jsd_weight=0.5):
-    """The package's loss of one batch, through the exchanged forward; the model is left as it was."""
+    """The package's loss of one batch, through the replaced forward; the model is unchanged afterwards."""
     base = model if hasattr(model, "get_decoder") and not hasattr(model, "get_base_model") else model.get_base_model()
     divergence = Divergence(name=name, jsd_weight=jsd_weight)
     forward = DistillForward(base, vocabulary_size=V, divergence=divergence, chunk_positions=chunk)
@@ -274,7 +276,7 @@ def test_a_student_at_the_teacher_has_no_loss_and_no_gradient(sparse_cache):
 
 def test_segment_sums_are_sums_of_each_position():
     values = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert segment_sum(values, torch.tensor([1, 3, 1])).tolist() == [1.0, 9.0, 5.0]
+    assert segment_sum(values, torch.tensor([1, 3, 1]), torch).tolist() == [1.0, 9.0, 5.0]
 
 
 def test_the_tiny_vocabulary_is_the_one_that_the_tests_assume():

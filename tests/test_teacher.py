@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from shards.errors import OptionError
-from shards.schema import Pair
-from shards.teacher import PRESETS, TeacherSpec, strength, teacher_logits, token_weight
+from shards.format.schema import Pair
+from shards.teacher.spec import PRESETS, TeacherSpec, strength, teacher_logits, token_weight
 
 DISTANCE_N = np.array([0.0, 0.1, 0.5, 2.0])
 

@@ -1,4 +1,4 @@
-"""precompute.teachers: two ordinary model folders, each trained its way, whole or not there, never of other inputs."""
+"""precompute.teachers: two ordinary model folders, each trained in its direction, complete or absent."""
 
 import json
 import shutil
@@ -12,14 +12,14 @@ from tiny import load, make_llama, make_pairs, make_tokenizer, save, write_jsonl
 from transformers import AutoConfig, AutoTokenizer
 from trl import DPOTrainer
 
-from precompute import dpo as dpo_module
-from precompute.build import build
-from precompute.corpus import load_corpus
-from precompute.pairs import whole_pairs
-from precompute.teachers import main
-from shards import directions
+from precompute.build.build import build
+from precompute.teachers import dpo as dpo_module
+from precompute.teachers.__main__ import main
+from precompute.teachers.pairs import whole_pairs
+from precompute.tokens.corpus import load_corpus
 from shards.errors import AlignDistilError
-from shards.inspect import main as inspect_main
+from shards.inspect.__main__ import main as inspect_main
+from shards.preferences import directions
 
 STEPS, SAVE_STEPS = 8, 3
 FLAGS = {
@@ -318,7 +318,7 @@ def test_of_data_without_pairs_nothing_is_said(taught, reference, tmp_path, caps
 
 def test_without_trl_the_extra_is_named(reference, data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
-    monkeypatch.delitem(sys.modules, "precompute.dpo_arguments")
+    monkeypatch.delitem(sys.modules, "precompute.teachers.arguments")
     message = refusal(lambda: teach(reference, data, tmp_path))
     assert message == "teachers: expected trl to be installed; install aligndistil-offline[teachers]"
 

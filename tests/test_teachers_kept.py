@@ -1,4 +1,4 @@
-"""precompute.teachers: no training is lost at its end, goes a step too far, or moves nothing without a word."""
+"""precompute.teachers: no training is lost at its end, does a step too many, or silently moves nothing."""
 
 import json
 import math
@@ -14,12 +14,13 @@ from test_teachers import FLAGS, STEPS, assert_same_weights, refusal, stop_at, t
 from tiny import load, make_llama, make_pairs, make_tokenizer, save, write_jsonl
 from trl import DPOTrainer
 
-from precompute import dpo as dpo_module
-from precompute import dpo_trainer, teachers, training_plan
-from precompute.before_training import keep_generation_config
-from precompute.dpo_trainer import TeacherTrainer
-from precompute.teacher_folders import last_checkpoint
+from precompute.teachers import __main__ as teachers
+from precompute.teachers import before, trainer
+from precompute.teachers import dpo as dpo_module
+from precompute.teachers.folders import last_checkpoint
+from precompute.teachers.trainer import TeacherTrainer
 from shards.errors import AlignDistilError
+from shards.modelfiles.generation import keep_generation_config
 
 HUB_FAULT = {"do_sample": False, "temperature": 0.9, "eos_token_id": 2, "transformers_version": "4.40.0"}
 
@@ -49,7 +50,7 @@ def taught(reference, data, tmp_path_factory):
 
 @pytest.fixture
 def half_done(taught, tmp_path):
-    """A folder in which reverse is trained already, and dpo is not."""
+    """A folder with a finished reverse and no dpo."""
     shutil.copytree(taught / "reverse", tmp_path / "half" / "reverse")
     return tmp_path / "half"
 
@@ -142,7 +143,7 @@ def test_steps_are_told_before_the_first_and_the_way_gone_at_the_end(reference, 
 
 
 def test_a_model_that_did_not_move_is_said_to_be_its_reference(reference):
-    from precompute.moved import measure_moved
+    from precompute.teachers.moved import measure_moved
 
     found = measure_moved(reference, reference, "dpo")
     assert str(found) == f"none of {found.weights:,} weights moved: the model is its reference"
@@ -208,7 +209,7 @@ def test_what_cannot_be_saved_is_known_before_the_first_step(lora, reference, da
 
 def test_a_disk_that_is_too_small_is_known_before_the_first_step(reference, data, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(training_plan.shutil, "disk_usage", lambda _: usage(10**6, 0, 10**6 // 5))
+    monkeypatch.setattr(before.shutil, "disk_usage", lambda _: usage(10**6, 0, 10**6 // 5))
     with monkeypatch.context() as patch:
         stop_in(patch, DPOTrainer, "training_step", call=1, error=AssertionError("a step was made"))
         message = refusal(lambda: teach(reference, data, tmp_path))
@@ -254,7 +255,7 @@ def test_a_finished_training_that_was_not_saved_makes_no_step_more(reference, da
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(TeacherTrainer, "_save_optimizer_and_scheduler"), (dpo_trainer, "sign_checkpoint")]
+    ("owner", "name"), [(TeacherTrainer, "_save_optimizer_and_scheduler"), (trainer, "sign_checkpoint")]
 )
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     owner, name, taught, reference, data, half_done, monkeypatch, capsys
@@ -272,7 +273,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 
 @pytest.fixture(scope="module")
 def stopped(reference, data, taught, tmp_path_factory):
-    """A folder with whole checkpoints of dpo after 3 and 6 steps."""
+    """A folder with complete checkpoints of dpo after 3 and 6 steps."""
     out = tmp_path_factory.mktemp("stopped") / "models"
     shutil.copytree(taught / "reverse", out / "reverse")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -400,7 +401,7 @@ def test_an_error_of_our_own_in_the_first_step_keeps_its_traceback(reference, da
     def fail(*given, **named):
         raise KeyError("of our own")
 
-    fail.__code__ = fail.__code__.replace(co_filename=training_plan.__file__)
+    fail.__code__ = fail.__code__.replace(co_filename=before.__file__)
     monkeypatch.setattr(TeacherTrainer, "compute_loss", fail)
     with pytest.raises(KeyError, match="of our own"):
         teach(reference, data, tmp_path)

@@ -1,4 +1,4 @@
-"""Tokenised responses in a file are those that were put there, and take no memory that grows with their tokens."""
+"""Tokenised responses in a file come back unchanged, and take no memory that grows with their tokens."""
 
 import tracemalloc
 from dataclasses import fields, replace
@@ -6,8 +6,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from precompute.token_store import TokenStore
-from precompute.tokenized import TokenizedResponse
+from precompute.tokens.token_store import TokenStore
+from precompute.tokens.tokenized import TokenizedResponse
 
 
 def make_row(i, tokens, kind="chosen", **changes):

@@ -1,4 +1,4 @@
-"""Tokenising in batches: the ids are those of each text alone; a build tokenises once, and only where there is work."""
+"""Tokenising in batches gives the ids of each text alone; a build tokenises once, and only if there is work."""
 
 import json
 
@@ -10,15 +10,17 @@ from tiny_tokenizers import ALTERNATING, CHATML, CHATML_MARKED, tiny_tokenizer
 from tokenizers import normalizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from precompute import build_inputs, data_reader, encode
-from precompute.build import build
-from precompute.corpus import load_corpus, rows_sha256
-from precompute.encode import Conversation, encode_all
-from precompute.rollout import rollout
-from precompute.rollout_options import RolloutOptions
-from precompute.sources import Data
-from precompute.spread import SpreadSample
-from precompute.tokenizer_identity import tokenizer_identity
+from precompute.build import inputs
+from precompute.build.build import build
+from precompute.data import reader
+from precompute.data.sources import Data
+from precompute.models.tokenizer_identity import tokenizer_identity
+from precompute.rollout.__main__ import rollout
+from precompute.rollout.options import RolloutOptions
+from precompute.tokens import encode
+from precompute.tokens.corpus import load_corpus, rows_sha256
+from precompute.tokens.encode import Conversation, encode_all
+from precompute.tokens.tally import SpreadSample
 from shards.errors import AlignDistilError, CacheConflict, DataError, ModelError
 
 
@@ -40,7 +42,7 @@ TOOLS = [{"type": "function", "function": {"name": "sky", "parameters": {"type":
 
 
 class OwnCall(PreTrainedTokenizerFast):
-    """A tokenizer that reads text otherwise than its backend does."""
+    """A tokenizer that reads text differently from its backend."""
 
     def __call__(self, text, **options):
         mine = [part.upper() for part in text] if isinstance(text, list) else text.upper()
@@ -164,11 +166,11 @@ def readings(monkeypatch):
     """The names of the data that are read, in order."""
     found = []
 
-    def read(data, *more, plain=data_reader.read_rows):
+    def read(data, *more, plain=reader.read_rows):
         found.append(data)
         return plain(data, *more)
 
-    monkeypatch.setattr(data_reader, "read_rows", read)
+    monkeypatch.setattr(reader, "read_rows", read)
     return found
 
 
@@ -217,14 +219,14 @@ def test_data_that_change_between_hash_and_tokens_are_refused(trio_folders, tmp_
     options = build_options(trio_folders, data, tmp_path / "cache", top_k=4)
     build(options)
     (tmp_path / "cache" / "manifest.json").unlink()
-    plain = build_inputs.rows_sha256
+    plain = inputs.rows_sha256
 
     def hashed_then_changed(*args, **kwargs):
         found = plain(*args, **kwargs)
         write_jsonl(data, make_pairs(6, seed=1))
         return found
 
-    monkeypatch.setattr(build_inputs, "rows_sha256", hashed_then_changed)
+    monkeypatch.setattr(inputs, "rows_sha256", hashed_then_changed)
     with pytest.raises(DataError, match="expected the rows of a minute ago, got others"):
         build(options)
 
@@ -291,7 +293,7 @@ def test_what_looks_wrong_stands_in_the_plan_before_the_work(trio_folders, tmp_p
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("precompute.shard_work.ShardWork.run", stop)
+    monkeypatch.setattr("precompute.build.shard_work.ShardWork.run", stop)
     with pytest.raises(KeyboardInterrupt):
         build(build_options(models, data, tmp_path / "cache", max_length=9, top_k=4))
     out = capsys.readouterr().out

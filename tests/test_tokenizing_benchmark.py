@@ -1,4 +1,4 @@
-"""The benchmark of tokenising runs in small, and compares the same texts."""
+"""The benchmark of tokenising runs at a small size, and compares the same texts."""
 
 import json
 
@@ -9,7 +9,7 @@ from benchmarks.tokenizing.layouts import LAYOUTS, make_tokenizer, synthetic_pai
 from benchmarks.tokenizing.measure import encode_batch_alone
 from benchmarks.tokenizing.options import TokenizingOptions
 from benchmarks.tokenizing.report import ratio
-from precompute.corpus import load_corpus
+from precompute.tokens.corpus import load_corpus
 from shards.errors import OptionError
 
 

@@ -13,15 +13,16 @@ from tiny import load, nudged, save
 from transformers import TrainerCallback
 from two_ranks import run_ranks
 
-from precompute.build import build
+from precompute.build.build import build
 from shards import ShardCache, TeacherSpec
-from shards.describe_trust import number
 from shards.errors import CacheConflict
-from shards.trust import assess
-from shards.verdict import verdict
-from student.data import CachedResponses, GlobalBatchSampler
+from shards.teacher.trust import assess
+from shards.teacher.trust_text import number
+from shards.teacher.verdict import verdict
+from student.data import CachedResponses
 from student.options import DistillArguments
-from student.train import train
+from student.order import GlobalBatchSampler
+from student.train.__main__ import train
 from student.trainer import DistillTrainer
 
 V = 18
@@ -48,7 +49,7 @@ def arguments(cache, student, out, **overrides):
 
 
 def plain_sgd(**overrides):
-    """One step over all rows, with nothing between the gradient and the weights."""
+    """One step over all rows, without anything between the gradient and the weights."""
     return {
         "optim": "sgd",
         "learning_rate": RATE,
@@ -179,7 +180,7 @@ def test_the_logged_numbers_are_those_of_live_models(whole_cache, trio, student_
 
 @pytest.fixture(scope="module")
 def roomy_cache(trio_folders, pairs_file, tmp_path_factory):
-    """A support that holds most of the reference's mass, but not all."""
+    """A support with most, but not all, of the reference's mass."""
     out = tmp_path_factory.mktemp("roomy") / "cache"
     build(build_options(trio_folders, pairs_file, out, responses="both", top_k=14, max_top_k=17))
     return ShardCache(out)
@@ -261,7 +262,7 @@ def sampler(rank=0, world_size=1, micro=2, accumulation=4, epoch=0, seed=5, rows
 
 
 def global_batches(**kwargs):
-    """The counted rows of each global batch, put together from the micro-batches of all ranks."""
+    """The counted rows of each global batch, collected from the micro-batches of all ranks."""
     world_size = kwargs.get("world_size", 1)
     ranks = [list(sampler(rank=rank, **kwargs)) for rank in range(world_size)]
     assert len({len(micro) for micro in ranks}) == 1, "every rank has the same number of micro-batches"
@@ -312,7 +313,7 @@ def recipe(**overrides):
 
 
 class StopAt(TrainerCallback):
-    """Ends a run after a step, as a kill would, but leaves the checkpoint."""
+    """Ends a run after a step, like a kill, but leaves the checkpoint."""
 
     def __init__(self, step):
         self.step = step
@@ -340,7 +341,7 @@ def test_a_resumed_run_equals_an_unbroken_run_bit_for_bit(sparse_cache, student_
 
 def test_a_run_resumed_twice_equals_an_unbroken_run(sparse_cache, student_folder, tmp_path, monkeypatch):
     train(arguments(sparse_cache, student_folder, tmp_path / "unbroken", **recipe()))
-    from student import train as command
+    from student.train import __main__ as command
 
     plain = command.DistillTrainer
     for stop in (3, 7):
@@ -381,7 +382,7 @@ ON_TWO_RANKS = [
 
 
 def launch(cache, student, out, **overrides):
-    """Train on two ranks. What was logged."""
+    """Train on two ranks. Returns the log."""
     flags = dict(item.split("=") for item in ON_TWO_RANKS) | {k: str(v) for k, v in overrides.items()}
     arguments = ["--shards", str(cache.folder), "--model", str(student), "--output_dir", str(out)]
     arguments += [part for name, value in flags.items() for part in (f"--{name}", value)]
@@ -488,7 +489,7 @@ def test_one_cache_gives_students_of_different_teachers(sparse_cache, student_fo
 def test_several_caches_are_read_as_one(whole_cache, sparse_cache, trio_folders, pairs_file, tmp_path):
     from conftest import build_options
 
-    from precompute.build import build
+    from precompute.build.build import build
 
     parts = []
     for kind in ("chosen", "rejected"):

@@ -1,4 +1,4 @@
-"""Whether a cache is good for a teacher: what is measured is what dense formulas give, and the verdict follows it."""
+"""Whether a cache is good for a teacher: measurements equal the dense formulas, and the verdict follows from them."""
 
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -8,20 +8,21 @@ import pytest
 import torch
 from fake_cache import make_cache, random_logprobs, write_cache
 
-from precompute.support import SupportRule, summarise
-from shards import TeacherSpec, inspect
-from shards.compose import compose
+from precompute.scoring.support import SupportRule, summarise
+from shards import TeacherSpec
 from shards.errors import OptionError, TeacherUnavailable
-from shards.nodes import StrengthNodes
-from shards.page import bars
-from shards.sample import spread
-from shards.schema import Pair
-from shards.scores import Scores, concatenate
-from shards.statistics import Histogram, LogHistogram
-from shards.teacher import PRESETS
-from shards.trust import LOW_SUPPORT_MASS, STRONG, assess, logprob_bound
-from shards.verdict import finer_nodes, verdict
-from student.support import SupportWatch
+from shards.format.nodes import StrengthNodes
+from shards.format.schema import Pair
+from shards.format.scores import Scores, concatenate
+from shards.format.statistics import Histogram, LogHistogram
+from shards.inspect import __main__ as inspect
+from shards.inspect.page import bars
+from shards.spread import spread
+from shards.teacher.compose import compose
+from shards.teacher.spec import PRESETS
+from shards.teacher.trust import LOW_SUPPORT_MASS, STRONG, assess, logprob_bound
+from shards.teacher.verdict import finer_nodes, verdict
+from student.watch import SupportWatch
 
 N, V = 80, 50
 PAIRS = (Pair("dpo", "reverse"), Pair("reference", "reference"))
@@ -393,7 +394,7 @@ def test_a_page_is_written_whole_or_not_at_all(fake, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shards.writer._fsync", fail)
+    monkeypatch.setattr("shards.format.writer._fsync", fail)
     with pytest.raises(OptionError, match="No space left"):
         inspect.main([str(fake.folder), "--html", str(file)])
     assert file.read_text() == "the old one"

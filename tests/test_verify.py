@@ -1,4 +1,4 @@
-"""`python -m shards.verify`: a sound cache passes, and every rule of docs/format.md finds the fault that breaks it."""
+"""`python -m shards.verify`: a sound cache passes, and every rule of docs/format.md finds its planted fault."""
 
 import hashlib
 import json
@@ -27,12 +27,13 @@ from faults import (
     swap_first_ids,
 )
 
-from shards import codec, schema
-from shards.manifest import MANIFEST_FILE
-from shards.plan import canonical_json
-from shards.schema import Pair
-from shards.verify import MAX_PRINTED, main, verify
-from shards.writer import write_json
+from shards.format import schema
+from shards.format.encoding import arrays
+from shards.format.manifest import MANIFEST_FILE
+from shards.format.plan import canonical_json
+from shards.format.schema import Pair
+from shards.format.writer import write_json
+from shards.verify.__main__ import MAX_PRINTED, main, verify
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +243,7 @@ BATCH_CHANGES = {
     "expected 2 record batches, got 3": lambda batches: [*batches, batches[0]],
     "record batch 1: expected 2 rows, got 1": lambda batches: [
         batches[0],
-        (batches[1][0].slice(0, 1), codec.batch_metadata(batches[1][0].slice(0, 1), 2)),
+        (batches[1][0].slice(0, 1), arrays.batch_metadata(batches[1][0].slice(0, 1), 2)),
     ],
 }
 
@@ -262,7 +263,7 @@ def test_rule_7_finds_a_record_batch_that_is_no_valid_data(copy):
             no_text = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
             changed = batch.set_column(at, batch.schema.field(at), no_text)
             first_row = int(metadata[schema.FIRST_ROW_KEY])
-            yield changed, codec.batch_metadata(changed, first_row)
+            yield changed, arrays.batch_metadata(changed, first_row)
 
     rewrite_shard(copy, change)
     faults = require_only(copy, 7)

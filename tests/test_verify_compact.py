@@ -1,4 +1,4 @@
-"""`python -m shards.verify` with compact values: no bit of a column and no wrong code goes unseen."""
+"""`python -m shards.verify` with compact values: finds every changed bit of a column and every wrong code."""
 
 import re
 import shutil
@@ -20,8 +20,9 @@ from faults import (
     set_next,
 )
 
-from shards import codec, compact, schema
-from shards.verify import verify
+from shards.format import schema
+from shards.format.encoding import arrays, compact
+from shards.verify.__main__ import verify
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +95,14 @@ def test_rule_5_finds_a_flipped_byte_wherever_it_lies(copy):
 
 
 def set_columns(folder, **changes):
-    """Other values in columns of row ROW, name -> function of the flat values; all checksums follow."""
+    """Replace values in columns of row ROW, name -> function of the flat values; all checksums follow."""
 
     def change(batches):
         first, (batch, _) = batches
         for name, edit in changes.items():
             row, *others = rows_of(batch, name)
             batch = with_column(batch, name, [edit(row), *others])
-        return [first, (batch, codec.batch_metadata(batch, ROW))]
+        return [first, (batch, arrays.batch_metadata(batch, ROW))]
 
     rewrite_shard(folder, change)
 
@@ -119,7 +120,7 @@ def code_of_one(response, n):
 
 
 def require_fault(folder, rule, column):
-    """The rules of all faults, which lie in one row; this rule finds a fault in this column."""
+    """The rules of all faults; asserts that all are in one row and that this rule finds a fault in this column."""
     faults = list(verify(folder))
     where = rf".*/part-00000\.arrow row {ROW} \('[^']+'\): "
     assert faults and all(re.match(where, str(fault)) for fault in faults), "\n".join(map(str, faults))

@@ -1,4 +1,4 @@
-"""Students are judged by the teacher that they record, or by the flags, and the report says which."""
+"""Students are measured against the teacher that they record, or that of the flags; the report says which."""
 
 import json
 import shutil
@@ -9,19 +9,19 @@ from test_evaluate import flags, on_cache, refusal
 from test_training import arguments, plain_sgd
 from tiny import nudged, save
 
-from precompute.build import build
+from precompute.build.build import build
 from shards import Divergence, ShardCache, TeacherSpec
-from shards.manifest import read_json
-from student.evaluate import evaluate, main, parse
-from student.evaluate_report import report_text
-from student.record import RECORD_FILE, read_record, write_record
-from student.train import train
+from shards.format.manifest import read_json
+from student.evaluate.__main__ import evaluate, main, parse
+from student.evaluate.report import report_text
+from student.runs.record import RECORD_FILE, read_record, write_record
+from student.train.__main__ import train
 
 GAIN_15 = {"gain": 15.0, "divergence": "forward_kl", "reduction": "token"}
 
 
 def recording(folder, cache, spec=None, divergence=None, reduction="sequence"):
-    """Leave in a model's folder what a run with this teacher leaves there."""
+    """Write into a model's folder what a run with this teacher writes."""
     args = SimpleNamespace(spec=spec or TeacherSpec(), loss_divergence=divergence or Divergence(), reduction=reduction)
     write_record(folder, args, [cache])
     return folder

@@ -26,7 +26,7 @@ def make_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
 
 
 def make_llama(seed: int, width: int = len(WORDS) + len(SPECIAL), *, scale: float = 0.4, **overrides: Any) -> Any:
-    """A Llama of two layers with random weights of some size, so that its distributions are not flat."""
+    """A Llama of two layers with random weights, large enough that its distributions are not flat."""
     torch.manual_seed(seed)
     settings = {
         "vocab_size": width,
@@ -71,7 +71,7 @@ def save(model: PreTrainedModel, folder: Path, tokenizer: Any = None) -> Path:
 def make_trio(
     folder: Path, make: Callable[..., PreTrainedModel] = make_llama, *, size: float = 0.05, **overrides: Any
 ) -> dict[str, Path]:
-    """reference, dpo and reverse: the second and third are the first, moved."""
+    """reference, dpo and reverse: the second and third are the first with moved weights."""
     reference = make(0, **overrides)
     models = {"reference": reference, "dpo": nudged(reference, 1, size), "reverse": nudged(reference, 2, size)}
     return {role: save(model, folder / role) for role, model in models.items()}
@@ -84,7 +84,7 @@ def make_pairs(count: int, seed: int = 0, longest: int = 9) -> list[dict[str, st
         length = int(torch.randint(low, high + 1, (1,), generator=generator))
         return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator).tolist())
 
-    # the space before a response keeps the last word of the prompt a token of its own
+    # the space before a response keeps the last word of the prompt a separate token
     return [
         {"prompt": text(2, 6), "chosen": " " + text(1, longest), "rejected": " " + text(1, longest)}
         for _ in range(count)

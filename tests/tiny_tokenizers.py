@@ -1,7 +1,7 @@
 """Tokenizers and chat templates made on the spot, small enough to train in milliseconds.
 
-The templates show what the real families do: ChatML without and with generation markers, one whose generation prompt is
-not how a finished conversation reads (Gemma 4, Qwen 3), and one that refuses roles out of turn (Llama 2).
+The templates are like those of real families: ChatML without and with generation markers, one whose generation prompt
+differs from a finished conversation (Gemma 4, Qwen 3), and one that refuses roles out of turn (Llama 2).
 """
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -44,7 +44,7 @@ ALTERNATING = (
 def tiny_tokenizer(
     chat_template: str | None = None, *, bos: bool = False, eos: bool = True, name: str = "tiny"
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of a few hundred tokens; with `bos`, <s> stands before text as in Llama."""
+    """A byte-level BPE tokenizer of a few hundred tokens; with `bos`, <s> comes before text as in Llama."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()

@@ -1,8 +1,8 @@
 """python -m benchmarks.alignment: true reward against KL to the reference, for DPO and for students of every teacher.
 
-Everything is made on the spot. A seed's figures are written when it is done: the same command goes on with the seeds
-that are missing. results.json, results.md and pictures come to lie in --out; with --page docs/results.md the page and
-its pictures are written there too.
+Everything is made on the spot. The figures of a seed are written when it is done: the same command continues with the
+missing seeds. It writes results.json, results.md and pictures into --out; with --page docs/results.md it also writes
+the page and its pictures there.
 """
 
 import json
@@ -17,12 +17,12 @@ from benchmarks.alignment.jobs import Job, each, prepare
 from benchmarks.alignment.options import TUNING_SEED, AlignmentOptions
 from benchmarks.command import parse
 from benchmarks.plots import require_matplotlib
-from shards.command import run_command
+from shards.cli.command import run_command
 from shards.errors import OptionError
 
 
 def run(options: AlignmentOptions, command: str) -> dict[str, Any]:
-    """What is chosen first, then every seed that results.json lacks. Raises AlignDistilError."""
+    """Make the choices, then run every seed that results.json lacks. Raises AlignDistilError."""
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     file = out / "results.json"
@@ -31,7 +31,7 @@ def run(options: AlignmentOptions, command: str) -> dict[str, Any]:
     results |= {part: results.get(part, {}) for part in ("tuning", "few_tuning", "seeds", "few_seeds")}
 
     def keep(jobs: Iterable[Job]) -> None:
-        """Do what is not done yet, and write down each when it is."""
+        """Do the jobs that are not done yet, and record each when it is done."""
         todo = [job for job in jobs if str(job.seed) not in results[job.part]]
         for job, found in each(todo, options.workers):
             results[job.part][str(job.seed)] = found
@@ -66,7 +66,7 @@ def _choices(results: dict[str, Any], few: bool) -> dict[str, Any]:
 
 
 def write(results: dict[str, Any], page_path: Path) -> None:
-    """The page, and its pictures in a folder of its name beside it."""
+    """Write the page, and its pictures into a folder of the same name beside it."""
     from benchmarks.alignment.plot import draw_frontiers, draw_paths
     from benchmarks.alignment.report import page
 
@@ -78,7 +78,7 @@ def write(results: dict[str, Any], page_path: Path) -> None:
 
 
 def _earlier(file: Path, options: AlignmentOptions) -> dict[str, Any] | None:
-    """What a run before this one found. Raises OptionError where it had other settings."""
+    """The results of an earlier run. Raises OptionError if it had other settings."""
     if not file.exists():
         return None
     found = json.loads(file.read_text())
@@ -112,4 +112,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, interrupted="interrupted; finished seeds stay, and the same command goes on from there")
+    run_command(main, interrupted="interrupted; finished seeds stay, and the same command continues from there")

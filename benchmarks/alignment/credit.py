@@ -1,4 +1,4 @@
-"""Where teachers put their distance: at the words that decide a response's worth, or at the choice to stop.
+"""Where teachers have their distance: at the words that decide a response's worth, or at the choice to stop.
 
 Dimensions: B responses, T prompt and response tokens, N response positions of a kind, V vocabulary.
 """
@@ -13,10 +13,10 @@ from benchmarks.alignment.methods import PRESETS
 from benchmarks.alignment.task import PHRASES, prompts
 from benchmarks.alignment.world import World
 from shards import TeacherSpec
-from shards.schema import Role
+from shards.format.schema import Role
 
 VALUE_SHOWN = -2
-"""Of a teacher's knob: the last but one."""
+"""Value of a teacher's knob: the last but one."""
 NOWHERE = TeacherSpec.preset("linear")  # of models that are all the reference: the reference
 WORD_OPENERS = {"add": "seasoning", "wait": "minutes"}  # a word whose next one is advice, and of which kind
 assert all(PHRASES[kind].startswith(opener) for opener, kind in WORD_OPENERS.items())
@@ -29,7 +29,7 @@ def credit(world: World, models: Mapping[Role, Any], beta: float) -> dict[str, d
     right_word       mean probability of the right word where a seasoning or a time follows
     stop             mean probability of the full stop where a clause has ended
     word_distance, stop_distance   D_t there, of dpo and reverse, or of dpo and reference for their teachers
-    word_kl, stop_kl, all_kl   nats a response of KL(p || reference) at these positions, and at all
+    word_kl, stop_kl, all_kl   nats per response of KL(p || reference) at these positions, and at all
     """
     judge = world.judge
     ids_BT, mask_BR = judge.sample_teacher({"reference": judge.reference, "dpo": judge.reference}, NOWHERE)

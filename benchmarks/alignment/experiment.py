@@ -1,4 +1,4 @@
-"""One seed: every method at every value of its knob, judged along its training; and what is chosen beforehand."""
+"""One seed: every method at every value of its knob, judged during its training; and the choices made before."""
 
 import dataclasses
 import time
@@ -40,11 +40,11 @@ from benchmarks.alignment.train import (
 from benchmarks.alignment.world import World, make_world
 from examples.demo.models import load_model
 from shards import ShardCache, TeacherSpec
-from shards.preferences import accuracy, find_pairs, preference_margins
-from shards.schema import Role
+from shards.format.schema import Role
+from shards.preferences.pairs import accuracy, find_pairs, preference_margins
 
 KLS = (0.25, 0.5, 1.0, 2.0)
-"""Where frontiers are compared, nats."""
+"""KLs at which frontiers are compared, nats."""
 MAX_NEW_TOKENS = 40
 GENERATIONS = 8
 Run = dict[str, Any]
@@ -52,15 +52,15 @@ Choices = dict[str, Any]
 
 
 def tune(folder: Path, seed: int, options: AlignmentOptions, *, few: bool) -> Choices:
-    """What is chosen before the seeds are run, on a seed that is none of them; and where the teachers chosen put their
-    distance, beside those of the paper's beta.
+    """The choices made before the seeds run, on a separate seed; and where the chosen teachers have their distance,
+    compared with those of the paper's beta.
 
-    One rule for all: the mean height over KLS of a method's frontier, by the half of the samples that chooses.
+    One rule for all: the mean height over KLS of a method's frontier, on the half of the samples for choosing.
 
     rates, scores         learning rate by method, and the score of each that was tried
-    dpo_beta              of the DPO run that ends at the highest reward
-    beta, teacher_rate    of the dpo and reverse that teachers are made of, by the frontiers of the four teachers
-                          themselves, sampled without a student
+    dpo_beta              of the DPO run with the highest final reward
+    beta, teacher_rate    of the teachers' dpo and reverse, by the frontiers of the four teachers themselves,
+                          sampled without a student
     """
     bench = open_bench(folder, seed, options, {"rates": {}, "scores": {}}, few=few)
     runs = bench.choose("dpo", DPO_BETAS, bench.dpo)
@@ -80,7 +80,7 @@ def tune(folder: Path, seed: int, options: AlignmentOptions, *, few: bool) -> Ch
 
 
 def run_seed(folder: Path, seed: int, options: AlignmentOptions, choices: Choices, *, few: bool) -> dict[str, Any]:
-    """All runs of a seed, what its teachers make of held-out pairs, and what it took."""
+    """All runs of a seed, how its teachers judge held-out pairs, and the CPU time."""
     started = time.perf_counter(), time.process_time()
     bench = open_bench(folder, seed, options, choices, few=few)
     title = f"seed {seed}, {FEW}" if few else f"seed {seed}"
@@ -100,7 +100,7 @@ def run_seed(folder: Path, seed: int, options: AlignmentOptions, choices: Choice
 
 
 def open_bench(folder: Path, seed: int, options: AlignmentOptions, choices: Choices, *, few: bool) -> "Bench":
-    """few: with the first pairs only, and as many fewer steps."""
+    """few: with the first pairs only, and proportionally fewer steps."""
     world = make_world(folder, seed, options)
     if few:
         world = dataclasses.replace(world, pairs=world.few)
@@ -111,8 +111,8 @@ def open_bench(folder: Path, seed: int, options: AlignmentOptions, choices: Choi
 class Bench:
     """The methods on one world, each as a function to a run: its name, its knob's value, its points.
 
-    choices   what `tune` gives, or will have given
-    seconds   CPU time of what students need first: dpo, reverse, cache
+    choices   the result of `tune`, complete or in progress
+    seconds   CPU time that students need first: dpo, reverse, cache
     """
 
     kls: Sequence[float] = KLS
@@ -153,7 +153,7 @@ class Bench:
             self.choices["teacher_scores"][f"{beta:g}"][f"{rate:g}"] = score
 
     def score(self, runs: Sequence[Run]) -> float:
-        """The mean height of a frontier, by the half of the samples that chooses."""
+        """The mean height of a frontier, on the half of the samples for choosing."""
         points = [self.start, *(point for run in runs for point in run["points"])]
         return fmean(reward_at(points, kl, reward="choice_reward") for kl in self.kls)
 
@@ -192,7 +192,7 @@ class Bench:
     def teachers_themselves(
         self, models: Mapping[Role, PreTrainedModel], beta: float, *, ending: str = ""
     ) -> Iterator[Run]:
-        """Without a student: sampled from p* itself."""
+        """A run without a student: responses sampled from p* itself."""
         for name, student in PRESETS.items():
             for value in student.values:
                 quality = self.world.judge.of_teacher(models, student.spec_at(value, beta))
@@ -211,7 +211,7 @@ class Bench:
         return _run(name, STUDENTS[name].knob, value, rate, watch)
 
     def rounds(self, name: str, value: float, rate: float) -> Run:
-        """Sample from the student, score, train, again; the seconds are those of all three."""
+        """Sample from the student, score, train, again; the seconds include all three."""
         watch, start = self._watch(), self.world.reference
         for number, data in enumerate(self.world.thirds, start=1):
             with watch.counting():
@@ -232,7 +232,7 @@ class Bench:
         return _run("policy gradient", "kl_coef", kl_coef, rate, watch)
 
     def accuracies(self) -> dict[str, float]:
-        """Share of held-out pairs that each teacher tells right; a student is named with its knob's value."""
+        """Share of held-out pairs that each teacher gets right; a student is named with the value of its knob."""
         cache = ShardCache(self.cache("held-out", self.world.held_out, responses="both"))
         specs = {}
         for name, student in STUDENTS.items():
@@ -246,7 +246,7 @@ class Bench:
     # ---- what they are made of
 
     def make_teachers(self, beta: float, rate: float) -> None:
-        """dpo and reverse, those that are not there yet."""
+        """Train dpo and reverse if they do not exist yet."""
         for role in ("dpo", "reverse"):
             if not (self._teachers(beta, rate) / role).exists():
                 self._train_dpo(role, Watch(judge=self.world.judge, steps=()), beta, rate)
@@ -260,7 +260,7 @@ class Bench:
         return out if out.exists() else self.cache("pairs", self.world.pairs, responses="both")
 
     def cache(self, name: str, data: Path, *, responses: str = "chosen") -> Path:
-        """Of the models that were chosen."""
+        """With the chosen models."""
         began = time.process_time()
         folders = self._folders(self.choices["beta"], self.choices["teacher_rate"])
         with silent():
@@ -295,7 +295,7 @@ class Bench:
     def _distil(
         self, name: str, value: float, cache: Path, start: Path, watch: Watch, rate: float, number: int = 0
     ) -> Path:
-        """Where the student lies then; `number`: of the round."""
+        """The student's folder; `number`: of the round."""
         out = self.world.folder / f"student-{number}"
         flags = STUDENTS[name].flags_at(value, self.choices["beta"])
         with silent():

@@ -1,10 +1,10 @@
 """True reward at a matched KL, and intervals over seeds. Pure arithmetic on the plain numbers of results.json.
 
-A method's frontier at a KL of k: the largest true reward of a mixture of two of its models (the reference among them)
-whose KL to the reference is k at most. A mixture answers with the one or the other model at random; its reward is the
-mean of theirs, and its KL no more than the mean of theirs, since KL is convex. So every point between two points can be
-had, whatever way a training took. Which models, and with which weights, is decided by one half of the sampled
-responses; the other half gives the figure, so that more or noisier points are no advantage.
+A method's frontier at a KL of k is the largest true reward of a mixture of two of its models (including the reference)
+whose KL to the reference is at most k. A mixture answers with one of its models at random. Its reward is the mean of
+theirs, and its KL at most the mean of theirs, because KL is convex. So every point between two points can be reached,
+independent of the path of a training. One half of the sampled responses chooses models and weights; the other half
+gives the figure, so that more or noisier points are no advantage.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A mean over seeds with its 95% t-interval, mean ± half_width; None where one seed gives none."""
+    """A mean over seeds with its 95% t-interval, mean ± half_width; None if there is one seed only."""
 
     mean: float
     half_width: float | None
@@ -46,7 +46,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def reward_at(points: Sequence[Point], kl_nats: float, *, reward: str = "reward") -> float:
-    """The frontier of some models at a KL; `points` hold the reference's, whose KL is 0.
+    """The frontier of some models at a KL; `points` include the reference's, whose KL is 0.
 
     reward: the figure to read, "reward" of the half that reports or "choice_reward" of the half that chooses.
     """
@@ -58,7 +58,7 @@ def reward_at(points: Sequence[Point], kl_nats: float, *, reward: str = "reward"
 
 
 def hull(points: Sequence[Point]) -> list[Point]:
-    """The points that no mixture of two others beats, by KL upwards: the rising part of the upper concave hull."""
+    """The points that no mixture of two others beats, by ascending KL: the rising part of the upper concave hull."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda p: (p["choice_kl"], -p["choice_reward"])):
         if kept and point["choice_reward"] <= kept[-1]["choice_reward"]:
@@ -70,9 +70,9 @@ def hull(points: Sequence[Point]) -> list[Point]:
 
 
 def steps_to(points: Sequence[Point], target: float, *, unit: str = "step") -> float | None:
-    """Where a run's reward first reaches `target`, between two judgements by a straight line; None if it never does.
+    """Where a run's reward first reaches `target`, on a straight line between two judgements; None if it never does.
 
-    points: of one run in order, the start first.
+    points: of one run in order, beginning with the start.
     """
     for before, after in pairwise(points):
         if after["reward"] >= target:

@@ -1,4 +1,4 @@
-"""Pieces of work that depend on nothing but their seed, one after the other or in processes."""
+"""Runs jobs that depend only on their seed, one after the other or in processes."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from benchmarks.command import quiet
 
 
 class Job(NamedTuple):
-    """part: of the results, under which the work of a seed is kept. The folder is the first argument of the work."""
+    """part: where in the results the work of a seed is kept. The folder is the first argument of the work."""
 
     part: str
     seed: int
@@ -24,7 +24,7 @@ class Job(NamedTuple):
 
 
 def each(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Any]]:
-    """Jobs with what they found, as they are done; in processes where there are several workers."""
+    """Jobs with their results, as they finish; in processes if there are several workers."""
     if workers == 1:
         yield from ((job, _do(job.work)) for job in jobs)
         return
@@ -35,7 +35,7 @@ def each(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Any]]:
 
 
 def _do(work: partial[Any]) -> Any:
-    """Models and caches are removed, as are those that a run that was killed has left."""
+    """Remove models and caches, also those left by a killed run."""
     folder = work.args[0]
     shutil.rmtree(folder, ignore_errors=True)
     found = work()
@@ -44,9 +44,9 @@ def _do(work: partial[Any]) -> Any:
 
 
 def prepare() -> None:
-    """One thread, which is as fast for models this small; nothing on the terminal but what this command says."""
+    """Use one thread, which is as fast for models this small; show only this command's own output."""
     quiet()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # what TRL and transformers call by its old name, a user cannot mend
+    # the user can do nothing about deprecation warnings of TRL and transformers
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)

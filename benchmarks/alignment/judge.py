@@ -1,4 +1,4 @@
-"""What became of a model: true reward of sampled responses, and their exact KL to the reference.
+"""Judges a model: true reward of sampled responses, and their exact KL to the reference.
 
 Dimensions: B responses, P prompt tokens, T prompt and response tokens, R response tokens, V vocabulary.
 """
@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from shards import TeacherSpec
-from shards.schema import Role
-from shards.teacher import strength, teacher_logits
+from shards.format.schema import Role
+from shards.teacher.spec import strength, teacher_logits
 
 MAX_NEW_TOKENS = 40
 Reward = Callable[[int, str], float]
@@ -20,12 +20,12 @@ Reward = Callable[[int, str], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """Means over sampled responses. Two samples of one size: what is chosen by one is reported by the other.
+    """Means over sampled responses. Two samples of the same size: one chooses, the other is reported.
 
     reward, choice_reward   true reward
     kl_nats, choice_kl      sum over a response's tokens of KL(model || reference) over the whole vocabulary
     standard_error          of reward
-    tokens                  of a response, its end included
+    tokens                  of a response, including its end
     """
 
     reward: float
@@ -37,7 +37,7 @@ class Quality:
 
 
 class Judge:
-    """Samples responses to the same prompts with the same seed, whatever the model.
+    """Samples responses to the same prompts with the same seed for every model.
 
     reward: (number of the prompt, response) -> true reward. All prompts have the same number of tokens.
     """
@@ -62,19 +62,19 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, model: PreTrainedModel) -> Quality:
-        """Of the model as it is now; neither it nor the random state of its training is touched."""
+        """Quality of the current model; does not change it or the random state of its training."""
         self._copy.load_state_dict(model.state_dict())
         ids_BT, mask_BR = self.sample()
         return self.quality(ids_BT, mask_BR, self._logprobs(self._copy, ids_BT))
 
     def of_teacher(self, models: Mapping[Role, PreTrainedModel], spec: TeacherSpec) -> Quality:
-        """Of the teacher itself: its responses are sampled from p*, composed of live models token by token."""
+        """Quality of the teacher itself: its responses are sampled from p*, composed of live models token by token."""
         ids_BT, mask_BR = self.sample_teacher(models, spec)
         logprobs = {role: self._logprobs(model, ids_BT) for role, model in models.items()}
         return self.quality(ids_BT, mask_BR, compose_dense(logprobs, spec))
 
     def quality(self, ids_BT: torch.Tensor, mask_BR: torch.Tensor, p_BRV: torch.Tensor) -> Quality:
-        """Of sampled responses, and the log-probs that they were sampled with."""
+        """Quality from sampled responses, and the log-probs that they were sampled with."""
         texts = self.tokenizer.batch_decode(ids_BT[:, self.ids_BP.shape[1] :], skip_special_tokens=True)
         reward_B = torch.tensor([float(self.reward(i % self.num_prompts, text)) for i, text in enumerate(texts)])
         q_BRV = self._logprobs(self.reference, ids_BT)
@@ -91,7 +91,7 @@ class Judge:
 
     @torch.no_grad()
     def sample(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompts with responses of the model last judged (B, T), and which response tokens there are (B, R)."""
+        """Prompts with responses of the last judged model (B, T), and which response tokens exist (B, R)."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             ids_BT = self._copy.generate(
@@ -129,14 +129,14 @@ class Judge:
         return ids_BT, self._mask(ids_BT)
 
     def _mask(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        """Response tokens up to and with the first end, (B, R) bool."""
+        """Response tokens up to and including the first end, (B, R) bool."""
         ends_BR = ids_BT[:, self.ids_BP.shape[1] :] == self.tokenizer.eos_token_id
         return ends_BR.cumsum(-1) - ends_BR.long() == 0
 
     @torch.no_grad()
     def _logprobs(self, model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor:
-        """At the response tokens, (B, R, V)."""
-        # causal attention: what stands behind a response's end does not reach it
+        """Log-probs at the response tokens, (B, R, V)."""
+        # causal attention: tokens after a response's end do not affect it
         return model(ids_BT).logits[:, self.ids_BP.shape[1] - 1 : -1].float().log_softmax(-1)
 
 

@@ -1,4 +1,4 @@
-"""What is compared: names, knobs, and the flags that each stands for."""
+"""The methods to compare: names, knobs, and the flags of each."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +16,7 @@ class Student:
     """A teacher by name.
 
     flags        of `python -m student.train`
-    knob         what says how far it goes: `--gain`, or the constant strength beta / kl_coef; None: there is none
+    knob         how far it goes: `--gain`, or the constant strength beta / kl_coef; None: there is none
     values       of the knob, from near to far
     """
 
@@ -53,9 +53,9 @@ STUDENTS = {
 ON_ROLLOUTS = ("aligndistil",)
 """Students that are also trained on the reference's own responses."""
 IN_ROUNDS = ("aligndistil",)
-"""Students that are also trained in rounds, each on responses of the student that the last one left."""
+"""Students that are also trained in rounds, each on responses of the previous round's student."""
 FEW = "few pairs"
 PAPER = f"teachers of beta {PAPER_BETA:g}"
 ITSELF = "the teacher itself"
 LEARNING_RATE_OF = {"learned, dpo/reverse": "aligndistil", "learned, reference/reference": "adaptive"}
-"""Students that are trained at the learning rate of another."""
+"""Students that use the learning rate of another method."""

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from benchmarks.alignment.frontier import T_975
-from precompute.options import parse_models
-from shards.command import flag, require_at_least
+from precompute.models.roles import parse_models
+from shards.cli.command import flag, require_at_least
 from shards.errors import OptionError
-from shards.schema import ROLES
+from shards.format.schema import ROLES
 
 BATCH_SIZE = 32
 TUNING_SEED = 100

@@ -28,10 +28,10 @@ PANELS = {
     "on rollouts": ("rollouts", "3 rounds"),
     "with few pairs": (FEW,),
 }
-"""Title -> endings of the names of its methods; none: what has no such ending."""
+"""Title -> endings of the names of its methods; none: methods without such an ending."""
 GRID = [i * 2 * max(KLS) / 60 for i in range(61)]
 KNOBS_SHOWN = {"linear": 2.0, "contrastive": 0.5, "adaptive": 5.0, "aligndistil": 1.0}
-"""Method -> value of the knob whose runs are drawn against steps, with those of the best DPO."""
+"""Method -> value of the knob whose runs are drawn against steps, together with the best DPO."""
 
 
 def draw_frontiers(results: Mapping[str, Any], path: Path) -> None:

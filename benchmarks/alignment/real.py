@@ -1,5 +1,5 @@
-"""The same protocol on real pairs and a given trio, where no true reward is known: held-out accuracy, and the
-contrastive reward against KL, as `student.evaluate` has them on a cache of held-out pairs.
+"""The same protocol on real pairs and a given trio, without a known true reward: held-out accuracy, and the contrastive
+reward against KL, from `student.evaluate` on a cache of held-out pairs.
 
 Each seed draws its own training pairs. Trio, held-out pairs and judge are the same for all.
 """
@@ -24,17 +24,17 @@ from benchmarks.alignment.train import build_cache, silent
 from benchmarks.alignment.world import World
 from examples.demo.models import load_model
 from examples.demo.report import write_jsonl
-from precompute.data import read_rows
-from precompute.options import parse_models
+from precompute.data.reading import read_rows
+from precompute.models.roles import parse_models
 from shards import Divergence, ShardCache, TeacherSpec
 from shards.errors import OptionError
-from shards.preferences import accuracy, find_pairs, preference_margins
-from shards.schema import Role
-from student.evaluation import margins, outcomes
-from student.measure import measure
+from shards.format.schema import Role
+from shards.preferences.pairs import accuracy, find_pairs, preference_margins
+from student.evaluate.figures import margins, outcomes
+from student.evaluate.measure import measure
 
 BETA = 0.1
-"""Of the trio, and of the contrastive reward."""
+"""Beta of the trio, and of the contrastive reward."""
 BETAS = (0.1, 0.5)
 KLS = (0.5, 1.0, 2.0, 4.0)
 BATCH = 8
@@ -50,11 +50,11 @@ VALUES = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """Means over cached responses to held-out prompts. Two halves of the pairs: one chooses, the other is reported.
+    """Means over cached responses to held-out prompts. One half of the pairs chooses, the other is reported.
 
     reward, choice_reward   beta sum_t sum_v p(v) [l_dpo(v) - l_reverse(v)] of a response, on the kept tokens
     kl_nats, choice_kl      sum over a response's positions of KL(model || reference), over buckets
-    accuracy                share of all pairs whose chosen response has the larger log p - l_ref, a tie counting half
+    accuracy                share of all pairs whose chosen response has the larger log p - l_ref; a tie counts half
     """
 
     reward: float
@@ -131,7 +131,7 @@ def run_seed(folder: Path, seed: int, options: AlignmentOptions, choices: Choice
 
 
 def trio_figures(folder: Path, options: AlignmentOptions) -> dict[str, Any]:
-    """What the trio's models are by the same judge, and how many held-out pairs its teachers tell right."""
+    """The quality of the trio's models by the same judge, and how many held-out pairs its teachers get right."""
     judge = make_judge(folder, options)
     specs = {
         STUDENTS[name].label(name, value): STUDENTS[name].spec_at(value, BETA)

@@ -1,4 +1,4 @@
-"""What came out, in words: the page docs/results.md. Pure functions of results.json."""
+"""Writes the page docs/results.md from results.json. Pure functions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -50,7 +50,8 @@ def page(results: Results, pictures: str) -> str:
         _introduction(results),
         "## What came out\n",
         *goal_lines(results, figures),
-        "\nHow to tell before a run how far a teacher can be trusted to go: [recipes.md](recipes.md).",
+        "\nHow to tell before a run how far a teacher can go: "
+        "[recipes.md](recipes.md#how-far-to-go-which-dpo-and-reverse-and-which-gain).",
         "\n## True reward at a matched KL\n",
         FRONTIER,
         f"![true reward against KL to the reference]({pictures}/frontier.svg)\n",
@@ -76,7 +77,7 @@ def page(results: Results, pictures: str) -> str:
         seconds_text(results),
         "\n## How the teachers judge held-out pairs\n",
         accuracy_table(results),
-        "\n## What was chosen beforehand\n",
+        "\n## What was chosen before the runs\n",
         CHOSEN.format(seed=next(iter(results["tuning"]))),
         rates_table(results),
         "",
@@ -97,7 +98,7 @@ def goal_lines(results: Results, figures: Sequence[RunFigures]) -> Iterator[str]
         rest = [kl for kl in KLS if kl not in above + below]
         yield (
             f"* **The frontier of aligndistil against DPO's{where}**: above it, with the interval, at {_at(above)}; "
-            f"below it at {_at(below)}; not told apart at {_at(rest)}."
+            f"below it at {_at(below)}; no clear difference at {_at(rest)}."
         )
         rows = [row for row in figures if ending_of(row.method) == ending]
         beta = choices_of(results, ending)["dpo_beta"]
@@ -115,7 +116,7 @@ def goal_lines(results: Results, figures: Sequence[RunFigures]) -> Iterator[str]
         for word, pairs in (
             ("as in the paper", [pair for pair, gap in gaps.items() if gap.is_above_zero]),
             ("the other way round", [pair for pair, gap in gaps.items() if gap.is_below_zero]),
-            ("not told apart", [p for p, gap in gaps.items() if not gap.is_above_zero and not gap.is_below_zero]),
+            ("no clear difference", [p for p, gap in gaps.items() if not gap.is_above_zero and not gap.is_below_zero]),
         ):
             named = "; ".join(f"{mine} / {other}" for mine, other in pairs) or "none"
             yield f"* **Order of the frontiers, mean over the KLs, {word}{where}**: {named}."

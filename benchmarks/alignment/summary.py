@@ -1,4 +1,4 @@
-"""From results.json to what the page says: figures over seeds by method. Pure functions of plain numbers."""
+"""Computes the figures of the page, over seeds and by method, from results.json. Pure functions of plain numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ ABLATIONS = (
     ("adaptive", "linear"),
     ("linear", "dpo"),
 )
-"""The paper's order: what is named first should lie above the other."""
+"""The paper's order: the first one should be above the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class RunFigures:
 
     steps, seconds   to DPO's last reward (`target_of`), mean over seeds that reach it
     reached, seeds   number of these seeds, and of all
-    best             of the judged models on the way, chosen by the other half of the samples
+    best             of the judged models during training, chosen by the other half of the samples
     """
 
     method: str
@@ -42,14 +42,14 @@ class RunFigures:
 
 
 def seeds_of(results: Results) -> list[Seed]:
-    """With their runs on few pairs."""
+    """The seeds, with their runs on few pairs."""
     return [
         {**seed, "runs": seed["runs"] + results["few_seeds"][name]["runs"]} for name, seed in results["seeds"].items()
     ]
 
 
 def methods_of(results: Results) -> list[str]:
-    """In the order in which they were run."""
+    """The methods, in the order of the runs."""
     return list(dict.fromkeys(run["method"] for run in seeds_of(results)[0]["runs"]))
 
 
@@ -59,12 +59,12 @@ def points_of(seed: Seed, method: str) -> list[Mapping[str, float]]:
 
 
 def ending_of(method: str) -> str:
-    """What its name ends with where it was run on few pairs."""
+    """The ending of a method's name if it was run on few pairs."""
     return f", {FEW}" if method.endswith(FEW) else ""
 
 
 def choices_of(results: Results, ending: str) -> Mapping[str, Any]:
-    """What was chosen for these runs beforehand."""
+    """The choices for these runs."""
     (found,) = results["few_tuning" if ending else "tuning"].values()
     return found
 
@@ -97,7 +97,7 @@ def run_figures(results: Results) -> list[RunFigures]:
 
 
 def accuracies(results: Results) -> dict[str, Interval]:
-    """Name of a model or teacher -> share of held-out pairs that it tells right."""
+    """Name of a model or teacher -> share of held-out pairs that it gets right."""
     seeds = seeds_of(results)
     return {name: interval([seed["accuracy"][name] for seed in seeds]) for name in seeds[0]["accuracy"]}
 

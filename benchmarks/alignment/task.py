@@ -3,9 +3,10 @@
     prompt      how do i cook a small potato ?
     response     boil it , add butter , everybody likes that , wait two minutes .
 
-Three clauses of a response can be right, by a single word each that depends on the prompt: what a clause or a token is
-worth can be told, a response has good and bad parts. Longer responses are better up to a point, since advice is more
-often right than wrong, and every token costs: a policy that only plays for length gains a little and then loses.
+Up to three clauses of a response can be right, each through a single word that depends on the prompt. So the worth of a
+clause or token is known, and a response has good and bad parts. Longer responses are better up to a point, because
+advice is more often right than wrong; but every token costs, so a policy that only exploits length gains a little and
+then loses.
 """
 
 import math
@@ -44,10 +45,10 @@ def prompts(*, held_out: bool) -> list[tuple[str, Dish]]:
 
 
 def true_reward(dish: Dish, response: str) -> float:
-    """The sum over clauses, less what the tokens and a missing end cost.
+    """The sum over clauses, minus the cost of the tokens and of a missing end.
 
-    Advice: +1 if right, 0 if right once more, -1 if wrong; chatter 0; rudeness and what is no clause -1; no full stop,
-    or text behind it, -1; TOKEN_COST for each word and mark. The best response has three right clauses: 2.6 or so.
+    Advice: +1 if right, 0 if right again, -1 if wrong; chatter 0; rudeness and anything else -1; no full stop, or text
+    after it, -1; TOKEN_COST for each word and mark. The best response has three right clauses: about 2.6.
     """
     body, end, rest = response.strip().partition(" .")
     total = 0.0 if end and not rest else -1.0
@@ -65,12 +66,12 @@ def true_reward(dish: Dish, response: str) -> float:
 def write_response(dish: Dish, rng: random.Random) -> str:
     """What people write: one to six clauses of kinds drawn independently."""
     kinds = rng.choices(list(KINDS), list(KINDS.values()), k=rng.randint(1, MOST_CLAUSES))
-    # the space keeps the prompt's last token and the response's first apart
+    # the space separates the prompt's last token from the response's first
     return " " + " , ".join(_clause(kind, dish, rng) for kind in kinds) + " ."
 
 
 def draw_texts(count: int, rng: random.Random) -> list[str]:
-    """Prompts with the response that somebody wrote."""
+    """Prompts with a written response each."""
     return [prompt + write_response(dish, rng) for prompt, dish in rng.choices(prompts(held_out=False), k=count)]
 
 

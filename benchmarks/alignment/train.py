@@ -1,4 +1,4 @@
-"""The trainings, each watched by the judge at some steps: the project's own commands, and TRL's policy gradient."""
+"""The trainings, each judged at some steps: the project's own commands, and TRL's policy gradient."""
 
 import contextlib
 import dataclasses
@@ -15,14 +15,14 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from benchmarks.alignment.judge import Quality
 from benchmarks.alignment.options import BATCH_SIZE
-from precompute.build import build
-from precompute.options import BuildOptions
+from precompute.build.build import build
+from precompute.build.options import BuildOptions
 from precompute.processes import Processes
-from precompute.rollout import rollout
-from precompute.rollout_options import RolloutOptions
-from precompute.teacher_options import TeacherOptions
-from precompute.teachers import find_sources, read_inputs
-from shards.schema import Role
+from precompute.rollout.__main__ import rollout
+from precompute.rollout.options import RolloutOptions
+from precompute.teachers.__main__ import find_sources, read_inputs
+from precompute.teachers.options import TeacherOptions
+from shards.format.schema import Role
 from student import DistillArguments, DistillTrainer
 from student.data import CachedResponses
 from student.load import load_model, load_tokenizer
@@ -41,15 +41,15 @@ COMMON: dict[str, Any] = {
     "save_strategy": "no",
     "report_to": "none",
 }
-"""What DPO, students and the policy gradient share: batch, schedule, optimizer."""
+"""Common settings of DPO, students and the policy gradient: batch, schedule, optimizer."""
 
 
 @dataclass(kw_only=True)
 class Watch(TrainerCallback):
-    """Judges the model in training at some steps.
+    """Judges the model during training at some steps.
 
     first_step      steps of earlier rounds
-    points          what was found: step, seconds of this training's CPU time without the judge's, and a Quality
+    points          the results: step, seconds of this training's CPU time without the judge's, and a Quality
     """
 
     judge: Callable[[PreTrainedModel], Quality]
@@ -74,13 +74,13 @@ class Watch(TrainerCallback):
         self.first_step += state.global_step
 
     def add_seconds(self) -> None:
-        """The CPU time since the last call, or since the training began."""
+        """The CPU time since the last call, or since the training started."""
         now = time.process_time()
         self.seconds, self._since = self.seconds + now - self._since, now
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Work outside of a training that is counted too."""
+        """Count work outside of a training too."""
         self._since = time.process_time()
         yield
         self.add_seconds()
@@ -88,7 +88,7 @@ class Watch(TrainerCallback):
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """What commands say is not shown; on an error it is lost, the error is not."""
+    """Hide the output of commands; if one fails, its output is lost but the error is raised."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
@@ -98,8 +98,8 @@ def train_dpo(
     seed: int, **settings: Any,
 ) -> None:  # fmt: skip
     """`python -m precompute.teachers` for one role, watched: OUT/ROLE. settings: of DPOConfig, beside COMMON."""
-    from precompute.dpo import train_role
-    from precompute.dpo_arguments import DPOArguments
+    from precompute.teachers.arguments import DPOArguments
+    from precompute.teachers.dpo import train_role
 
     options = TeacherOptions(reference=str(reference), data=str(data), out=str(out))
     args = DPOArguments(
@@ -125,9 +125,9 @@ def train_student(
     shards: Path, start: Path, out: Path, watch: Watch, *, teacher: dict[str, Any], learning_rate: float,
     seed: int, **settings: Any,
 ) -> DistillArguments:  # fmt: skip
-    """`python -m student.train` from Python, watched; the model is saved to `out`. settings: its flags, beside COMMON.
+    """`python -m student.train` from Python, judged; the model is saved to `out`. settings: its flags, besides COMMON.
 
-    Returns the flags, a learned strength with its numbers.
+    Returns the flags, including the numbers of a learned strength.
     """
     common = COMMON | {"global_batch_size": BATCH_SIZE} | settings
     args = DistillArguments(
@@ -170,7 +170,7 @@ def train_policy_gradient(
     reference: Path, prompts: Sequence[str], reward: Callable[[str, str], float], watch: Watch, out: Path, *,
     kl_coef: float, learning_rate: float, steps: int, generations: int, max_new_tokens: int, seed: int,
 ) -> None:  # fmt: skip
-    """TRL's RLOO with the true reward: what no preference-based method can be expected to beat by much."""
+    """TRL's RLOO with the true reward: no method that learns from preferences can be expected to beat it by much."""
     from trl import RLOOConfig, RLOOTrainer
 
     def rewards(prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:

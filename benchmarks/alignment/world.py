@@ -1,4 +1,4 @@
-"""What a seed draws before anything is aligned: data, tokenizer, reference, judge."""
+"""Everything that a seed draws before any alignment: data, tokenizer, reference, judge."""
 
 import random
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from benchmarks.alignment.options import AlignmentOptions
 from benchmarks.alignment.task import draw_pairs, draw_texts, judge_accuracy, make_tokenizer, prompts, true_reward
 from examples.demo.models import train_reference
 from examples.demo.report import write_jsonl
-from shards.schema import Role
+from shards.format.schema import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """pairs, few, thirds   files of preference pairs: all, the first of them, all in three parts
-    held_out  the same about other dishes
-    judge     a function to a model's quality, with the reference that it starts from
-    ceiling   share of the held-out pairs that the true reward itself tells right
+    held_out  the same, about other dishes
+    judge     maps a model to its quality; has the reference that all start from
+    ceiling   share of the held-out pairs that the true reward itself gets right
     """
 
     seed: int

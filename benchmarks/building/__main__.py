@@ -1,6 +1,6 @@
 """python -m benchmarks.building: what a build costs beyond three bare forward passes over the same batches.
 
-Random weights and random data, made on the spot. results.json, building.md and building.svg come to lie in --out.
+Random weights and random data, made on the spot. Writes results.json, building.md and building.svg into --out.
 """
 
 import json
@@ -18,14 +18,14 @@ from benchmarks.command import parse, quiet
 from benchmarks.machine import processor, versions
 from benchmarks.plots import require_matplotlib
 from benchmarks.step.measure import counted, interleaved, medians
-from shards.command import run_command
+from shards.cli.command import run_command
 
 RESULTS_FILE, REPORT_FILE, PLOT_FILE = "results.json", "building.md", "building.svg"
 VERSIONS = ("torch", "transformers", "numpy", "pyarrow")
 
 
 def run(options: BuildingOptions, command: str) -> dict[str, Any]:
-    """All measurements; results.json is written, and its content returned."""
+    """All measurements; writes results.json and returns its content."""
     if options.growth:
         require_matplotlib()
     out = Path(options.out)
@@ -49,7 +49,7 @@ def run(options: BuildingOptions, command: str) -> dict[str, Any]:
 
 
 def measure(options: BuildingOptions) -> dict[str, Any]:
-    """Seconds of every work, bytes a position, and what it was measured on."""
+    """Seconds of each work, bytes per position, and the machine and versions."""
     bench = make_bench(options)
     works, device = Works(bench), bench.scorer.device
     works.write()

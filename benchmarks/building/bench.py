@@ -1,4 +1,4 @@
-"""Three models with random weights, a batch of random responses, and the works that are measured on them.
+"""Three models with random weights, a batch of random responses, and the work to measure on them.
 
 Dimensions: N response positions, C of a chunk, H hidden size, V vocabulary, P prompt tokens.
 """
@@ -13,19 +13,20 @@ import torch
 
 from benchmarks.building.options import BuildingOptions
 from benchmarks.step.bench import make_tokenizer, write_models
-from precompute.bits import Block, block_size, blocks
-from precompute.corpus import Corpus
-from precompute.models import RoleModel, load_models, resolve
-from precompute.options import BuildOptions
-from precompute.plan import log_threshold, make_plan, resolve_device, support_rule
-from precompute.score import Scorer, hidden_states
-from precompute.support import SupportRule, token_scores, values_on
-from precompute.tally import facts_of
-from precompute.tokenized import TokenizedResponse
-from shards.finishing import Findings
-from shards.manifest import Plan
-from shards.schema import Pair
-from shards.writer import write_shard
+from precompute.build.options import BuildOptions
+from precompute.build.plan import log_threshold, make_plan, support_rule
+from precompute.models.folders import RoleModel, load_models, resolve
+from precompute.scoring.partitions import Block, block_size, blocks
+from precompute.scoring.score import Scorer, hidden_states
+from precompute.scoring.support import SupportRule, token_scores, values_on
+from precompute.tokens.corpus import Corpus
+from precompute.tokens.tally import facts_of
+from precompute.tokens.tokenized import TokenizedResponse
+from shards.cli.device import resolve_device
+from shards.format.finishing import Findings
+from shards.format.manifest import Plan
+from shards.format.schema import Pair
+from shards.format.writer import write_shard
 
 Work = Callable[[], None]
 CHUNK = 128
@@ -47,7 +48,7 @@ def make_bench(options: BuildingOptions) -> Bench:
     shutil.rmtree(out / "cache", ignore_errors=True)
     folders = write_models(out / "models", make_tokenizer(options.vocabulary), options.models)
     (out / "cache").mkdir(parents=True)
-    device = resolve_device(options.device, 0)
+    device = resolve_device(torch, options.device, 0)
     found = {role: resolve(str(folder)) for role, folder in folders.items()}
     models = load_models(found, options.vocabulary, dtype=options.dtype, device=str(device))
     rows = make_rows(options)
@@ -99,7 +100,7 @@ def make_rows(options: BuildingOptions) -> list[TokenizedResponse]:
 
 
 class Works:
-    """What is measured. The parts work on what the part before them gave, which is in memory already."""
+    """The work to measure. Each part starts from the output of the part before, which is already in memory."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -161,7 +162,7 @@ class Works:
                 token_scores(block, self._strengths(block))
 
     def values(self) -> None:
-        """With the blocks' D_t, which `token_scores` has too: `distances` alone tells how much that is."""
+        """Includes the blocks' D_t, as `token_scores` does: `distances` alone shows its cost."""
         pairs, nodes, kept = self.bench.scorer.pairs, self.bench.scorer.nodes, iter(self.kept)
         for logprobs, next_ids_C in self.logprobs:
             ids = next_ids_C.split(block_size(logprobs["dpo"]))
@@ -174,7 +175,7 @@ class Works:
                 pass
 
     def score(self) -> None:
-        """All of the build's work on the batch but for the disk."""
+        """All of the build's work on the batch except the disk."""
         for _ in self.bench.scorer.score([self.bench.rows], self.bench.rule):
             pass
 

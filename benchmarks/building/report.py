@@ -1,10 +1,10 @@
-"""What came out, as a section of Markdown. Pure functions of results.json."""
+"""The results as a section of Markdown. Pure functions of results.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 GOAL = {"cpu": 1.25, "cuda": 1.05}
-"""Largest ratio of a build to its floor that was asked for, by device."""
+"""The goal: largest ratio of a build to its floor, by device."""
 AXES = {
     "pairs": "pairs",
     "top_k": "tokens kept, mean",

@@ -1,1 +1,1 @@
-"""What the cache's values cost in bytes, seconds and exactness, beside other ways to store the same log-probs."""
+"""What the cache's values cost in bytes, seconds and accuracy, compared with other ways to store the same log-probs."""

@@ -1,7 +1,7 @@
-"""python -m benchmarks.codec: our compact values beside other ways to store the same log-probs.
+"""python -m benchmarks.codec: our compact values compared with other ways to store the same log-probs.
 
-Bytes, errors, the gradient's angle and the seconds to decode, on the log-probs of trios of models (without flags of a
-small one that it makes itself), and bytes at a large vocabulary. results.json and codec.md come to lie in --out.
+Measures bytes, errors, the gradient's angle and the seconds to decode, on the log-probs of trios of models (default: a
+small one that it makes), and bytes at a large vocabulary. Writes results.json and codec.md into --out.
 """
 
 import json
@@ -22,9 +22,9 @@ from benchmarks.command import parse, quiet
 from benchmarks.fidelity.dense import load_roles, read_rows, score
 from benchmarks.fidelity.options import trios_or_toy
 from benchmarks.machine import processor, versions
-from shards.command import run_command
-from shards.schema import Role
-from shards.scores import Scores
+from shards.cli.command import run_command
+from shards.format.schema import Role
+from shards.format.scores import Scores
 
 VERSIONS = ("numpy", "pyarrow", "zstandard", "torch")
 

@@ -1,7 +1,7 @@
 """Ways to store the kept ids and the three models' log-probs on them: ours, and what others do.
 
-Counts and D_t of the positions are known to all of them; whatever else a cache holds is not theirs. Every array is
-compressed on its own, with zstd at the level of the cache's writer.
+All of them know the counts and D_t of the positions; they store nothing else of a cache. Every array is compressed
+separately, with zstd at the level of the cache's writer.
 
 Dimensions: N positions, M kept tokens of them, K tokens of a position where all keep equally many.
 """
@@ -16,25 +16,25 @@ import numpy as np
 import torch
 import zstandard
 
-from shards import compact
-from shards.schema import ROLES, Role, Values
-from shards.scores import Scores
-from shards.writer import COMPRESSION_LEVEL
+from shards.format.encoding import compact
+from shards.format.schema import ROLES, Role, Values
+from shards.format.scores import Scores
+from shards.format.writer import COMPRESSION_LEVEL
 
 Arrays = Mapping[str, np.ndarray]
 Kept = dict[Role, tuple[np.ndarray, np.ndarray]]
-"""(ids, log-probs in nats) of each model, (M,) each, position by position, in whatever order inside of one."""
+"""(ids, log-probs in nats) of each model, (M,) each, position by position, in any order inside a position."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Codec:
-    """pack: scores -> the arrays that are stored; unpack: those, and scores of which only counts and D_t are read.
+    """pack: scores -> the arrays to store; unpack: the arrays, and scores of which only counts and D_t are used.
 
-    numbers     what it stores, as numbers of which the usual ones are small; None: they are not
-    top_k       tokens of every position, where it can only keep equally many; None: any number
-    law         compact's, (unit bits, steps a nat), where they are not the format's own
-    largest     most tokens of a vocabulary that it can hold; None: any number that we have
-    values      how a cache would store all else beside it
+    numbers     the stored content as numbers that are mostly small; None: they are not
+    top_k       tokens of every position, if it can only keep the same number everywhere; None: any number
+    law         (unit bits, steps per nat) of compact, if they differ from the format's
+    largest     largest vocabulary that it supports; None: no limit that matters here
+    values      how a cache would store everything else
     """
 
     name: str
@@ -47,7 +47,7 @@ class Codec:
     values: Values = "compact"
 
     def serves(self, vocabulary_size: int) -> bool:
-        """Whether it can hold such a vocabulary, of which it keeps a half at most."""
+        """Whether it supports such a vocabulary, and keeps at most half of it."""
         held = self.largest is None or vocabulary_size <= self.largest
         return held and (self.top_k or 0) <= vocabulary_size // 2
 
@@ -70,7 +70,7 @@ def compressed(arrays: Arrays) -> dict[str, bytes]:
 
 
 def decompressed(packed: Mapping[str, bytes], like: Arrays) -> dict[str, np.ndarray]:
-    """The arrays again; like: for their types and shapes."""
+    """The arrays as before packing; like: for their types and shapes."""
     context = zstandard.ZstdDecompressor()
     return {
         name: np.frombuffer(context.decompress(packed[name]), like[name].dtype).reshape(like[name].shape)
@@ -106,7 +106,7 @@ def _pack_compact(scores: Scores) -> Arrays:
 
 
 def compact_numbers(arrays: Arrays) -> dict[str, np.ndarray]:
-    """The numbers that compact values store of ids and log-probs, small where they are usual; (M,) each."""
+    """The numbers that compact values store for ids and log-probs, mostly small; (M,) each."""
     numbers = {name: compact.join(arrays[f"{name} 0"], arrays[f"{name} 1"]) for name in ("ids", *ROLES)}
     code_M = numbers["reference"].astype(np.int64) - compact.BIAS
     return numbers | {"reference": np.where(code_M >= 0, 2 * code_M, -2 * code_M - 1)}
@@ -132,7 +132,7 @@ def plain_codec(name: str, dtype: type, values: Values) -> Codec:
 
 
 def megatron_codec(top_k: int) -> Codec:
-    """The layout of Megatron-LM's cached logits, written anew from its description (pull request 5019).
+    """The layout of Megatron-LM's cached logits, rewritten from its description (pull request 5019).
 
     For each model, likely tokens first: float16 log-probs, the lower 16 bits of an id as uint16, its 17th as a bool,
     in one file of torch.save.
@@ -160,7 +160,7 @@ def megatron_codec(top_k: int) -> Codec:
 
 
 def likely_first(scores: Scores, role: Role, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, log-probs) of a model that keeps top_k tokens everywhere, (N, K), log-probs falling."""
+    """(ids, log-probs) of a model that keeps top_k tokens everywhere, (N, K), log-probs descending."""
     logprobs_NK = torch.from_numpy(np.asarray(scores.logprobs[role])).reshape(-1, top_k)
     ids_NK: Any = torch.from_numpy(scores.support_ids.astype(np.int64)).reshape(-1, top_k)
     logprobs_NK, order_NK = logprobs_NK.sort(dim=-1, descending=True)
@@ -169,7 +169,7 @@ def likely_first(scores: Scores, role: Role, top_k: int) -> tuple[torch.Tensor, 
 
 OURS = "compact values"
 LAWS = ((18, 256), (16, 256), (14, 256), (20, 64), (20, 16), (16, 16), (14, 16), (12, 4), (10, 2))
-"""Other compact values: units of 2^-bits, steps a nat."""
+"""Other compact values: units of 2^-bits, steps per nat."""
 
 
 def all_codecs(top_k: int) -> list[Codec]:

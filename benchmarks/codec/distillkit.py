@@ -1,7 +1,7 @@
-"""DistillKit's compression of sparse log-probs (arcee-ai/DistillKit), run from a checkout that the user has.
+"""DistillKit's compression of sparse log-probs (arcee-ai/DistillKit), run from the user's checkout.
 
-It stores one model: the tokens, likely ones first, with bit-packed ids; the first few log-probs as they are, the rest
-as a polynomial of their rank. Three models are three of them.
+It stores one model: the tokens, likely ones first, with bit-packed ids; the first few log-probs unchanged, the rest as
+a polynomial of their rank. Three models are stored as three of these.
 """
 
 import importlib
@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.codec.codecs import Arrays, Codec, Kept, likely_first
 from shards.errors import OptionError
-from shards.schema import ROLES
-from shards.scores import Scores
+from shards.format.schema import ROLES
+from shards.format.scores import Scores
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "its budget pick": {"k": 50, "exact_k": 1, "exact_dtype": "bfloat16", "polynomial_terms": [0, 1, "sqrt"]},
@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def distillkit_codecs(folder: Path, vocabulary_size: int) -> list[Codec]:
-    """A codec for each setting. Raises OptionError where the folder is no checkout that can be imported."""
+    """A codec for each setting. Raises OptionError if the folder is not a checkout that can be imported."""
     sys.path.insert(0, str(folder))
     try:
         config = importlib.import_module("distillkit.compression.config")

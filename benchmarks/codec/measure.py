@@ -1,4 +1,4 @@
-"""What is measured of a codec: bytes, errors, the gradient's angle, seconds. Plain numbers, as in benchmarks.fidelity.
+"""Measures a codec: bytes, errors, the gradient's angle, seconds. Plain numbers, as in benchmarks.fidelity.
 
 Dimensions: M kept tokens of all positions.
 """
@@ -17,8 +17,8 @@ from benchmarks.codec.sizes import by_magnitude, column_bytes
 from benchmarks.fidelity.dense import Dense
 from benchmarks.fidelity.measure import GOAL_CASES, cases
 from benchmarks.fidelity.supports import SUPPORTS, keep, rank, scores_on, stored
-from shards.schema import ROLES
-from shards.scores import Scores, concatenate
+from shards.format.schema import ROLES
+from shards.format.scores import Scores, concatenate
 
 CASES = [GOAL_CASES[0], *GOAL_CASES[2:]]
 """Gains 2, 10 and 20 of the default teacher."""
@@ -28,8 +28,8 @@ Row = dict[str, Any]
 
 
 def measure(dense: Dense, codecs: Sequence[Codec], top_k: int, repeats: int) -> list[Row]:
-    """A row for each codec that can hold these positions: ours and plain ones on the ragged support of a cache, with a
-    mean of top_k tokens; those that keep equally many on the best such tokens."""
+    """A row for each codec that supports these positions: ours and plain ones on the ragged support of a cache, with a
+    mean of top_k tokens; those that keep the same number everywhere on the best top_k tokens."""
     codecs = [c for c in codecs if c.serves(dense.vocabulary_size)]
     counts = dict.fromkeys(c.top_k for c in codecs)
     exact = {count: supported(dense, count, top_k) for count in counts}
@@ -53,7 +53,7 @@ def pack(codec: Codec, scores: Scores) -> Arrays:
 
 
 def measured(dense: Dense, codec: Codec, exact: Scores, exact_angles: np.ndarray) -> Row:
-    """Bytes a position of ids and log-probs, and with all else that a cache holds, which is stored as ours is."""
+    """Bytes per position of ids and log-probs, and with everything else of a cache, stored as ours is."""
     arrays, width = pack(codec, exact), dense.vocabulary_size
     with law(codec.law):
         found = by_id(codec.unpack(arrays, exact), stored(exact, codec.values, width)[0])

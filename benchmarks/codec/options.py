@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.fidelity.options import read_trios
-from shards.command import flag, require_at_least
+from shards.cli.command import flag, require_at_least
 from shards.errors import OptionError
-from shards.schema import Role
+from shards.format.schema import Role
 
 
 @dataclass(kw_only=True)

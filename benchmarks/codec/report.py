@@ -1,4 +1,4 @@
-"""What came out, as a page of Markdown. Pure functions of results.json."""
+"""The results as a page of Markdown. Pure functions of results.json."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

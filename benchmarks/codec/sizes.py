@@ -1,4 +1,4 @@
-"""Where a cache's bytes go, and what the ids of the kept tokens take at least.
+"""Where a cache's bytes go, and the minimum for the ids of the kept tokens.
 
 Dimensions: N positions, M kept tokens of them.
 """
@@ -13,13 +13,13 @@ import zstandard
 from benchmarks.fidelity.supports import as_batch
 from benchmarks.loading.options import LoadingOptions
 from benchmarks.loading.synthetic import make_scores, power_laws
-from shards import codec as stored_rows
-from shards.schema import Level, Values
-from shards.scores import Scores, concatenate
-from shards.writer import COMPRESSION_LEVEL
+from shards.format.encoding import codec as stored_rows
+from shards.format.schema import Level, Values
+from shards.format.scores import Scores, concatenate
+from shards.format.writer import COMPRESSION_LEVEL
 
 LEVELS: tuple[Level, ...] = ("position", "node", "entry")
-"""Of the columns with values for each position; the row's names and tokens are left out."""
+"""Columns with values per position; names and tokens of a row are left out."""
 
 
 def column_bytes(
@@ -56,7 +56,7 @@ def groups(scores: Scores, vocabulary_size: int) -> dict[str, float]:
 
 
 def any_set(scores: Scores, vocabulary_size: int) -> float:
-    """Bytes a position that the kept ids would take were any set of so many tokens as likely as any other."""
+    """Bytes per position of the kept ids if every set of the same size were equally likely."""
     count_N = torch.from_numpy(scores.support_count.astype(np.float64))
     log_sets_N = torch.lgamma(torch.tensor(vocabulary_size + 1.0).double()) - torch.lgamma(count_N + 1)
     log_sets_N -= torch.lgamma(vocabulary_size - count_N + 1)
@@ -64,9 +64,9 @@ def any_set(scores: Scores, vocabulary_size: int) -> float:
 
 
 def by_magnitude(numbers: Mapping[str, np.ndarray]) -> float:
-    """Bytes that an ideal coder of each number's length in bits takes, with the bits below its first as they are.
+    """Bytes of an ideal coder of each number's length in bits, with the bits below its first one stored unchanged.
 
-    numbers: arrays of non-negative ones, each with code lengths of its own, which cost nothing here.
+    numbers: arrays of non-negative ones, each with its own code lengths, which cost nothing here.
     """
     bits = 0.0
     for number_M in numbers.values():

@@ -1,7 +1,7 @@
-"""python -m benchmarks.fidelity: sparse, cached teachers against live ones; tables and pictures.
+"""python -m benchmarks.fidelity: compares sparse, cached teachers with live ones; tables and pictures.
 
-Without flags it makes a small trio of its own. results.json, fidelity.md and pictures come to lie in --out; with --page
-docs/fidelity.md the page and its pictures are written there too.
+Without flags it makes its own small trio. Writes results.json, fidelity.md and pictures into --out; with --page
+docs/fidelity.md it also writes the page and its pictures there.
 """
 
 import json
@@ -24,8 +24,8 @@ from benchmarks.online.__main__ import run as run_online
 from benchmarks.online.options import OnlineOptions
 from benchmarks.plots import require_matplotlib
 from shards import TeacherSpec
-from shards.command import run_command
-from shards.schema import Role
+from shards.cli.command import run_command
+from shards.format.schema import Role
 
 
 def run(options: FidelityOptions, command: str) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def facts(dense: Dense, models: Mapping[Role, Any], top_k: int) -> dict[str, Any
 
 
 def write(results: dict[str, Any], report: Path) -> None:
-    """The page, and the pictures of every trio in a folder of its name beside it."""
+    """Write the page, and the pictures of every trio into a folder of the same name beside it."""
     from benchmarks.fidelity.plot import draw
     from benchmarks.online.plot import draw as draw_online
 

@@ -1,4 +1,4 @@
-"""Full-vocabulary log-probs of a few response positions under the three models: what everything is compared with.
+"""Full-vocabulary log-probs of a few response positions under the three models: the reference of all comparisons.
 
 Dimensions: N positions, V vocabulary.
 """
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from precompute.corpus import load_corpus
-from precompute.models import RoleModel, check_vocabularies, load_models, load_tokenizer, resolve
-from precompute.score import Scorer
-from precompute.spread import sample_rows
-from precompute.tokenized import TokenizedResponse
-from shards.nodes import StrengthNodes
-from shards.schema import ROLES, Pair, Role
+from precompute.models.folders import RoleModel, check_vocabularies, load_models, load_tokenizer, resolve
+from precompute.scoring.score import Scorer
+from precompute.tokens.corpus import load_corpus
+from precompute.tokens.tokenized import TokenizedResponse
+from shards.format.nodes import StrengthNodes
+from shards.format.schema import ROLES, Pair, Role
+from shards.spread import spread
 
 PAIRS = (Pair("dpo", "reverse"), Pair("reference", "reference"))
 NODES = StrengthNodes()
@@ -50,7 +50,7 @@ def read_rows(folders: Mapping[Role, Path], data: str, *, rows: int, max_length:
     """Chosen responses, spread evenly over the data."""
     tokenizer = load_tokenizer(resolve(str(folders["reference"])))
     corpus = load_corpus(data, tokenizer=tokenizer, max_length=max_length, progress=False)
-    return sample_rows(corpus.responses, rows)
+    return [corpus.responses[i] for i in spread(len(corpus.responses), rows)]
 
 
 def load_roles(folders: Mapping[Role, Path], dtype: str) -> dict[Role, RoleModel]:

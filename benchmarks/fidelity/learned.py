@@ -1,18 +1,18 @@
-"""The learned strength: how models, presets and fitted strengths judge pairs that no fit has seen."""
+"""The learned strength: how models, presets and fitted strengths judge pairs that no fit used."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from precompute.build import build
-from precompute.options import BuildOptions
+from precompute.build.build import build
+from precompute.build.options import BuildOptions
 from shards import TeacherSpec
-from shards.learn import judge
-from shards.schema import Role
+from shards.format.schema import Role
+from shards.learn.__main__ import judge
 
 HELD_OUT = 0.5
 FITTED = {"learned, dpo/reverse": "aligndistil", "learned, reference/reference": "adaptive"}
-"""Name of a fit -> the teacher whose anchor and negative it has."""
+"""Name of a fit -> the teacher that gives its anchor and negative."""
 
 
 def judged(

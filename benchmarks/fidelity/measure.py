@@ -1,4 +1,4 @@
-"""The measurements, each a list of plain numbers: angles in degrees, shares as fractions, bytes a position.
+"""The measurements, each a list of plain numbers: angles in degrees, shares as fractions, bytes per position.
 
 Dimensions: N positions, C of a chunk, V vocabulary, M kept tokens.
 """
@@ -12,16 +12,16 @@ import torch
 
 from benchmarks.fidelity.dense import NODES, Dense, score
 from benchmarks.fidelity.supports import SUPPORTS, keep, rank, scores_on, stored
-from precompute.compare import compare, dense_divergence, dense_teacher, sparse_divergence, support_index
-from precompute.models import RoleModel
-from precompute.sums import Comparison, angle_degrees
-from precompute.tokenized import TokenizedResponse
+from precompute.check.compare import compare, dense_divergence, dense_teacher, sparse_divergence, support_index
+from precompute.check.sums import Comparison, angle_degrees
+from precompute.models.folders import RoleModel
+from precompute.tokens.tokenized import TokenizedResponse
 from shards import Divergence, TeacherSpec
-from shards.compose import compose
-from shards.schema import VALUES, Role
-from shards.scores import Scores, concatenate, segment_starts
-from shards.spans import Span
-from shards.teacher import teacher_logits
+from shards.format.encoding.spans import Span
+from shards.format.schema import VALUES, Role
+from shards.format.scores import Scores, concatenate, segment_starts
+from shards.teacher.compose import compose
+from shards.teacher.spec import teacher_logits
 
 CHUNK = 32
 GOAL_GAINS = (2.0, 5.0, 10.0, 20.0)
@@ -93,7 +93,7 @@ def cases(dense: Dense, scores: Scores, wanted: Iterable[Case]) -> list[Row]:
 
 
 def frontier(dense: Dense, sizes: Sequence[int], supports: Sequence[str]) -> Iterator[Row]:
-    """For every support, size and way of storing values: bytes, and the worst of all goal cases and stages."""
+    """For every support, size and way to store values: bytes, and the worst of all goal cases and stages."""
     for name in supports:
         support = SUPPORTS[name]
         ranked = rank(dense, support)
@@ -123,7 +123,7 @@ def _mass(tail_logprob_N: np.ndarray) -> float:
 
 
 def default_scores(dense: Dense, top_k: int) -> Scores:
-    """What a cache holds of these positions with our support and compact values."""
+    """The cache's content for these positions with our support and compact values."""
     support = SUPPORTS["ours"]
     return stored(scores_on(dense, keep(rank(dense, support), support, top_k)), "compact", dense.vocabulary_size)[0]
 
@@ -134,7 +134,7 @@ def divergences(dense: Dense, scores: Scores) -> list[Row]:
 
 
 def by_entropy(dense: Dense, scores: Scores) -> list[Row]:
-    """The half of the positions where the reference is surer, and the other."""
+    """The half of the positions where the reference is more certain, and the other half."""
     order = dense.entropy().argsort(stable=True)
     half = len(order) // 2
     found = []
@@ -184,7 +184,7 @@ def _partition_error(dense: Dense, scores: Scores, spec: TeacherSpec) -> dict[st
 
 
 def parameter_angles(models: Mapping[Role, RoleModel], rows: Sequence[TokenizedResponse], top_k: int) -> list[Row]:
-    """Angle of the default teacher's two gradients over a real student's parameters, the student being a model."""
+    """Angle of the default teacher's two gradients over a real student's parameters; the student is one of the trio."""
     spec = TeacherSpec()
     dense = score(models, rows, sum(int(row.loss_mask.sum()) for row in rows))
     scores = default_scores(dense, top_k)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.online.trio import make_trio
-from shards.command import flag, require_at_least
+from shards.cli.command import flag, require_at_least
 from shards.errors import OptionError
-from shards.schema import ROLES, Role
+from shards.format.schema import ROLES, Role
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""The picture: worst angle and worst deficit against bytes, a line for every way to choose and to store."""
+"""The picture: worst angle and worst deficit against bytes, a line for every way to choose and to store tokens."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What came out, in words: the page docs/fidelity.md. Pure functions of results.json."""
+"""Writes the page docs/fidelity.md from results.json. Pure functions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from benchmarks.online.report import section
 
 GOALS = {"0.1": (0.25, 0.006), "0.25": (0.8, 0.01)}
-"""Name of a trio -> largest angle in degrees and deficit that were asked for, at every stage and gain 2 to 20."""
+"""Name of a trio -> the goal: largest angle in degrees and deficit, at every stage and gain 2 to 20."""
 STAGES = "at the reference / half way / nearly there"
 Row = Mapping[str, Any]
 
 
 def page(results: Mapping[str, Any], pictures: Mapping[str, Mapping[str, str]]) -> str:
-    """All sections; pictures: name of a trio -> frontier, online -> where it lies, as seen from the page."""
+    """All sections; pictures: name of a trio -> frontier, online -> its path, as seen from the page."""
     parts = [INTRODUCTION.format(**results["settings"])]
     for name, trio in results["trios"].items():
         parts.append(trio_section(name, trio, pictures.get(name, {})))
@@ -173,20 +173,20 @@ INTRODUCTION = """\
 
 This page is written by `{command}`; every figure on it was measured in that one run.
 
-A cache keeps some tokens of every position and lumps the rest together. What that costs is measured here against live
+A cache keeps some tokens of every position and puts the rest together. This page measures what that costs, against live
 models, in float64 over the whole vocabulary:
 
 * **angle**: between the gradient of the sparse loss and that of the dense one, over the student's logits at all
   positions, each weighted by lambda_t. Three students: at the reference, half way to the teacher (in logits), and nine
-  tenths of the way. There the gradient is a tenth of what it was: a fixed error weighs ten times as much in its angle.
+  tenths of the way. There the gradient is a tenth of what it was, so a fixed error weighs ten times as much.
 * **deficit**: the part of the dense loss that the sparse one lacks. By the data-processing inequality it is 0 or more
-  for exact values; rounded ones move the optimum a little, which shows where nearly nothing is left to learn.
+  for exact values. Rounded ones move the optimum a little, which shows where almost nothing is left to learn.
 * **error of log p\\***: of the composed teacher, in nats, on the kept tokens, and for the mass of the rest.
 * **strengths between nodes**: the error of the interpolated log partition of the tail, and the bound that convexity
   gives. An excess of up to 2^-12 nat, 2.4e-04, is the rounding of compact tails.
 * **bytes a position**: everything that is stored, compressed (zstd level 3), with the row's input ids but without its
   prompt.
 
-The tokens that are kept, and compact values, are explained in [teacher.md](teacher.md) and [format.md](format.md); what
-was tried and lost stands in [decisions/](decisions/).
+[teacher.md](teacher.md) explains which tokens are kept, [format.md](format.md) explains compact values, and
+[decisions/](decisions/) has what was tried and rejected.
 """

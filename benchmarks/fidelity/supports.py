@@ -1,4 +1,4 @@
-"""Ways to choose the kept tokens, ours and those that it is measured against, and what a cache would hold of them.
+"""Ways to choose the kept tokens, ours and the ones to compare with, and the resulting content of a cache.
 
 Dimensions: N positions, C of a chunk, V vocabulary, K most tokens kept at a position, M kept in all.
 """
@@ -11,25 +11,25 @@ import pyarrow as pa
 import torch
 
 from benchmarks.fidelity.dense import NODES, PAIRS, Dense
-from precompute.bits import Block, Logprobs, l1_distances
-from precompute.options import BuildOptions
-from precompute.support import find_threshold, token_scores, values_on
-from shards import codec
-from shards.manifest import Plan
-from shards.schema import Values, arrow_schema
-from shards.scores import Response, Scores, concatenate
-from shards.teacher import TeacherSpec, strength, teacher_logits
-from shards.writer import COMPRESSION_LEVEL
+from precompute.build.options import BuildOptions
+from precompute.scoring.partitions import Block, Logprobs, l1_distances
+from precompute.scoring.support import find_threshold, token_scores, values_on
+from shards.format.encoding import codec
+from shards.format.manifest import Plan
+from shards.format.schema import Values, arrow_schema
+from shards.format.scores import Response, Scores, concatenate
+from shards.format.writer import COMPRESSION_LEVEL
+from shards.teacher.spec import TeacherSpec, strength, teacher_logits
 
 CHUNK = 32
 CAP = BuildOptions.max_top_k
 ROW_POSITIONS = 300
-"""Positions of a row, where bytes are counted."""
+"""Positions of a row, for counting bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
-    """A score of every token, logprobs -> (C, V), and whether every position keeps equally many."""
+    """A score of every token, logprobs -> (C, V), and whether every position keeps the same number."""
 
     name: str
     score: Callable[[Logprobs], torch.Tensor]
@@ -55,7 +55,7 @@ def largest_probability(logprobs: Logprobs) -> torch.Tensor:
 
 
 def one_teacher(logprobs: Logprobs) -> torch.Tensor:
-    """The probability under the default teacher: what caches of one teacher keep the top k of."""
+    """The probability under the default teacher: caches of one teacher keep the top k of it."""
     spec = TeacherSpec()
     distance_C = l1_distances(logprobs)[spec.negative]
     difference_CV = logprobs["dpo"] - logprobs[spec.negative]
@@ -74,7 +74,7 @@ SUPPORTS = {
 
 
 def rank(dense: Dense, support: Support) -> tuple[np.ndarray, np.ndarray]:
-    """(scores falling, token ids) of the best tokens of every position, (N, K) each."""
+    """(scores descending, token ids) of the best tokens of every position, (N, K) each."""
     best = min(CAP, dense.vocabulary_size)
     parts = [
         support.score(dense.take(slice(i, i + CHUNK)).logprobs).topk(best, dim=-1) for i in range(0, len(dense), CHUNK)
@@ -108,7 +108,7 @@ def _scores_on(dense: Dense, kept: list[np.ndarray]) -> Scores:
 
 
 def stored(scores: Scores, values: Values, vocabulary_size: int) -> tuple[Scores, float]:
-    """What a reader gets back, and the compressed bytes of a position, input ids and all."""
+    """The values as a reader gets them, and the compressed bytes per position, including input ids."""
     batch, plan = as_batch(scores, values, vocabulary_size)
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL))

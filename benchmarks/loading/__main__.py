@@ -1,8 +1,8 @@
-"""python -m benchmarks.loading: how fast a cache is read, decoded and composed.
+"""python -m benchmarks.loading: measures how fast a cache is read, decoded and composed.
 
-It makes a synthetic cache of every --rows_per_batch in --out, measures all of them interleaved, then caches of many
-shards and of many rows, and writes results.json and loading.md there. `--measure scale` measures and prints the tables
-of many shards and rows alone.
+It makes a synthetic cache for every --rows_per_batch in --out, measures them interleaved, then caches of many shards
+and of many rows, and writes results.json and loading.md there. `--measure scale` only measures and prints the tables of
+many shards and rows.
 """
 
 import json
@@ -21,7 +21,7 @@ from benchmarks.loading.scale import scale
 from benchmarks.loading.scale_report import tables
 from benchmarks.loading.synthetic import make_responses, write_cache
 from benchmarks.machine import processor, versions
-from shards.command import run_command
+from shards.cli.command import run_command
 
 VERSIONS = ("numpy", "pyarrow", "zstandard", "torch")
 

@@ -1,7 +1,7 @@
-"""What is measured of a cache: from the file to the tensors of a micro-batch, in whole and in parts.
+"""Measures the reading of a cache: from the file to the tensors of a micro-batch, as a whole and in parts.
 
-Everything is a list of steps, each of which does its work once and says how many response positions it served; they are
-timed one after the other, several rounds over, and the medians are taken.
+Everything is a list of steps. Each does its work once and returns how many response positions it served. They are timed
+one after the other, for several rounds; the results are medians.
 """
 
 import statistics
@@ -17,10 +17,12 @@ import zstandard
 from tqdm.auto import tqdm
 
 from benchmarks.loading.options import LoadingOptions
-from shards import ShardCache, TeacherSpec, codec
-from shards.compose import compose
+from shards import ShardCache, TeacherSpec
+from shards.format.encoding import codec
+from shards.teacher.compose import compose
 from student.collate import Collator
-from student.data import BatchItem, CachedResponses, GlobalBatchSampler, MicroBatch
+from student.data import CachedResponses, MicroBatch
+from student.order import BatchItem, GlobalBatchSampler
 
 Step = Callable[[], None]
 
@@ -68,7 +70,7 @@ class Loader:
         return ((shard, batch) for shard in range(len(plan.shards)) for batch in range(plan.num_batches(shard)))
 
     def amplification(self) -> float:
-        """Rows in the record batches that an epoch reads over the rows that it asks for."""
+        """Rows in the record batches that an epoch reads, divided by the rows that it asks for."""
         plan, read, asked = self.cache.plan, 0, 0
         for items in self.sampler:
             places = set(self.cache._places(self.data._rows[[item.row for item in items]]))
@@ -78,7 +80,7 @@ class Loader:
 
 
 def parts(loader: Loader) -> dict[str, Step]:
-    """The parts of sequential reading, each on what the one before it gave, which is in memory already."""
+    """The parts of sequential reading; each starts from the output of the part before, already in memory."""
     plan, reader, selection = loader.cache.plan, loader.cache.batches, loader.data._selection
     table = selection.columns(plan)
     found = [reader.read(shard, batch, loader.names) for shard, batch in loader.batches()]
@@ -117,7 +119,7 @@ def parts(loader: Loader) -> dict[str, Step]:
 
 
 def floors(loader: Loader) -> dict[str, Step]:
-    """What no reader can do without: to decompress the columns that are read, and to copy them once."""
+    """The minimum for any reader: decompress the columns that are read, and copy them once."""
     buffers, memory = [], []
     for shard, batch in loader.batches():
         for values, offsets in loader.cache.batches.read(shard, batch, loader.names).values():
@@ -193,7 +195,7 @@ def rates(steps: Mapping[str, tuple[Step, int]], repeats: int) -> dict[str, dict
 
 
 def everything(folders: Mapping[int, Path], options: LoadingOptions) -> dict[str, Any]:
-    """All measurements; folders: rows of a record batch -> the cache of such."""
+    """All measurements; folders: rows of a record batch -> its cache."""
     loaders = {rows: Loader(folder, options) for rows, folder in folders.items()}
     main = loaders[options.rows_per_batch[0]]
     sizes, packing_steps = packings(main, options.levels)

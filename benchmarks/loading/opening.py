@@ -1,7 +1,7 @@
-"""python -m benchmarks.loading.opening DIR: how long a cache takes to open, and the memory that it holds then, as JSON.
+"""python -m benchmarks.loading.opening DIR: time to open a cache, and the memory that it then holds, as JSON.
 
-Opening ends where a student can ask for its first rows: the manifest is read, every shard was looked for, the index is
-read, and the first epoch is shuffled. A process of its own, since memory that was freed before would be used again.
+Opening ends when a student can ask for its first rows: the manifest is read, every shard was found, the index is read,
+and the first epoch is shuffled. It runs in its own process, because memory that was freed before would be reused.
 """
 
 import json
@@ -9,19 +9,20 @@ import sys
 import time
 from pathlib import Path
 
-from student.data import CachedResponses, GlobalBatchSampler
+from student.data import CachedResponses
+from student.order import GlobalBatchSampler
 
 
 def resident_bytes(field: str) -> int:
-    """VmRSS, what the process holds of memory, or VmHWM, its peak (Linux)."""
+    """VmRSS, the memory of the process, or VmHWM, its peak (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def opened(folder: str) -> dict[str, float]:
-    """Seconds, and the bytes that are held, and were at the most, for each row."""
+    """Seconds, and the bytes held now and at the peak, per row."""
     before = resident_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     began, began_cpu = time.perf_counter(), time.process_time()
     data = CachedResponses([folder], train_on="both")
     sampler = GlobalBatchSampler(data.lengths, seed=0, micro_batch_size=8, accumulation_steps=16, world_size=1, rank=0)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from shards.command import flag, require_at_least, require_choices
+from shards.cli.command import flag, require_at_least, require_choices
 from shards.errors import OptionError
-from shards.schema import NEGATIVES, REQUIRED_ROLES, ROLES, Pair, Role
-from shards.teacher import PRESETS
+from shards.format.schema import NEGATIVES, REQUIRED_ROLES, ROLES, Pair, Role
+from shards.teacher.spec import PRESETS
 
 MEASURES = ("speed", "scale")
 

@@ -17,19 +17,19 @@ from tqdm.auto import tqdm
 from benchmarks.loading.many import repeated_responses, write_indexed, write_shards_of
 from benchmarks.loading.measure import Loader
 from benchmarks.loading.options import LoadingOptions
+from shards.cache import ShardCache
 from shards.errors import AlignDistilError
-from shards.finishing import Findings, finished
-from shards.reader import ShardCache
-from shards.verify import verify
+from shards.format.finishing import Findings, finished
+from shards.verify.__main__ import verify
 
 GLOBAL_BATCHES = 4
-"""Batches of --global_batch_size shuffled rows that are read of each cache in each round."""
+"""Batches of --global_batch_size shuffled rows to read from each cache in each round."""
 SHORT = 16
-"""Tokens of a response of which a shard is checked and finished: what a shard costs, not what its values cost."""
+"""Tokens of a response in shards that are checked and finished: few, to measure the cost of a shard, not of values."""
 
 
 def scale(options: LoadingOptions) -> dict[str, Any]:
-    """All of it; the caches are made in --out and removed again."""
+    """All measurements; the caches are made in --out and removed again."""
     folder = Path(options.out) / "scale"
     shutil.rmtree(folder, ignore_errors=True)
     found = {
@@ -42,7 +42,7 @@ def scale(options: LoadingOptions) -> dict[str, Any]:
 
 
 def reading(folder: Path, options: LoadingOptions) -> dict[int, dict[str, float]]:
-    """Shuffled rows a second, from the file to the tensors of micro-batches: the same rows in ever more shards."""
+    """Shuffled rows per second, from the file to the tensors of micro-batches: the same rows in ever more shards."""
     responses = repeated_responses(options, options.shard_rows)
     for shards in tqdm(options.shards, desc="caches of many shards", unit="cache"):
         write_shards_of(folder / str(shards), options, responses, shards)
@@ -69,7 +69,7 @@ def reading(folder: Path, options: LoadingOptions) -> dict[int, dict[str, float]
 
 
 def checking(folder: Path, options: LoadingOptions) -> dict[int, dict[str, float]]:
-    """Processor's seconds that verify, finishing and opening take, of shards of one short row."""
+    """Processor seconds of verifying, finishing and opening shards of one short row."""
     short = replace(options, length=SHORT, prompt=SHORT)
     responses = repeated_responses(short, max(options.shards))
     for shards in tqdm(options.shards, desc="caches of one-row shards", unit="cache"):
@@ -97,7 +97,7 @@ def _checks(folder: Path) -> Mapping[str, Callable[[], object]]:
 
 
 def opening(folder: Path, options: LoadingOptions) -> dict[int, dict[str, float]]:
-    """Seconds and memory that opening takes, in a process of its own, of caches of an index and empty shards."""
+    """Seconds and memory of opening, in a separate process, for caches of an index and empty shards."""
     found = {}
     for rows in tqdm(options.index_rows, desc="opening", unit="cache"):
         shards = write_indexed(folder, options, rows)

@@ -1,4 +1,4 @@
-"""What grows with shards and rows, as tables of Markdown, beside what was asked for. Pure functions of results.json."""
+"""Tables of Markdown on what grows with shards and rows, with the goals. Pure functions of results.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -58,7 +58,7 @@ def opening_table(opening: Results) -> str:
 
 
 def goals(results: Results) -> list[str]:
-    """A line for each goal: what was found, what was asked for."""
+    """A line for each goal: the result, and the goal."""
     return [
         f"* {what}: {figure:.3g}; asked for {asked}, {'reached' if holds else 'missed'}."
         for what, figure, asked, holds in figures(results)
@@ -66,7 +66,7 @@ def goals(results: Results) -> list[str]:
 
 
 def figures(results: Results) -> list[tuple[str, float, str, bool]]:
-    """(what, figure, what was asked for, whether it holds)."""
+    """(what, figure, goal, whether it holds)."""
     reading, opening = results["reading"], results["opening"]
     (first, *_, last), rows = reading, list(opening)[-1]
     share = reading[last]["rows_per_cpu_second"] / reading[first]["rows_per_cpu_second"]

@@ -1,10 +1,10 @@
-"""A cache made on the spot, without models: scores that look like a language model's, as far as reading one can tell.
+"""A synthetic cache, made without models: scores that look like a language model's, as far as reading can tell.
 
-Probabilities at a position fall as rank^-a, with a lognormal scatter; a varies from position to position, so that with
+Probabilities at a position fall as rank^-a, with a lognormal scatter. a varies from position to position, so that with
 one threshold for all positions some keep one token and others hundreds. dpo and reverse are the reference moved by
-noise whose size varies from position to position too. The kept ids are drawn so that low ones are common. The rest of
-the vocabulary is not drawn: its mass is what the power law leaves, and its log-ratios are taken to be normal, so that
-tail partitions are a parabola in the strength. The result passes `python -m shards.verify`.
+noise, whose size also varies. The kept ids are drawn so that low ones are common. The rest of the vocabulary is not
+drawn: its mass is what the power law leaves, and its log-ratios are assumed normal, so that tail partitions are a
+parabola in the strength. The result passes `python -m shards.verify`.
 
 Dimensions: N positions of a response, M kept tokens of them, A exponents, V vocabulary, J strength nodes.
 """
@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.loading.options import LoadingOptions
-from shards.finishing import Findings, finished
-from shards.index import RowIndex
-from shards.manifest import MANIFEST_FILE, PLAN_FILE, VOCABULARY_FILE, Plan, ShardPlan
-from shards.nodes import StrengthNodes
-from shards.plan import canonical_json
-from shards.schema import Role
-from shards.scores import Response, Scores, segment_starts
-from shards.writer import write_index, write_json, write_shard
+from shards.format.finishing import Findings, finished
+from shards.format.index import RowIndex
+from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, VOCABULARY_FILE, Plan, ShardPlan
+from shards.format.nodes import StrengthNodes
+from shards.format.plan import canonical_json
+from shards.format.schema import Role
+from shards.format.scores import Response, Scores, segment_starts
+from shards.format.writer import write_index, write_json, write_shard
 
 EXPONENTS = np.linspace(1.05, 3.5, 32)
-"""Of the power laws: entropies from five nats to a third of one."""
+"""Exponents of the power laws: entropies from five nats to a third of one."""
 SCATTER = 0.5
 """Standard deviation of a log-prob around its power law, nats."""
 TOKENS_PER_SHARD = 65_536
@@ -43,12 +43,12 @@ class PowerLaws:
 
 
 def power_laws(options: LoadingOptions) -> PowerLaws:
-    """Of one threshold for all exponents, so that top_k ranks are kept on average."""
+    """One threshold for all exponents, such that top_k ranks are kept on average."""
     rank_V = np.log(np.arange(1, options.vocabulary + 1))
     log_total_A = np.log(np.exp(-EXPONENTS[:, None] * rank_V).sum(axis=1))
 
     def kept_at(log_threshold: float) -> np.ndarray:
-        ranks_A = np.exp(-(log_threshold + log_total_A) / EXPONENTS)  # where a log-prob equals the threshold
+        ranks_A = np.exp(-(log_threshold + log_total_A) / EXPONENTS)  # rank at which a log-prob equals the threshold
         return np.clip(ranks_A.astype(np.int64), 1, options.max_top_k)
 
     low, high = -30.0, 0.0
@@ -94,7 +94,7 @@ def make_scores(
 
     move_N = np.minimum(
         np.exp(generator.normal(np.log(0.1), 0.8, size)), 0.5
-    )  # how far dpo and reverse lie from the reference, nats
+    )  # distance of dpo and reverse from the reference, nats
     logit_M = mean_M + SCATTER * generator.standard_normal(len(of_M))
     towards_M = move_N[of_M] * generator.standard_normal(len(of_M))
     away_M = 0.9 * towards_M + 0.3 * move_N[of_M] * generator.standard_normal(len(of_M))
@@ -134,7 +134,7 @@ def make_scores(
 def _ids(
     count_N: np.ndarray, of_M: np.ndarray, rank_M: np.ndarray, vocabulary: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids that ascend in a position, (M,) int32, low ones more often; and which of the ranks each is given to."""
+    """Ids that ascend inside a position, (M,) int32, low ones more often; and the rank that each is given to."""
     draw_M = generator.random(len(of_M))
     draw_M = draw_M[np.lexsort((draw_M, of_M))]
     ids_M = np.floor(draw_M**2.5 * (vocabulary - count_N[of_M])).astype(np.int32) + rank_M.astype(np.int32)
@@ -153,7 +153,7 @@ def _partitions(
 
 
 def write_cache(folder: Path, options: LoadingOptions, responses: list[Response], rows_per_batch: int) -> None:
-    """Write a cache of the responses, whole, as a build would."""
+    """Write a complete cache of the responses, as a build would."""
     folder.mkdir(parents=True, exist_ok=True)
     index_sha256 = write_index(folder, index_of(responses))
     write_planned(folder, make_plan(options, tuple(_shards(responses)), rows_per_batch, index_sha256), responses)
@@ -184,7 +184,7 @@ def make_plan(options: LoadingOptions, shards: tuple[ShardPlan, ...], rows_per_b
 
 
 def write_planned(folder: Path, plan: Plan, responses: list[Response]) -> None:
-    """Write what a plan names but for the index, which is there."""
+    """Write the files of a plan except the index, which exists."""
     write_json(folder, VOCABULARY_FILE, _vocabulary(plan.vocabulary_size))
     write_json(folder, PLAN_FILE, plan.to_json())
     findings = Findings.nothing(plan)

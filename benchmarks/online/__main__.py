@@ -1,6 +1,6 @@
-"""python -m benchmarks.online: the same student from a cache and from live models; two tables and a picture.
+"""python -m benchmarks.online: trains the same student from a cache and with live models; two tables and a picture.
 
-Without flags it makes a small trio of its own. results.json, results.md and online.svg come to lie in --out.
+Without flags it makes its own small trio. Writes results.json, results.md and online.svg into --out.
 """
 
 import json
@@ -19,12 +19,12 @@ from benchmarks.online.options import OnlineOptions
 from benchmarks.online.report import section
 from benchmarks.online.trio import Trio, make_trio
 from benchmarks.plots import require_matplotlib
-from precompute.build import build
-from precompute.corpus import load_corpus
-from precompute.options import BuildOptions
-from precompute.tokenized import TokenizedResponse
+from precompute.build.build import build
+from precompute.build.options import BuildOptions
+from precompute.tokens.corpus import load_corpus
+from precompute.tokens.tokenized import TokenizedResponse
 from shards import ShardCache, TeacherSpec
-from shards.command import run_command
+from shards.cli.command import run_command
 from shards.errors import DataError
 
 RESULTS_FILE, REPORT_FILE, PLOT_FILE = "results.json", "results.md", "online.svg"
@@ -83,7 +83,7 @@ def load_bench(trio: Trio, options: OnlineOptions) -> Bench:
 
 
 def held_out_responses(trio: Trio, options: OnlineOptions) -> list[TokenizedResponse]:
-    """Chosen responses of rows that no student is trained on. Raises DataError where the file has none."""
+    """Chosen responses of rows that no student is trained on. Raises DataError if the file has none."""
     first = options.first_held_out_row
     corpus = load_corpus(
         str(trio.held_out),
@@ -98,7 +98,7 @@ def held_out_responses(trio: Trio, options: OnlineOptions) -> list[TokenizedResp
 
 
 def settings(bench: Bench, options: OnlineOptions) -> dict[str, Any]:
-    """What the experiment was, for the report."""
+    """The settings of the experiment, for the report."""
     cache = ShardCache(bench.cache)
     reference = bench.models["reference"]
     entries = sum(response.scores.num_entries for response in cache.read(range(len(cache))))
@@ -117,7 +117,7 @@ def settings(bench: Bench, options: OnlineOptions) -> dict[str, Any]:
 
 
 def write_report(results: dict[str, Any], out: Path) -> None:
-    """results.md and the picture."""
+    """Write results.md and the picture."""
     from benchmarks.online.plot import draw
 
     (out / REPORT_FILE).write_text(section(results, PLOT_FILE))
@@ -125,7 +125,7 @@ def write_report(results: dict[str, Any], out: Path) -> None:
 
 
 def _fresh_trio(out: Path) -> Trio:
-    """A small trio in place of an earlier one, and of the cache that was built from that."""
+    """A small trio that replaces an earlier one, and the cache built from that."""
     for folder in ("trio", "cache"):
         shutil.rmtree(out / folder, ignore_errors=True)
     return make_trio(out / "trio")

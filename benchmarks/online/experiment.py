@@ -16,9 +16,10 @@ from benchmarks.online.live import TokenRow
 from benchmarks.online.measure import Metrics, held_out_batches, measure
 from benchmarks.online.trainer import OnlineTrainer, Recorder, batch_order
 from shards import TeacherSpec
-from shards.schema import Role
-from student.data import BatchItem, CachedResponses, GlobalBatchSampler
+from shards.format.schema import Role
+from student.data import CachedResponses
 from student.options import DistillArguments
+from student.order import BatchItem, GlobalBatchSampler
 from student.trainer import DistillTrainer
 
 Weights = Mapping[str, torch.Tensor]
@@ -26,7 +27,7 @@ Weights = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What the runs share. The students start at the reference; each step is one batch of chosen responses."""
+    """The settings shared by all runs. Students start at the reference; each step is one batch of chosen responses."""
 
     steps: int
     batch_size: int
@@ -39,7 +40,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Run:
-    """One training: step -> metrics on held-out responses, the last weights, and how long a step took.
+    """One training: step -> metrics on held-out responses, the final weights, and the time of a step.
 
     step_seconds: the training's wall time without the measurements, over its steps
     """
@@ -159,7 +160,7 @@ def summary(compared: Comparison) -> dict[str, Any]:
 
 
 def metric_summary(compared: Comparison, name: str) -> dict[str, Any]:
-    """Both curves of a metric, and how far the last values of offline and of the other seed lie from online's."""
+    """Both curves of a metric, and how much the final values of offline and of the other seed differ from online's."""
     online, offline, other = (
         [getattr(point, name) for point in run.curve.values()]
         for run in (compared.online, compared.offline, compared.other_seed)

@@ -1,8 +1,7 @@
-"""The online algorithm, dense: live models, whole vocabularies, autograd. What a cache is to replace.
+"""The online algorithm, dense: live models, whole vocabularies, autograd. A cache replaces this.
 
-The formulas are written out here, apart from `shards.teacher` and `shards.divergence`, so that a mistake there shows as
-a difference; a `TeacherSpec` only says which teacher is meant. Zhang et al. 2025 (arXiv 2503.02832), Theorem 1 and
-section 4.
+The formulas are written out here, independently of `shards.teacher`, so that a mistake there shows as a difference; a
+`TeacherSpec` only names the teacher. Zhang et al. 2025 (arXiv 2503.02832), Theorem 1 and section 4.
 
 Dimensions: B sequences of a batch, T tokens, N response positions of the batch, V vocabulary, H hidden size, W width of
 an output layer, V or more.
@@ -17,11 +16,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 
 from shards import TeacherSpec
-from shards.head import LogitTransform
-from shards.schema import Role
+from shards.format.schema import Role
+from shards.modelfiles.head import LogitTransform
 
 Batch = Mapping[str, torch.Tensor]
-"""What `collate` gives."""
+"""The output of `collate`."""
 
 
 class TokenRow(Protocol):
@@ -64,7 +63,7 @@ def response_logprobs(model: Any, batch: Batch, vocabulary_size: int) -> torch.T
 
 
 def roles_of(spec: TeacherSpec) -> set[Role]:
-    """The models that a step with this teacher has to run beside the student."""
+    """The models that a step with this teacher has to run in addition to the student."""
     return {"dpo", spec.anchor, spec.negative}
 
 
@@ -96,7 +95,7 @@ def live_loss(
 ) -> torch.Tensor:
     """Reverse KL to the live teacher, weighted by lambda_t: mean over each sequence, then over sequences; a scalar.
 
-    Autograd does the student's part. This is the whole online step but for `backward()` and the optimizer.
+    Autograd computes the student's part. This is the whole online step except `backward()` and the optimizer.
     """
     teacher_NV, weight_N = live_teacher(models, batch, spec, vocabulary_size)
     student_NV = response_logprobs(student, batch, vocabulary_size)

@@ -1,4 +1,4 @@
-"""What both students are measured by: the same dense numbers on the same held-out responses, with live models.
+"""Measures both students in the same way: dense metrics on the same held-out responses, with live models.
 
 Dimensions: N response positions of a batch, V vocabulary.
 """
@@ -11,12 +11,12 @@ import torch
 
 from benchmarks.online.live import Batch, TokenRow, collate, compose_live, response_logprobs, reverse_kl, sequence_mean
 from shards import TeacherSpec
-from shards.schema import Role
+from shards.format.schema import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Of a student on held-out responses; sums over the whole vocabulary.
+    """Metrics of a student on held-out responses; sums over the whole vocabulary.
 
     loss              lambda_t KL(student || teacher), mean over each sequence, then over sequences, nats
     expected_reward   beta * (l_dpo - l_reverse), expected under the student, mean over response tokens, nats
@@ -30,7 +30,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HeldOutBatch:
-    """A batch of responses and what students are measured against.
+    """A batch of responses, and the values to measure students against.
 
     reference, teacher   (N, V)   log-probs, nats
     reward               (N, V)   beta * (l_dpo - l_reverse), nats

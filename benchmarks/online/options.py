@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.online.trio import Trio
-from precompute.options import BuildOptions
+from precompute.build.options import BuildOptions
 from shards import TeacherSpec
-from shards.command import flag, require_at_least
+from shards.cli.command import flag, require_at_least
 from shards.errors import OptionError
-from shards.teacher import PRESETS
+from shards.teacher.spec import PRESETS
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""What came out, in words: two tables and a verdict. Pure functions of results.json."""
+"""The results in words: two tables and a verdict. Pure functions of results.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ NAMES = {"loss": "loss", "expected_reward": "reward", "kl_reference": "KL to the
 
 
 def section(results: Mapping[str, Any], plot: str | None = None, *, heading: str = "##") -> str:
-    """The Markdown section "Offline equals online"; plot: where the picture lies, as seen from the page."""
+    """The Markdown section "Offline equals online"; plot: the picture's path, as seen from the page."""
     picture = [] if plot is None else [f"![loss, reward and KL of the student, online and offline]({plot})", ""]
     return "\n".join(
         [
@@ -45,7 +45,7 @@ def metrics_table(results: Mapping[str, Any]) -> str:
 
 
 def weights_table(results: Mapping[str, Any]) -> str:
-    """How far the weights of the students lie apart, and how far another seed takes them; body: without embeddings."""
+    """The distances between the students' weights, and the effect of another seed; body: without embeddings."""
     lines = [
         "| teacher | online, from its start | offline to online | another seed to online | ratio | body's |",
         "|---|--:|--:|--:|--:|--:|",
@@ -59,7 +59,7 @@ def weights_table(results: Mapping[str, Any]) -> str:
 
 
 def verdict(results: Mapping[str, Any]) -> list[str]:
-    """Whether every final metric is within the goal, and the worst one; how far the weights are apart at most."""
+    """Whether every final metric is within the goal, and the worst one; and the largest distance of weights."""
     differences = {
         (preset, name): metric["difference"]
         for preset, entry in results["presets"].items()
@@ -74,17 +74,17 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
     return [
         f"{within} of {len(differences)} final metrics are within {GOAL:.0%}; the largest difference is "
         f"{_percent(worst)} ({preset}, {NAMES[name]}).",
-        f"The weights of the two students lie at most {_percent(ratio)} as far apart as those of two online runs whose",
+        f"The weights of the two students are at most {_percent(ratio)} as far apart as those of two online runs whose",
         f"data come in another order; {_percent(ratio_less)} without the embeddings.",
     ]
 
 
 def _introduction(settings: Mapping[str, Any]) -> list[str]:
     return [
-        "The same student trained twice, with the same batches in the same order and the same hyperparameters: from",
+        "The same student is trained twice, with the same batches in the same order and the same hyperparameters: from",
         "the cache, and with live models, losses over the whole vocabulary and autograd (`benchmarks/online/live.py`).",
         "Both are measured in the same dense way on responses that neither was trained on. A third run, online too,",
-        "has its data in another order: what it differs by is what a seed is worth. The largest gap is that between",
+        "has its data in another order: its difference shows what a seed changes. The largest gap is that between",
         "the two curves, as a share of the range of the online one.",
         "",
         f"{settings['parameters']:,} parameters, V = {settings['vocabulary_size']:,}, {settings['support_mean']:.0f} "

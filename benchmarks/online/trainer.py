@@ -11,12 +11,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from benchmarks.online.live import TokenRow, collate, live_loss
 from benchmarks.online.measure import Metrics
 from shards import TeacherSpec
-from shards.schema import Role
-from student.data import GlobalBatchSampler
+from shards.format.schema import Role
+from student.order import GlobalBatchSampler
 
 
 class OnlineTrainer(Trainer):
-    """Distils `model` from live models: what one would write without a cache.
+    """Distils `model` from live models, in the usual way without a cache.
 
     rows     tokenised responses
     order    for each step, the rows of its batch; one micro-batch a step, on one process
@@ -52,7 +52,7 @@ class OnlineTrainer(Trainer):
 
 
 def batch_order(sampler: GlobalBatchSampler, steps: int) -> list[list[int]]:
-    """The rows of the first `steps` batches, epoch after epoch, without those that only fill up a batch."""
+    """The rows of the first `steps` batches, epoch after epoch, without those that only fill a batch."""
     order: list[list[int]] = []
     for epoch in range(-(-steps // sampler.num_global_batches)):
         sampler.set_epoch(epoch)
@@ -61,7 +61,7 @@ def batch_order(sampler: GlobalBatchSampler, steps: int) -> list[list[int]]:
 
 
 class Recorder(TrainerCallback):
-    """Measures the student before the first step and after every `every`-th; `seconds` is what that took."""
+    """Measures the student before the first step and after every `every`-th; `seconds` is the time for that."""
 
     def __init__(self, measured: Callable[[Any], Metrics], every: int) -> None:
         self.measured = measured

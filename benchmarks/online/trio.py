@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.schema import Role
+from shards.format.schema import Role
 
 SEED = 0
 NUM_TEXTS, NUM_PAIRS, NUM_HELD_OUT_PAIRS = 12_800, 1_000, 200
@@ -12,7 +12,7 @@ NUM_TEXTS, NUM_PAIRS, NUM_HELD_OUT_PAIRS = 12_800, 1_000, 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trio:
-    """Model folders by role, and files of preference pairs; no row of `held_out` is among `data`."""
+    """Model folders by role, and files of preference pairs; `held_out` and `data` have no row in common."""
 
     models: dict[Role, Path]
     data: Path
@@ -24,7 +24,7 @@ def make_trio(folder: Path) -> Trio:
     from examples.demo.grammar import draw
     from examples.demo.models import TEACHER_FLAGS, train_reference, train_tokenizer
     from examples.demo.report import write_jsonl
-    from precompute.teachers import main as train_teachers
+    from precompute.teachers.__main__ import main as train_teachers
 
     trio = Trio(
         models={role: folder / role for role in ("dpo", "reverse", "reference")},

@@ -1,7 +1,7 @@
-"""python -m benchmarks.step: what a student's step costs, against plain fine-tuning and against live models.
+"""python -m benchmarks.step: compares a student's step with plain fine-tuning and with live models.
 
-Random weights and a cache of random sequences, made on the spot. results.json, results.md and, with --growth, a picture
-come to lie in --out.
+Random weights and a cache of random sequences, made on the spot. Writes results.json, results.md and, with --growth, a
+picture into --out.
 """
 
 import json
@@ -19,7 +19,7 @@ from benchmarks.step.measure import counted, interleaved, loader_wait, measured_
 from benchmarks.step.options import StepOptions
 from benchmarks.step.report import section
 from benchmarks.step.steps import BUILD, Steps, why_no_liger
-from shards.command import run_command
+from shards.cli.command import run_command
 
 RESULTS_FILE, REPORT_FILE, PLOT_FILE = "results.json", "results.md", "growth.svg"
 WORKERS = (0, 1)
@@ -27,7 +27,7 @@ VERSIONS = ("torch", "transformers", "numpy")
 
 
 def run(options: StepOptions, command: str) -> dict[str, Any]:
-    """All measurements; results.json and results.md are written, and the first one's content returned."""
+    """All measurements; writes results.json and results.md, and returns the content of the first."""
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     require_sizes(options)
@@ -70,7 +70,7 @@ def loader(bench: Bench, workers: int) -> dict[str, float]:
 
 
 def settings(bench: Bench, options: StepOptions) -> dict[str, Any]:
-    """What was measured, and on what."""
+    """The settings and the machine."""
     data, device = bench.trainer.train_dataset, bench.trainer.model.device
     scores = data.scores(range(options.rows))
     names = ("rows", "sequence_length", "prompt_tokens", "hidden_size", "layers", "heads", "vocabulary", "dtype")

@@ -16,22 +16,23 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.step.options import StepOptions
-from precompute.build import build
-from precompute.models import load_models, resolve
-from precompute.options import BuildOptions
-from precompute.plan import resolve_device, support_rule
-from precompute.score import Scorer
-from precompute.support import SupportRule
-from shards.schema import ROLES, Role
+from precompute.build.build import build
+from precompute.build.options import BuildOptions
+from precompute.build.plan import support_rule
+from precompute.models.folders import load_models, resolve
+from precompute.scoring.score import Scorer
+from precompute.scoring.support import SupportRule
+from shards.cli.device import resolve_device
+from shards.format.schema import ROLES, Role
 from student.data import CachedResponses
 from student.options import DistillArguments
 from student.trainer import DistillTrainer
 
 SPECIAL = ("<pad>", "<s>", "</s>")
 LOGIT_DEVIATION = 4.0
-"""Of the random models' logits. A normal variable's would leave ln V - 8 nats of entropy, 2.4 at V = 32,000."""
+"""Scale of the random models' logits. Standard normal logits would give ln V - 8 nats of entropy, 2.4 at V = 32,000."""
 MOVED = 0.01
-"""Share of its own size by which dpo and reverse have each weight of the reference moved."""
+"""How far dpo and reverse move each weight of the reference, relative to its size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,7 +74,7 @@ def make_bench(options: StepOptions) -> Bench:
     started, used = time.perf_counter(), time.process_time()
     threshold = build(asked).plan.log_threshold
     build_seconds = {"clock": time.perf_counter() - started, "processor": time.process_time() - used}
-    device = resolve_device(options.device, 0)
+    device = resolve_device(torch, options.device, 0)
     found = {role: resolve(str(folder)) for role, folder in folders.items()}
     models = load_models(found, options.vocabulary, dtype=options.dtype, device=str(device))
     chunk = asked.chunk_positions
@@ -108,7 +109,7 @@ def write_models(folder: Path, tokenizer: Any, options: StepOptions) -> dict[Rol
             num_attention_heads=options.heads,
             num_key_value_heads=options.heads,
             max_position_embeddings=options.sequence_length,
-            tie_word_embeddings=False,  # random ones would have every token predict itself
+            tie_word_embeddings=False,  # with random weights every token would predict itself
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,
@@ -135,7 +136,7 @@ def write_models(folder: Path, tokenizer: Any, options: StepOptions) -> dict[Rol
 def write_data(path: Path, options: StepOptions) -> Path:
     """Rows of random words for every batch of the loader."""
     generator = np.random.default_rng(0)
-    words = options.sequence_length - 1  # the build adds the end
+    words = options.sequence_length - 1  # the build adds the end token
     ids = generator.integers(len(SPECIAL), options.vocabulary, (options.rows * options.loader_batches, words))
     rows = [[f"w{i}" for i in row] for row in ids]
     cut = options.prompt_tokens

@@ -1,4 +1,4 @@
-"""How each cost grows: one size after the other is multiplied, the rest stays as it was."""
+"""How each cost grows: one size after the other is multiplied, the rest stays the same."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,12 +28,12 @@ COMPARED_LOSSES = (SPARSE, DENSE)
 
 
 def growth(options: StepOptions) -> dict[str, list[dict[str, Any]]]:
-    """Axis -> a point for every factor of the options, rising."""
+    """Axis -> a point for every factor of the options, ascending."""
     return {axis: [_point(axis, options, factor) for factor in sorted(options.growth)] for axis in AXES}
 
 
 def require_sizes(options: StepOptions) -> None:
-    """Raise OptionError where a factor leads to options that cannot be, before anything is measured."""
+    """Raise OptionError, before anything is measured, if a factor gives illegal options."""
     for multiplied in AXES.values():
         for factor in options.growth:
             multiplied(options, factor)

@@ -1,4 +1,4 @@
-"""Clock and memory. What they run is a function without arguments."""
+"""Measures time and memory of functions without arguments."""
 
 import json
 import statistics
@@ -15,7 +15,7 @@ from benchmarks.step.steps import Steps, Work
 
 
 def counted(device: torch.device) -> str:
-    """Which seconds are a work's cost: the processor's where one thread does it all, whatever else the machine does."""
+    """Which seconds count as a work's cost: the processor's if one thread does it all, independent of other load."""
     return "processor" if device.type == "cpu" and torch.get_num_threads() == 1 else "clock"
 
 
@@ -54,10 +54,10 @@ def medians(seconds: Mapping[str, Mapping[str, Sequence[float]]], device: torch.
 
 
 def peak_bytes(work: Work, device: torch.device) -> int:
-    """The most memory of tensors that `work` had at once beyond what was there before.
+    """The peak memory of tensors during `work`, above the amount before it.
 
-    On a GPU the allocator's own count; on a CPU the sum of every allocation and release that torch's profiler saw,
-    which leaves out the scratch memory that matrix libraries take for themselves.
+    On a GPU the allocator's own count. On a CPU the sum of every allocation and release that torch's profiler saw; it
+    does not include the scratch memory of matrix libraries.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -71,7 +71,7 @@ def peak_bytes(work: Work, device: torch.device) -> int:
 
 
 def measured_bytes(steps: Steps, work: Work) -> dict[str, int]:
-    """The peak, and what of it stays: the gradients of the parameters."""
+    """The peak, and the part of it that stays: the gradients of the parameters."""
     steps.clear()
     peak = peak_bytes(work, steps.student.device)
     left = sum(grad.numel() * grad.element_size() for grad in steps.gradients().values())
@@ -80,9 +80,9 @@ def measured_bytes(steps: Steps, work: Work) -> dict[str, int]:
 
 
 def _peak_of_trace(profiler: profile) -> int:
-    """From the events of allocations and releases, in their order; each tells how much is allocated after it.
+    """Memory from the events of allocations and releases, in their order; each has the amount allocated after it.
 
-    The total goes on from one profile to the next, so what it was before the first event is taken off.
+    The total continues from one profile to the next, so the amount before the first event is subtracted.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from shards.command import flag, require_at_least, require_choices
+from shards.cli.command import flag, require_at_least, require_choices
 from shards.errors import OptionError
 
 

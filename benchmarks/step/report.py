@@ -1,4 +1,4 @@
-"""What came out, in words. Pure functions of results.json."""
+"""The results in words. Pure functions of results.json."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ GOALS = {
     "loss_memory_less_gradients": ("the same, both less the gradients that they leave behind", 0.1),
     "loader_share": ("share of a step that waits for the loader (one worker)", 0.01),
 }
-"""Figure -> what it is, and the most that it should be."""
+"""Figure -> its meaning, and its goal: the largest value."""
 AXIS_NAMES = {
     "rows": "sequences",
     "top_k": "tokens kept, mean",
@@ -34,7 +34,7 @@ AXIS_NAMES = {
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:
-    """The figures that goals are about."""
+    """The figures with goals."""
     seconds, memory = results["seconds"], results["loss_bytes"]
     loader = results["loader"]["1"]
     return {
@@ -47,7 +47,7 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def break_even_runs(results: Mapping[str, Any], build_seconds: float) -> float:
-    """Runs over the data after which build and sparse steps took less time than online steps; inf where never.
+    """Runs over the data after which build and sparse steps took less time than online steps; inf if never.
 
     build_seconds   of the build's work for the sequences of one step
     """
@@ -57,7 +57,7 @@ def break_even_runs(results: Mapping[str, Any], build_seconds: float) -> float:
 
 
 def section(results: Mapping[str, Any], plot: str) -> str:
-    """All tables; plot is where the picture of the growth lies, seen from the page."""
+    """All tables; plot is the path of the picture of the growth, seen from the page."""
     parts = [
         "## What a student's step costs",
         introduction(results["settings"]),

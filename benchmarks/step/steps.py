@@ -1,6 +1,6 @@
-"""The steps that are compared: each is a forward pass, a loss and a backward pass of the same student and sequences.
+"""The steps to compare: each is a forward pass, a loss and a backward pass of the same student and sequences.
 
-The online step is the one that the online benchmark trains with, and shares no formula with the library.
+The online step is the one of the online benchmark, and shares no formula with the library.
 
 Dimensions: B sequences, T tokens, N response positions, H hidden size.
 """
@@ -15,8 +15,8 @@ import torch
 from benchmarks.online.live import collate, compose_live, live_loss, response_logprobs, reverse_kl, sequence_mean
 from benchmarks.step.bench import Bench
 from shards import TeacherSpec
-from student.data import BatchItem
-from student.loss import SparseTargets
+from student.loss.sparse import SparseTargets
+from student.order import BatchItem
 
 SPARSE, TWICE, BUILD = "sparse", "sparse, logits twice", "build"
 ONLINE, ONLINE_LOGGED = "online", "online, logged"
@@ -53,7 +53,7 @@ class Steps:
         return works | ({LIGER: self.liger} if why_no_liger(self.student.device) is None else {})
 
     def sparse(self) -> None:
-        """As DistillTrainer does it, up to the optimizer."""
+        """The step of DistillTrainer, up to the optimizer."""
         self.trainer.compute_loss(self.student, self.batch, num_items_in_batch=self.batch["num_items"]).backward()
 
     def twice(self) -> None:
@@ -152,7 +152,7 @@ class Steps:
 
 @contextlib.contextmanager
 def called_as_a_module(head: torch.nn.Module) -> Iterator[None]:
-    """A hook that does nothing: the output layer is plain no more, and its logits are computed twice."""
+    """A hook that does nothing: with it the output layer is not plain, and its logits are computed twice."""
     hook = head.register_forward_hook(lambda *_: None)
     try:
         yield
@@ -161,7 +161,7 @@ def called_as_a_module(head: torch.nn.Module) -> Iterator[None]:
 
 
 def why_no_liger(device: torch.device) -> str | None:
-    """Why Liger's fused cross-entropy is not measured; None where it is."""
+    """Why Liger's fused cross-entropy is not measured; None if it is."""
     if device.type != "cuda":
         return "Liger's kernels need a GPU"
     return None if importlib.util.find_spec("liger_kernel") else "liger-kernel is not installed"

@@ -1,1 +1,1 @@
-"""How fast data become tokens, beside the tokenizer alone; how long it takes to see that a build is there."""
+"""How fast data are tokenised, compared with the tokenizer alone; and how fast a finished build is recognised."""

@@ -1,7 +1,7 @@
 """python -m benchmarks.tokenizing: how fast data become tokens, and how fast a finished build is recognised.
 
-Every layout at every number of rows, on all cores: our whole path beside the tokenizer's own encode_batch over the same
-texts. results.json and tokenizing.md come to lie in --out.
+Every layout at every number of rows, on all cores: our whole path, compared with the tokenizer's own encode_batch over
+the same texts. Writes results.json and tokenizing.md into --out.
 """
 
 import json
@@ -19,12 +19,12 @@ from benchmarks.tokenizing.layouts import Pair, make_tokenizer, synthetic_pairs,
 from benchmarks.tokenizing.measure import recognising, tokenizing
 from benchmarks.tokenizing.options import TokenizingOptions
 from benchmarks.tokenizing.report import page
-from precompute.data import read_rows
-from shards.command import run_command
+from precompute.data.reading import read_rows
+from shards.cli.command import run_command
 
 VERSIONS = ("transformers", "tokenizers", "numpy")
 DIFFERENT_PAIRS = 4_000
-"""Rows beyond these are the same texts again; a tokenizer's own cache of words is full long before."""
+"""Rows beyond these repeat the same texts; a tokenizer's own cache of words is full long before."""
 
 
 def run(options: TokenizingOptions, command: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The data that are tokenised: pairs of text, of several kinds of layout, and a tokenizer made of such text."""
+"""The data to tokenise: pairs of text, in several layouts, and a tokenizer trained on such text."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -34,14 +34,14 @@ def in_layout(layout: str, pair: Pair) -> dict[str, Any]:
 
 
 def write_rows(path: Path, layout: str, pairs: Iterable[Pair], rows: int) -> None:
-    """The pairs in turn, over and over, as JSON lines."""
+    """The pairs in turn, again and again, as JSON lines."""
     with path.open("w", encoding="utf-8") as file:
         for pair in islice(cycle(pairs), rows):
             file.write(json.dumps(in_layout(layout, pair)) + "\n")
 
 
 def synthetic_pairs(count: int, words: int, seed: int) -> list[Pair]:
-    """Text of made-up words that are as unevenly common as those of a language."""
+    """Text of made-up words whose frequencies are as uneven as in a language."""
     generator = np.random.default_rng(seed)
     letters = np.array(list("eeeetttaaoooiinnsshhrrdlcumwfgypbvk"))
     lexicon = ["".join(generator.choice(letters, size)) for size in generator.integers(2, 11, 20_000)]

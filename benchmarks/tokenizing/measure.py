@@ -1,4 +1,4 @@
-"""What is measured: our tokenisation, the tokenizer's own over the same texts, the hash of the rows, a build found."""
+"""Measures our tokenisation, the tokenizer's own on the same texts, the hash of the rows, and recognising a build."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,15 +13,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from benchmarks.tokenizing.layouts import make_tokenizer, synthetic_pairs, write_rows
 from benchmarks.tokenizing.options import TokenizingOptions
-from precompute.build import build
-from precompute.corpus import load_corpus, rows_sha256
-from precompute.data_reader import DataReader
-from precompute.encode import batches, render, text_of
-from precompute.models import identity, load_tokenizer, resolve
-from precompute.options import BuildOptions
-from precompute.sources import Data
-from precompute.tokenize import requests_of
-from shards.schema import ROLES
+from precompute.build.build import build
+from precompute.build.options import BuildOptions
+from precompute.data.reader import DataReader
+from precompute.data.sources import Data
+from precompute.models.folders import identity, load_tokenizer, resolve
+from precompute.tokens.corpus import load_corpus, rows_sha256
+from precompute.tokens.encode import batches, render, text_of
+from precompute.tokens.tokenize import requests_of
+from shards.format.schema import ROLES
 
 TINY = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
@@ -68,7 +68,7 @@ def tokenizing(data: Path, tokenizer: Any, layout: str, repeats: int) -> dict[st
 
 
 def encode_batch_alone(data: Path, tokenizer: Any) -> tuple[Clock, dict[str, float]]:
-    """What encode_batch takes over the very texts, in the same batches; reading and rendering do not count."""
+    """The time of encode_batch for exactly these texts, in the same batches; reading and rendering do not count."""
     clock, texts, tokens = Clock(), 0, 0
     for batch in batches(requests_of(row, tokenizer) for row in DataReader(Data.of(str(data)))):
         rendered = render([request for _, requests in batch for request in requests.values()], tokenizer)
@@ -80,7 +80,7 @@ def encode_batch_alone(data: Path, tokenizer: Any) -> tuple[Clock, dict[str, flo
 
 
 def recognising(options: TokenizingOptions, folder: Path) -> Iterator[dict[str, float]]:
-    """Of a build of each size: seconds to say that it is there, beside those of hashing its inputs alone."""
+    """For a build of each size: seconds to report that it is done, and seconds to hash its inputs alone."""
     pairs = synthetic_pairs(min(max(options.built_rows), 1_000), 20, options.seed)
     models = tiny_trio(folder, make_tokenizer(pairs))
     for rows in options.built_rows:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.tokenizing.layouts import LAYOUTS
-from shards.command import flag, require_at_least
+from shards.cli.command import flag, require_at_least
 from shards.errors import OptionError
 
 

@@ -1,10 +1,10 @@
-"""What came out, as a page of Markdown. Pure functions of results.json."""
+"""The results as a page of Markdown. Pure functions of results.json."""
 
 from collections.abc import Mapping
 from typing import Any
 
 GOAL = 0.8
-"""Of the rate of the tokenizer's own encode_batch."""
+"""The goal, relative to the rate of the tokenizer's own encode_batch."""
 
 
 def page(results: Mapping[str, Any]) -> str:

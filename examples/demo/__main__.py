@@ -1,4 +1,4 @@
-"""make demo: everything from no model at all to two aligned students and one table, in two minutes on two cores.
+"""make demo: goes from no model at all to two aligned students and one table, in two minutes on two cores.
 
 The models are tiny and made on the spot, the language is a toy and its reward is known; the commands are the real ones.
 """
@@ -28,7 +28,7 @@ OUT = Path("runs/demo")
 RESPONSES_PER_PROMPT = 20
 CORES = min(2, os.cpu_count() or 1)
 GAINS = (5, 15)
-# what a model this small needs; the defaults are a recipe for real ones
+# for a model this small; the defaults are a recipe for real ones
 STUDENT_FLAGS = shlex.split(
     "--learning_rate 5e-4 --num_train_epochs 2 --per_device_train_batch_size 32 --global_batch_size 32 "
     "--logging_steps 40 --save_strategy no --report_to none"
@@ -78,7 +78,7 @@ def main() -> None:
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Says what is done, and how long it took."""
+    """Print the step, and how long it took."""
     print(f"\n{title}", flush=True)
     started = time.perf_counter()
     yield
@@ -91,8 +91,8 @@ def run(module: str, *arguments: object) -> None:
 
 
 def run_together(module: str, runs: Sequence[Sequence[object]]) -> None:
-    """Run a command once for each list of arguments, all at the same time. What the first one prints is seen at once,
-    what the others print when it has ended."""
+    """Run a command once for each list of arguments, all at the same time. The output of the first is shown at once,
+    that of the others when they have ended."""
     started, threads = [], str(max(1, CORES // len(runs)))
     for number, arguments in enumerate(runs):
         words = ["-m", module, *map(str, arguments)]

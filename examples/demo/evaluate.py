@@ -1,4 +1,4 @@
-"""What became of a model: true reward, distance to the reference, agreement with the preferences.
+"""Measures a model of the demo: true reward, distance to the reference, agreement with the preferences.
 
 Dimensions: B sequences, T tokens, N response tokens in a row, V vocabulary.
 """
@@ -78,7 +78,7 @@ def evaluate(
 def sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt_ids: Sequence[list[int]]
 ) -> list[list[int]]:
-    """One response to each prompt at temperature 1, up to and with the end token."""
+    """One response to each prompt at temperature 1, up to and including the end token."""
     batch = tokenizer.pad({"input_ids": list(prompt_ids)}, padding_side="left", return_tensors="pt")
     output_BT = model.generate(
         **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_NEW_TOKENS
@@ -93,7 +93,7 @@ def preference_accuracy(
     tokenizer: PreTrainedTokenizerFast,
     pairs: Sequence[dict[str, str]],
 ) -> float:
-    """Share of pairs in which the chosen response has the higher log-prob, less the reference's if there is one."""
+    """Share of pairs in which the chosen response has the higher log-prob, minus the reference's if there is one."""
     margins_B = torch.zeros(len(pairs))
     prompt_ids = tokenizer([pair["prompt"] for pair in pairs])["input_ids"]
     for side, sign in (("chosen", 1), ("rejected", -1)):
@@ -123,7 +123,7 @@ def response_logprobs(
     for start in range(0, len(prompt_ids), BATCH_SIZE):
         prompts, responses = prompt_ids[start : start + BATCH_SIZE], response_ids[start : start + BATCH_SIZE]
         rows = [torch.tensor(prompt + response) for prompt, response in zip(prompts, responses, strict=True)]
-        # causal attention and padding on the right: what stands behind a row does not reach it
+        # causal attention and padding on the right: padding cannot affect a row
         logits_BTV = model(pad_sequence(rows, batch_first=True)).logits.float()
         for logits_TV, prompt, response in zip(logits_BTV, prompts, responses, strict=True):
             yield logits_TV[len(prompt) - 1 : len(prompt) - 1 + len(response)].log_softmax(-1)

@@ -3,9 +3,9 @@
     prompt      how do i cook a small potato?
     response     boil it, add butter, wait five minutes.
 
-A response is a list of clauses. The method and the seasoning must suit the noun, the minutes the adjective; chatter
-does no good, rudeness does harm. So what makes a response good are single words that depend on the prompt, and a
-longer response is not a better one.
+A response is a list of clauses. The method and the seasoning must suit the noun, the minutes the adjective; chatter is
+worth nothing, rudeness costs. So single words that depend on the prompt make a response good, and a longer response is
+not better.
 """
 
 import math
@@ -57,7 +57,7 @@ WORDS = {"method": METHODS, "seasoning": SEASONINGS, "minutes": tuple(ADJECTIVES
 
 
 def dishes(*, held_out: bool) -> list[Dish]:
-    """Three quarters of the adjective-noun pairs are for training; in the others both words are known, not together."""
+    """Three quarters of the adjective-noun pairs are for training; of the others only the single words are known."""
     return [
         Dish(adjective, noun)
         for i, noun in enumerate(NOUNS)
@@ -80,8 +80,8 @@ def write_response(dish: Dish, rng: random.Random) -> str:
 
 
 def true_reward(dish: Dish, response: str) -> float:
-    """+1 for each right piece of advice, -1 for a wrong one, for a second one of its kind, for rudeness, for a clause
-    that is none, and once for an end that is missing or not the end; chatter is worth nothing."""
+    """+1 for each right piece of advice; -1 for a wrong one, a second one of its kind, rudeness, an unknown clause, and
+    once for an end that is missing or not at the end; chatter is worth nothing."""
     body, end, rest = response.strip().partition(".")
     seen: set[str] = set()
     total = 0.0 if end and not rest else -1.0
@@ -94,7 +94,7 @@ def true_reward(dish: Dish, response: str) -> float:
 
 
 def draw_pair(prompt: str, dish: Dish, rng: random.Random) -> dict[str, str]:
-    """Two responses of different reward; a judge calls the better one better as often as Bradley and Terry say."""
+    """Two responses of different reward; a judge prefers the better one with the Bradley-Terry probability."""
     rewards = [0.0, 0.0]
     while rewards[0] == rewards[1]:
         texts = [write_response(dish, rng) for _ in range(2)]
@@ -107,14 +107,14 @@ def draw_pair(prompt: str, dish: Dish, rng: random.Random) -> dict[str, str]:
 def draw(
     num_texts: int, num_pairs: int, *, held_out: bool, rng: random.Random
 ) -> tuple[list[str], list[dict[str, str]]]:
-    """Prompts with the response that somebody wrote, and preference pairs."""
+    """Prompts with a written response each, and preference pairs."""
     asked = prompts(held_out=held_out)
     texts = [prompt + write_response(dish, rng) for prompt, dish in rng.choices(asked, k=num_texts)]
     return texts, [draw_pair(prompt, dish, rng) for prompt, dish in rng.choices(asked, k=num_pairs)]
 
 
 def judge_accuracy(pairs: list[dict[str, str]]) -> float:
-    """Share of pairs whose chosen response has the higher true reward: what no model can be expected to beat."""
+    """Share of pairs whose chosen response has the higher true reward: no model can be expected to exceed it."""
     dish_of = dict(prompts(held_out=False) + prompts(held_out=True))
     margins = [
         true_reward(dish_of[pair["prompt"]], pair["chosen"]) - true_reward(dish_of[pair["prompt"]], pair["rejected"])
@@ -124,7 +124,7 @@ def judge_accuracy(pairs: list[dict[str, str]]) -> float:
 
 
 def parse_clause(text: str) -> tuple[str, str]:
-    """(kind, word) of a clause; ("none", text) for what is not one."""
+    """(kind, word) of a clause; ("none", text) if it is not one."""
     for kind, words in WORDS.items():
         for word in words:
             if text == _advice(kind, word):
@@ -147,5 +147,5 @@ def _advice(kind: str, word: str) -> str:
 
 
 def _text(clauses: list[str]) -> str:
-    # the space keeps the prompt's last token and the response's first apart
+    # the space separates the prompt's last token from the response's first
     return " " + ", ".join(clauses) + "."

@@ -1,4 +1,4 @@
-"""What the demo starts from: toy preferences and a tiny reference. python -m examples.demo.inputs FOLDER makes both."""
+"""The inputs of the demo: toy preferences and a tiny reference. python -m examples.demo.inputs FOLDER makes both."""
 
 import random
 import sys
@@ -14,7 +14,7 @@ NUM_TEXTS, NUM_PAIRS, NUM_HELD_OUT_PAIRS = 16_000, 1_500, 800
 
 
 def write_pairs(out: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Write pairs.jsonl and held-out-pairs.jsonl; the texts that a reference learns from, and the held-out pairs."""
+    """Write pairs.jsonl and held-out-pairs.jsonl; returns the texts for the reference, and the held-out pairs."""
     texts, pairs = draw(NUM_TEXTS, NUM_PAIRS, held_out=False, rng=random.Random(SEED))
     _, held_out_pairs = draw(0, NUM_HELD_OUT_PAIRS, held_out=True, rng=random.Random(SEED + 1))
     write_jsonl(out / "pairs.jsonl", pairs)

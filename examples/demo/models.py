@@ -1,4 +1,4 @@
-"""The reference: a tiny Llama trained on what people write. `precompute.teachers` makes the other two models of it."""
+"""The reference: a tiny Llama trained on what people write. `precompute.teachers` makes the other two from it."""
 
 import random
 import shlex
@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 PAD, BOS, EOS = SPECIAL_TOKENS = ["<pad>", "<s>", "</s>"]
 PAD_ID, BOS_ID, EOS_ID = range(3)
-# DPO for a model this small, and mild on purpose: the teachers of the method go further than dpo itself
+# DPO for a model this small, mild on purpose: the method's teachers go further than dpo itself
 TEACHER_FLAGS = shlex.split(
     "--learning_rate 4e-5 --per_device_train_batch_size 32 --num_train_epochs 1 --gradient_checkpointing false "
     "--use_cpu --dataloader_pin_memory false --logging_steps 20 --save_strategy no --report_to none"

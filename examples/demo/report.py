@@ -1,4 +1,4 @@
-"""The table, the files, and the demo's own verdict."""
+"""The demo's table, its files and its verdict."""
 
 import json
 import sys

@@ -1,8 +1,8 @@
-"""How tests/golden was made: `PYTHONPATH=tests python tests/golden/make.py`. Two caches, and what decoding them gave.
+"""How tests/golden was made: `PYTHONPATH=tests python tests/golden/make.py`. Two caches, and their decoded values.
 
-Made once, by the code that defined version 2 of the format. Version 3 added the index and took the record batches as
-they were, so what is decoded is still what the first code gave. Made anew it would turn whatever today's code does
-into the law; a shard must be read as it always was, and a version with other columns gets files of its own.
+It ran once, with the code that defined version 2 of the format. Version 3 added the index and kept the record batches,
+so the decoded values are still those of the first code. Do not run it again: the results of today's code would become
+the expected ones. Old shards must keep their values, and a version with other columns needs its own files.
 """
 
 import json
@@ -12,13 +12,13 @@ import numpy as np
 from fake_cache import flat, make_cache
 
 from shards import ShardCache
-from shards.schema import VALUES
+from shards.format.schema import VALUES
 
 FOLDER = Path(__file__).parent
 
 
 def plain(value):
-    """As JSON: nine digits give every float32 back, and null stands for -inf."""
+    """As JSON: nine digits restore every float32, and null means -inf."""
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind != "f":

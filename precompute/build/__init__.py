@@ -1,0 +1,1 @@
+"""python -m precompute.build: three models and preference data -> a cache."""

@@ -1,0 +1,104 @@
+"""The inputs of a build: models, tokenizers and data by their hashes; then, if there is work to do, the tokens."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from precompute.build.identity import build_identity, holds_build, with_tokens
+from precompute.build.options import BuildOptions
+from precompute.models.folders import ModelFolder, check_vocabularies, identity, load_tokenizer, resolve
+from precompute.models.roles import require_different_models
+from precompute.processes import Processes
+from precompute.tokens.corpus import Corpus, load_corpus, rows_sha256
+from precompute.tokens.share import load_on_first
+from shards.cli.device import resolve_device
+from shards.cli.space import require_writable
+from shards.errors import OptionError
+from shards.format.schema import Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """The inputs by names and hashes. corpus: the tokenised data, if they were tokenised at the same time."""
+
+    folders: dict[Role, ModelFolder]
+    vocabulary: dict[str, int]
+    tokenizer: Any
+    identity: dict[str, Any]
+    corpus: Corpus | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Everything that a build has read before it loads a model."""
+
+    folders: dict[Role, ModelFolder]
+    vocabulary: dict[str, int]
+    corpus: Corpus
+    identity: dict[str, Any]
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The folder of each model, or its name on the hub."""
+        found = {
+            role: folder.name if folder.commit is not None else str(folder.path.resolve())
+            for role, folder in self.folders.items()
+        }
+        return dict(sorted(found.items()))
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V: the tokenizer's largest id + 1; the widths of output layers may be larger."""
+        return max(self.vocabulary.values()) + 1
+
+
+def find_sources(options: BuildOptions, processes: Processes) -> Sources:
+    """Find the models, compare their tokenizers, hash the data.
+
+    If the folder holds no build yet, the first process also tokenises the data.
+    """
+    folders = {role: resolve(name) for role, name in options.model_names.items()}
+    trust = options.trust_remote_code
+    tokenizers = {role: load_tokenizer(folder, trust_remote_code=trust) for role, folder in folders.items()}
+    vocabulary = check_vocabularies(tokenizers)
+    size = max(vocabulary.values()) + 1
+    if options.top_k > size:
+        raise OptionError(f"top_k: expected at most the vocabulary's {size} tokens, got {options.top_k}")
+    models = {role: identity(folder, trust_remote_code=trust) for role, folder in folders.items()}
+    require_different_models(models, folders)
+    device = resolve_device(torch, options.device, processes.local_rank)
+    tokenizer, corpus = tokenizers["reference"], None
+    if processes.is_first and not holds_build(Path(options.out)):
+        require_writable(Path(options.out))
+        corpus = tokenized(options, tokenizer)
+        data_sha256 = corpus.data_sha256
+    else:
+        show = processes.is_first
+        data_sha256 = rows_sha256(options.data_sources, progress=show)
+    asked = build_identity(options, device, models, tokenizer, data_sha256)
+    return Sources(folders=folders, vocabulary=vocabulary, tokenizer=tokenizer, identity=asked, corpus=corpus)
+
+
+def tokenized(options: BuildOptions, tokenizer: Any) -> Corpus:
+    return load_corpus(
+        options.data_sources,
+        tokenizer=tokenizer,
+        responses=options.responses,
+        max_length=options.max_length,
+        on_overlong=options.on_overlong,
+        on_empty=options.on_empty,
+        sample_pairs=options.sample_rows,
+        progress=True,
+    )
+
+
+def read_inputs(options: BuildOptions, sources: Sources, processes: Processes) -> Inputs:
+    """The inputs with the tokenised data. The first process tokenises for all."""
+    expected = sources.identity["data"]["rows_sha256"]
+    load = functools.partial(tokenized, options, sources.tokenizer)
+    corpus = load_on_first(lambda: sources.corpus or load(), processes, rows_sha256=expected)
+    asked = with_tokens(sources.identity, corpus.tokens_sha256)
+    return Inputs(folders=sources.folders, vocabulary=sources.vocabulary, corpus=corpus, identity=asked)

@@ -1,0 +1,113 @@
+"""BuildOptions: every flag of `python -m precompute.build`."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from precompute.models.roles import parse_models
+from precompute.tokens.data_options import DataOptions
+from shards.cli.command import flag, require_at_least
+from shards.cli.launcher import launched_processes
+from shards.errors import OptionError
+from shards.format.nodes import DEFAULT_GAIN_NODES, DEFAULT_STRENGTH_NODES, StrengthNodes
+from shards.format.schema import REQUIRED_ROLES, Pair, Role
+
+
+@dataclass(kw_only=True)
+class BuildOptions(DataOptions):
+    """Flags of the build. Raises OptionError for values out of range and for contradictions."""
+
+    models: list[str] = field(
+        metadata={"help": "role=folder or hub name, for dpo, reference and (for contrast) reverse; peft adapters too"}
+    )
+    out: str = flag("shards", "folder of the cache")
+    responses: Literal["chosen", "rejected", "both"] = flag("chosen", "which responses of a pair to cache")
+    max_length: int = flag(2048, "most tokens of prompt and response; longer responses are cut, prompts never")
+    on_overlong: Literal["skip", "error"] = flag("skip", "what to do with prompts of max_length tokens or more")
+    on_empty: Literal["skip", "error"] = flag("error", "what to do with empty responses")
+
+    support: Literal["adaptive", "fixed"] = flag("adaptive", "as many tokens as a position needs, or always top_k")
+    top_k: int = flag(64, "mean number of tokens kept per position")
+    min_top_k: int = flag(1, "fewest tokens kept at a position")
+    max_top_k: int = flag(2048, "most tokens kept at a position")
+    pairs: list[str] | None = flag(
+        None, "anchor/negative pairs to serve; default: dpo/reverse and reference/reference, if --models has them"
+    )
+    gain_nodes: list[float] = flag(list(DEFAULT_GAIN_NODES), "gains whose strengths are nodes, starting at 0")
+    strength_nodes: list[float] = flag(list(DEFAULT_STRENGTH_NODES), "constant strengths that are nodes, starting at 0")
+    values: Literal["compact", "float32"] = flag("compact", "how values are stored: in half the bytes, or exactly")
+
+    dtype: Literal["auto", "bfloat16", "float32"] = flag("auto", "dtype of the models' bodies; heads are float32")
+    device: str = flag("auto", "device of models and scores: auto, cpu, cuda, cuda:1, ...")
+    device_map: str | None = flag(None, "as in transformers' from_pretrained")
+    models_in_memory: Literal["all", "one"] = flag(
+        "all", "one: each model is on the device only while it computes the hidden states of a shard"
+    )
+    share_prompts: bool = flag(False, "with --responses both: run the prompt of a pair through a body once, not twice")
+    attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
+    trust_remote_code: bool = flag(False, "run code that comes with a model")
+    batch_tokens: int = flag(8192, "most tokens of one forward pass, including padding")
+    chunk_positions: int = flag(128, "response positions with full-vocabulary log-probs in memory at a time")
+    tokens_per_shard: int = flag(65_536, "response tokens of a shard; a kill loses at most one shard of work")
+    rows_per_batch: int = flag(1, "rows of a record batch, the unit of random access")
+    sample_rows: int = flag(64, "rows from which the threshold of the support is computed")
+
+    def __post_init__(self) -> None:
+        DataOptions.__post_init__(self)
+        positive = (
+            "max_length",
+            "top_k",
+            "min_top_k",
+            "batch_tokens",
+            "chunk_positions",
+            "tokens_per_shard",
+            "rows_per_batch",
+            "sample_rows",
+        )
+        require_at_least(self, 1, positive)
+        if self.support == "adaptive" and self.max_top_k < self.top_k:
+            raise OptionError(f"max_top_k: expected at least top_k = {self.top_k}, got {self.max_top_k}")
+        if self.support == "adaptive" and self.min_top_k > self.top_k:
+            raise OptionError(f"min_top_k: expected at most top_k = {self.top_k}, got {self.min_top_k}")
+        missing = [pair for pair in self.served_pairs if pair.negative not in self.model_names]
+        if missing:
+            raise OptionError(f"pairs: {missing[0]} needs --models {missing[0].negative}=..., got {self.models}")
+        if self.device_map is not None and launched_processes() > 1:
+            raise OptionError(f"device_map: expected one process, or a device for each, got {self.device_map!r}")
+        if self.device_map is not None and self.models_in_memory == "one":
+            raise OptionError(f"device_map: expected none with models_in_memory one, got {self.device_map!r}")
+        if self.share_prompts and self.responses != "both":
+            raise OptionError(f"share_prompts: expected it with --responses both only, got {self.responses}")
+        _ = self.nodes
+
+    @property
+    def model_names(self) -> dict[Role, str]:
+        """Role -> folder or hub name, in the order of ROLES. Raises OptionError if a required role is missing."""
+        given = parse_models(self.models)
+        for role in REQUIRED_ROLES:
+            if role not in given:
+                raise OptionError(f"models: expected {role}=..., got only {', '.join(given) or 'nothing'}")
+        return given
+
+    @property
+    def served_pairs(self) -> tuple[Pair, ...]:
+        if self.pairs is None:
+            default = (Pair("dpo", "reverse"), Pair("reference", "reference"))
+            return tuple(pair for pair in default if pair.negative in self.model_names)
+        parsed = tuple(Pair.parse(text) for text in self.pairs)
+        if not parsed or len(set(parsed)) != len(parsed):
+            raise OptionError(f"pairs: expected one or more different pairs, got {self.pairs}")
+        return parsed
+
+    @property
+    def nodes(self) -> StrengthNodes:
+        return StrengthNodes(gains=tuple(self.gain_nodes), strengths=tuple(self.strength_nodes))
+
+    def identity(self) -> dict[str, Any]:
+        """The options that a cache's bytes depend on."""
+        names = ["responses", "limit", "max_length", "on_overlong", "on_empty", "support", "top_k", "values"]
+        names += ["min_top_k", "max_top_k", "sample_rows"] if self.support == "adaptive" else []
+        names += ["share_prompts"] if self.share_prompts else []
+        names += ["batch_tokens", "chunk_positions", "tokens_per_shard", "rows_per_batch"]
+        lists: dict[str, Any] = {"pairs": [str(pair) for pair in self.served_pairs]}
+        lists |= {"gain_nodes": list(self.nodes.gains), "strength_nodes": list(self.nodes.strengths)}
+        return {name: getattr(self, name) for name in names} | lists

@@ -1,0 +1,112 @@
+"""What the build prints: the plan before the work, the summary after it."""
+
+from collections.abc import Mapping, Sequence
+
+from precompute.tokens.corpus import Corpus
+from precompute.tokens.tally import Facts
+from shards.format.manifest import Manifest, Plan, ShardPlan
+from shards.format.statistics import distribution_table
+from shards.preferences.directions import Direction
+from shards.teacher.served import lacks
+from shards.teacher.spec import DEFAULT_PRESET, PRESETS, TeacherSpec
+
+
+def plan_text(
+    plan: Plan, corpus: Corpus, todo: Sequence[ShardPlan], top_k: int, tokens_per_second: float | None
+) -> str:
+    """Rows, response tokens, projected bytes (before compression) and time."""
+    left = sum(shard.positions for shard in todo)
+    per_position = bytes_per_position(plan, top_k)
+    skipped = skipped_text(plan.skipped)
+    lines = [
+        f"{'responses':>18}  {plan.rows:,}, from {counted(corpus.rows_read, 'row')} of data{skipped}",
+        f"{'response tokens':>18}  {plan.positions:,} in {counted(len(plan.shards), 'shard')}"
+        + (f", {plan.positions - left:,} already done" if left < plan.positions else ""),
+        f"{'projected size':>18}  {plan.positions * per_position / 2**20:,.1f} MiB "
+        f"({per_position:,.0f} bytes per response token before compression)",
+        f"{'projected time':>18}  {_time_text(left, tokens_per_second)}",
+    ]
+    notes = list(corpus.notes)
+    if corpus.ignores_chat_template:
+        notes.append("the data are plain text: the tokenizer's chat template is not applied to them")
+    notes += teacher_notes(plan)
+    lines += [f"{'note':>18}  {note}" for note in notes]
+    return "\n".join(lines)
+
+
+def shared_text(facts: Facts) -> str:
+    """How many tokens are not run twice because prompts are shared."""
+    total, saved = facts.tokens, facts.saved_tokens
+    return f"{'shared prompts':>18}  {saved:,} of {total:,} tokens ({saved / total:.1%}) are not run twice"
+
+
+def teacher_notes(plan: Plan) -> list[str]:
+    """A line if the cache does not serve the teacher that `student.train` uses by default."""
+    if (lacking := lacks(plan, TeacherSpec.preset(DEFAULT_PRESET))) is None:
+        return []
+    served = [name for name in PRESETS if lacks(plan, TeacherSpec.preset(name)) is None]
+    what = f"train with --teacher {' or '.join(served)}" if served else "no preset is served"
+    return [f"the default teacher {DEFAULT_PRESET} is not served: {lacking}; {what}"]
+
+
+def corpus_warnings(corpus: Corpus) -> list[str]:
+    """A line if max_length skips or cuts most responses."""
+    overlong, total = corpus.skipped.get("overlong", 0), len(corpus.responses) + sum(corpus.skipped.values())
+    if 2 * (overlong + corpus.truncated) <= total:
+        return []
+    found = f"{overlong:,} skipped and {corpus.truncated:,} cut of {counted(total, 'response')}"
+    return [f"max_length: expected room for most responses, got {found}"]
+
+
+def summary_text(manifest: Manifest) -> str:
+    """Skipped rows by reason, bytes per token, coverage and D_t."""
+    plan = manifest.plan
+    total = sum(entry.bytes for entry in manifest.entries)
+    lines = [
+        f"{'responses':>18}  {plan.rows:,}{skipped_text(plan.skipped)}; {plan.truncated:,} cut at max_length; "
+        f"{plan.prompt_not_prefix:,} whose prompt alone tokenises otherwise",
+        f"{'size':>18}  {total / 2**20:,.1f} MiB, {total / plan.positions:,.1f} bytes per response token, "
+        f"{sum(e.entries for e in manifest.entries) / plan.positions:.1f} tokens kept on average",
+        distribution_table(manifest.statistics),
+    ]
+    return "\n".join(lines)
+
+
+def directions_text(directions: Sequence[Direction]) -> str:
+    """What the models prefer, a line each; a plain warning where it is not what their roles say."""
+    lines = [str(direction) for direction in directions]
+    if len(directions) == 2 and all(direction.share < 0.5 for direction in directions):
+        lines.append("dpo and reverse look swapped: each prefers what the other should")
+    return "\n".join(f"{'' if i else 'preferences':>18}  {line}" for i, line in enumerate(lines))
+
+
+def bytes_per_position(plan: Plan, top_k: int) -> float:
+    """Bytes of the stored values of one response position with top_k tokens, before compression."""
+    width = {"position": 1.0, "node": len(plan.nodes) - 1.0, "entry": float(top_k), "token": 1.0, "row": 0.0}
+    return sum(
+        width[column.level] * column.value_type.bit_width / 8 for column in plan.columns() if width[column.level]
+    )
+
+
+def _time_text(left: int, tokens_per_second: float | None) -> str:
+    if tokens_per_second is None:
+        return "after the first shard; models are moved to the device in turn"
+    return f"{duration(left / tokens_per_second)} at {tokens_per_second:,.0f} response tokens/s"
+
+
+def duration(seconds: float) -> str:
+    """A length of time for a person: 4 s, 2 min 5 s, 3 h 20 min."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def skipped_text(skipped: Mapping[str, int]) -> str:
+    """ ", 3 skipped as empty": the reasons that occurred; nothing where none did."""
+    return "".join(f", {count:,} skipped as {reason}" for reason, count in skipped.items() if count)

@@ -1,0 +1,38 @@
+"""Measures on a few rows how fast a build will go."""
+
+import time
+from collections.abc import Sequence
+
+from precompute.scoring.packing import batches_by_length
+from precompute.scoring.score import Scorer
+from precompute.scoring.support import SupportRule
+from precompute.tokens.tokenized import TokenizedResponse
+from shards.spread import spread
+
+
+def tokens_per_second(
+    scorer: Scorer, responses: Sequence[TokenizedResponse], rule: SupportRule, batch_tokens: int
+) -> float | None:
+    """Response tokens a second: the better of two passes over a batch of typical rows. For the plan's estimate only.
+
+    None if the models are moved to the device in turn: the progress bar shows the cost after the first shard.
+    """
+    if scorer.one_at_a_time:
+        return None
+    rows = [responses[i] for i in spread(len(responses), 16)]
+    if scorer.share_prompts:
+        rows = [row for i in spread(len(responses), 8) for row in _with_partner(responses, i)]
+    batches = batches_by_length(rows, batch_tokens, share_prompts=scorer.share_prompts)
+    batch = [rows[i] for i in batches[len(batches) // 2]]
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        positions = sum(scores.num_positions for scores in next(scorer.score([batch], rule)))
+        seconds.append(time.perf_counter() - start)
+    return positions / min(seconds)
+
+
+def _with_partner(rows: Sequence[TokenizedResponse], i: int) -> list[TokenizedResponse]:
+    """The responses of a row's pair, which stand next to each other."""
+    near = rows[max(i - 1, 0) : i + 2]
+    return [row for row in near if row.pair_id == rows[i].pair_id]

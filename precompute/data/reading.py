@@ -1,0 +1,94 @@
+"""Opens a data source (a file, a folder or a hub name) and gives its rows one by one, each with its place.
+
+Local folders are read by `datasets` without its cache, because the cache does not notice a changed file with the same
+modification time, which `cp -p` and `rsync -t` produce. Only hub data is cached.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from precompute.data.files import file_rows, numbered, suffixes_of
+from precompute.data.folders import plain_folder
+from precompute.data.text_files import Row, WhereRow
+from shards.errors import DataError, OptionError
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_READABLE = "data that datasets can read"
+MANY = 10
+
+
+def read_rows(data: str, split: str = "train", config: str | None = None) -> Iterator[WhereRow]:
+    """The rows of `data` in order, each as (where, row), read on demand.
+
+    `data` is a file (`file_rows` says which kinds), a folder (written by `save_to_disk`, or with a data set's files as
+    on the hub) or a hub name. `where` is "prefs.jsonl line 17" or "NAME row 16". `split` and `config` name a split and
+    a configuration of a folder or of a hub data set; a file has only the split "train".
+
+    Raises DataError if nothing can be opened, split or configuration are unknown, or a row is not an object.
+    """
+    path = Path(data)
+    if path.is_dir():
+        yield from _folder_rows(path, split, config)
+    elif suffixes_of(data) or path.exists() or not _HUB_NAME.fullmatch(data):
+        if not path.is_file():
+            raise DataError(f"{path}: expected a data file, a folder or a hub name, found nothing there")
+        if split != "train":
+            raise DataError(f"{path}: expected split train, the only one of a file, got {split}")
+        _require_no_config(path, config, "a file")
+        yield from file_rows(path)
+    else:
+        yield from numbered(data, lambda: _open_dataset(data, data, split, config), _READABLE)
+
+
+def _folder_rows(path: Path, split: str, config: str | None) -> Iterator[WhereRow]:
+    with tempfile.TemporaryDirectory(prefix="aligndistil-data-", ignore_cleanup_errors=True) as scratch:
+        place = plain_folder(path, Path(scratch))
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            _require_no_config(path, config, "a saved data set")
+            yield from numbered(path.name, lambda: _load_saved(path, place, split), _READABLE)
+        else:
+            cache = str(Path(scratch) / "cache")
+            yield from numbered(path.name, lambda: _open_dataset(str(path), place, split, config, cache), _READABLE)
+
+
+def _open_dataset(name: str, place: str, split: str, config: str | None, cache_dir: str | None = None) -> Iterable[Row]:
+    import datasets
+
+    try:
+        return datasets.load_dataset(place, name=config, split=split, cache_dir=cache_dir)
+    except ValueError as exc:
+        if "Config name is missing" in str(exc) or "BuilderConfig" in str(exc):
+            names = datasets.get_dataset_config_names(place)
+            raise DataError(f"{name}: expected --data_config, one of {_some(names)}, got {config or 'none'}") from exc
+        raise
+    except datasets.exceptions.DatasetGenerationError as exc:
+        if isinstance(exc.__cause__, datasets.table.CastError):
+            asked, got = exc.__cause__.requested_column_names, exc.__cause__.table_column_names
+            found = f"{_some(asked)} in one and {_some(got)} in another"
+            raise DataError(f"{name}: expected the same columns in all files, got {found}") from exc
+        raise
+
+
+def _some(names: list[str]) -> str:
+    """All names, or the first ten and their number."""
+    return ", ".join(names[:MANY]) + (f", ... ({len(names)} in all)" if len(names) > MANY else "")
+
+
+def _require_no_config(path: Path, config: str | None, what: str) -> None:
+    if config is not None:
+        raise OptionError(f"data_config: expected none for {path}, {what}, got {config}")
+
+
+def _load_saved(path: Path, place: str, split: str) -> Iterable[Row]:
+    import datasets
+
+    saved = datasets.load_from_disk(place)
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise DataError(f"{path}: expected split {split}, found {', '.join(saved)}")
+        return saved[split]
+    if split not in ("train", str(saved.split)):
+        raise DataError(f"{path}: expected split {split}, found one data set without splits")
+    return saved

@@ -1,0 +1,1 @@
+"""The models of a build by role: finding, identifying and loading them."""

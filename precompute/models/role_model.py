@@ -1,0 +1,134 @@
+"""RoleModel: hidden states and float32 logits of one role's model, checked at load against the model's own.
+
+Dimensions: B sequences, T tokens, N positions, V vocabulary, W width of the output layer, H hidden size.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from shards.errors import ModelError
+from shards.format.schema import Role
+from shards.modelfiles.head import LogitTransform, body_of, probe_ids, require_same_logits, require_width
+
+
+class RoleModel:
+    """One role: hidden states of its body, and float32 logits of its output layer."""
+
+    def __init__(
+        self,
+        role: Role,
+        model: PreTrainedModel,
+        vocabulary_size: int,
+        *,
+        own_logits_TV: torch.Tensor | None = None,
+        peft_model: Any = None,
+        adapted: bool = False,
+        head_device: str | None = None,
+    ) -> None:
+        """head_device: the device for a copy of the output layer, so that the body can be moved away; None: no copy.
+
+        own_logits_TV: from the role's own forward pass while its base had no other adapters (`own_logits`).
+        peft_model: has the adapters of all roles that share the base; None if the role shares with nobody.
+        """
+        self.role = role
+        self.model = model
+        self.vocabulary_size = vocabulary_size
+        self._peft_model = peft_model
+        self._adapted = adapted
+        self._transform = LogitTransform.of(model.config)
+        self._body = body_of(model, role)
+        with self.active():
+            module = model.get_output_embeddings()
+            if module is None:
+                raise ModelError(f"{role}: expected a model with an output layer, got {type(model).__name__}")
+            require_width(module.weight.shape[0], vocabulary_size, role)
+            shared = head_device is None and module.weight.dtype == torch.float32
+            self._head = module if shared else copy.deepcopy(module).float()
+            self._check_head(module, own_logits(model, vocabulary_size) if own_logits_TV is None else own_logits_TV)
+            if head_device is not None:
+                self._head.to(head_device)
+            self.device = self._head.weight.device
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Switch a shared base to this role: its adapter on, or all adapters off."""
+        if self._peft_model is None:
+            yield
+        elif self._adapted:
+            self._peft_model.set_adapter(self.role, inference_mode=True)
+            yield
+        else:
+            with self._peft_model.disable_adapter():
+                yield
+
+    @contextlib.contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """Keep the body on a device during the context, then move it back."""
+        body: Any = self.model
+        home = body.device
+        body.to(device)
+        try:
+            yield
+        finally:
+            body.to(home)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the body."""
+        return self.model.dtype
+
+    @property
+    def window(self) -> int | None:
+        """How many tokens its layers with a window look back, at most; None if all layers see everything."""
+        config = self.model.config.get_text_config()
+        found = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return min((size for size in found if size is not None), default=None)
+
+    def hidden(
+        self, input_ids_BT: torch.Tensor, attention_mask: torch.Tensor, position_ids_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Last hidden states, (B, T, H), in the body's dtype.
+
+        attention_mask: (B, T), which tokens are not padding; or (B, 1, T, T) bool, which tokens each token sees.
+        """
+        device = self.model.device
+        if attention_mask.dim() == 4:  # as numbers to add, which every attention implementation accepts
+            seen = torch.zeros(attention_mask.shape, dtype=self.dtype)
+            attention_mask = seen.masked_fill_(~attention_mask, torch.finfo(self.dtype).min)
+        inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask, "position_ids": position_ids_BT}
+        given = {name: tensor.to(device) for name, tensor in inputs.items() if tensor is not None}
+        return self._body(**given, use_cache=False)[0]
+
+    def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        """Float32 logits over the vocabulary, (N, V), on the device of the output layer. Call it inside `active`."""
+        product_NW = self._head(hidden_NH.to(self.device, torch.float32))
+        return self._transform(product_NW[:, : self.vocabulary_size], torch)
+
+    @torch.no_grad()
+    def _check_head(self, module: Any, theirs_TV: torch.Tensor) -> None:
+        """Compare the logits from body, output layer and transform with the role's own, in the model's own dtype."""
+        ids_BT = torch.tensor([probe_ids(self.vocabulary_size)])
+        hidden_TH = self.hidden(ids_BT, torch.ones_like(ids_BT))[0]
+        ours_TV = self._transform(module(hidden_TH.to(module.weight.device)), torch).float()
+        theirs_TV = theirs_TV.to(ours_TV.device)
+        if not bool(torch.isfinite(theirs_TV).all()):
+            return  # scoring will name the sample and position
+        narrow = module.weight.dtype in (torch.bfloat16, torch.float16)
+        require_same_logits(ours_TV, theirs_TV, narrow=narrow, who=self.role, model_class=type(self.model).__name__)
+
+
+@torch.no_grad()
+def own_logits(model: Any, vocabulary_size: int) -> torch.Tensor:
+    """The logits of a whole model, or of a PeftModel, on a few tokens, (T, W), in float32.
+
+    A base may have fewer embeddings than the vocabulary: its adapter adds more, or it is refused.
+    """
+    known = min(vocabulary_size, model.config.get_text_config().vocab_size)
+    ids_BT = torch.tensor([probe_ids(known)], device=model.device)
+    found = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False)
+    return found.logits[0].float()

@@ -1,0 +1,50 @@
+"""The identity of a tokenizer: equal identity, rows, options and library versions give equal tokens."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from precompute.tokens.encode import is_plainly_fast
+from shards.format.manifest import file_sha256
+from shards.format.plan import canonical_json
+
+_SETTINGS = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
+    """sha256s, in hex, of the vocabulary, the chat template (None without one) and all else that tokens depend on."""
+    template = tokenizer.chat_template
+    return {
+        "vocabulary_sha256": hashlib.sha256(canonical_json(tokenizer.get_vocab())).hexdigest(),
+        "chat_template_sha256": template and hashlib.sha256(canonical_json(template)).hexdigest(),
+        "backend_sha256": _backend_sha256(tokenizer),
+    }
+
+
+def _backend_sha256(tokenizer: Any) -> str:
+    """sha256 of the serialised backend: merges, normaliser, added tokens, post-processor.
+
+    For a tokenizer with its own code, the sha256 of its files instead, including the code.
+    """
+    settings = {
+        "class": type(tokenizer).__name__,
+        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "split_special_tokens": bool(tokenizer.split_special_tokens),
+    }
+    digest = hashlib.sha256(canonical_json(settings))
+    if tokenizer.is_fast:
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()  # as every tokenising call does, so that a used tokenizer has the same hash
+        backend.no_padding()
+        digest.update(backend.to_str().encode())
+    if not is_plainly_fast(tokenizer):
+        for path in _files(tokenizer):
+            digest.update(f"\0{path.name}\0{file_sha256(path)}".encode())
+    return digest.hexdigest()
+
+
+def _files(tokenizer: Any) -> list[Path]:
+    folder = Path(tokenizer.name_or_path)
+    names = {*_SETTINGS, *tokenizer.vocab_files_names.values()}
+    found = [path for path in sorted(folder.glob("*")) if path.name in names or path.suffix == ".py"]
+    return [path for path in found if path.is_file()]

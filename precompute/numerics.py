@@ -1,0 +1,23 @@
+"""What rounding depends on: device, dtype, attention, threads, versions of libraries."""
+
+import importlib.metadata
+from typing import Any
+
+import torch
+
+LIBRARIES = ("aligndistil-offline", "torch", "transformers", "tokenizers", "jinja2", "numpy", "pyarrow")
+
+
+def numerics(
+    dtype: str, attn_implementation: str | None, device_map: str | None, device: torch.device
+) -> dict[str, Any]:
+    """What rounding depends on, apart from the models: equal numerics and inputs give equal values."""
+    return {
+        "dtype": dtype,
+        "attn_implementation": attn_implementation,
+        "device_map": device_map,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        # sums on a GPU do not depend on it
+        "num_threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }

@@ -1,0 +1,1 @@
+"""python -m precompute.rollout: samples a model's own responses to prompts."""

@@ -1,0 +1,124 @@
+"""python -m precompute.rollout: samples a model's responses to prompts into a prompt-completion file.
+
+precompute.build takes the file with --data, and student.evaluate with --samples. After a kill, the same command with
+the same file continues.
+
+A response that --max_new_tokens cut has `truncated` true. The build ignores that: as with any response of this layout,
+it adds the end-of-sequence token, or what the chat template puts after a turn.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from precompute.models.folders import load_merged
+from precompute.rollout.completion import sample_row
+from precompute.rollout.file import SampleFile
+from precompute.rollout.inputs import Inputs, find_sources, read_inputs
+from precompute.rollout.options import RolloutOptions
+from precompute.rollout.sampling import Engine, Request, TransformersEngine
+from precompute.rollout.vllm_engine import load_vllm
+from shards.cli.command import parse_dataclasses, run_command
+from shards.cli.launcher import launched_processes
+from shards.cli.outside import naming_saves
+from shards.cli.space import require_writable
+from shards.errors import OptionError
+
+
+def rollout(options: RolloutOptions) -> Path:
+    """Sample the requested file, finish it, or recognise it as done. Raises AlignDistilError."""
+    if launched_processes() > 1:
+        raise OptionError("expected one process; give each its own part of the data, or use --engine vllm")
+    path = Path(options.out)
+    sources = find_sources(options)
+    file = SampleFile(path, sources.identity)
+    if file.is_done:
+        return _found(file)
+    require_writable(path.parent)
+    inputs = read_inputs(options, sources)
+    for note in inputs.notes:
+        print(f"{'note':>14}  {note}")
+    engine = load_engine(options, inputs)
+    with naming_saves("out"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with file.begun():
+        if file.is_done:
+            return _found(file)
+        rows = sample_all(file, engine, inputs, inputs.requests(options.num_samples_per_prompt), options.batch_size)
+        file.finish(rows)
+    print(summary_text(rows, inputs.skipped))
+    print(f"{path}: done")
+    return path
+
+
+def _found(file: SampleFile) -> Path:
+    """Report a finished file and leave it unchanged."""
+    file.clean()
+    print(f"{file.path}: already sampled from the same inputs, nothing to do")
+    return file.path
+
+
+def load_engine(options: RolloutOptions, inputs: Inputs) -> Engine:
+    """The engine, with the model loaded."""
+    trust = options.trust_remote_code
+    if options.engine == "vllm":
+        return load_vllm(inputs.folder, inputs.sampling, dtype=options.dtype, trust_remote_code=trust)
+    model = load_merged(
+        inputs.folder,
+        "model",
+        dtype=options.dtype,
+        device=str(inputs.device),
+        attn_implementation=options.attn_implementation,
+        trust_remote_code=trust,
+    )
+    return TransformersEngine(model, inputs.sampling, pad_token_id=inputs.tokenizer.pad_token_id or 0)
+
+
+def sample_all(
+    file: SampleFile, engine: Engine, inputs: Inputs, requests: Sequence[Request], batch_size: int
+) -> list[dict[str, Any]]:
+    """The rows of all requests: those left by a killed run, and the others, sampled a batch at a time."""
+    rows = file.keep([(request.prompt, request.sample) for request in requests], batch_size)
+    with tqdm(total=len(requests), initial=len(rows), unit="sample", desc="sampling", smoothing=0.05) as bar:
+        for start in range(len(rows), len(requests), batch_size):
+            batch = requests[start : start + batch_size]
+            found = [
+                sample_row(
+                    inputs.prompts[request.prompt],
+                    request.sample,
+                    token_ids,
+                    truncated=truncated,
+                    tokenizer=inputs.tokenizer,
+                )
+                for request, (token_ids, truncated) in zip(batch, engine.sample(batch), strict=True)
+            ]
+            file.append(found)
+            rows += found
+            bar.update(len(batch))
+    return rows
+
+
+def summary_text(rows: Sequence[dict[str, Any]], skipped: int) -> str:
+    """The number of samples, their length, and what a build of them will report."""
+    empty, cut = sum(not row["tokens"] for row in rows), sum(row["truncated"] for row in rows)
+    other = sum(not row["same_tokens"] for row in rows)
+    mean = sum(row["tokens"] for row in rows) / len(rows)
+    lines = {
+        "samples": f"{len(rows):,} of {mean:,.1f} tokens on average, {cut:,} cut at max_new_tokens"
+        + (f"; {skipped:,} prompts skipped as overlong" if skipped else ""),
+        "empty": f"{empty:,}" + ("; build with --on_empty skip" if empty else ""),
+        "other tokens": f"{other:,} whose text the build reads as other tokens than were sampled",
+    }
+    return "\n".join(f"{name:>14}  {text}" for name, text in lines.items())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    (options,) = parse_dataclasses(HfArgumentParser, RolloutOptions, "precompute.rollout", __doc__, arguments)
+    rollout(options)
+
+
+if __name__ == "__main__":
+    run_command(main, interrupted="interrupted; finished batches stay, and the same command continues from there")

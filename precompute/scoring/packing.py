@@ -1,0 +1,186 @@
+"""Packs batches: which rows are run together, how they are padded, and where their response tokens are.
+
+Rows are packed one by one, or both responses of a pair after a shared prompt.
+
+A packed row is [prompt and first response, second response], so the common start of both rows appears once. The second
+response has the positions that it would have alone, and a mask hides the first response from it. So its hidden states
+are those of the row alone, up to rounding.
+
+Dimensions: B packed rows, T their tokens, N response tokens of the batch.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from precompute.tokens.tokenized import TokenizedResponse
+from shards.format.scores import Response
+
+Row = TokenizedResponse | Response
+"""A row to run through the models: tokens with a mask, from data or from a cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """Right-padded input of a body, and where to read the hidden states of interest.
+
+    input_ids         (B, T) int64; no token sees padding
+    attention_mask    (B, T) int64, or, with shared prompts, (B, 1, T, T) bool: which tokens each token sees
+    position_ids      (B, T) int64; None without shared prompts, when positions count from 0
+    rows, tokens      (N,) each: place of the token before each response token, which predicts it, in the batch's order
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor | None
+    rows: np.ndarray
+    tokens: np.ndarray
+
+
+def shared_tokens(first: Row, second: Row) -> int:
+    """How many tokens two rows of a pair share before either response; 0 for rows of different pairs."""
+    if first.pair_id != second.pair_id:
+        return 0
+    most = min(first.response_start, second.response_start)
+    differ = np.flatnonzero(first.input_ids[:most] != second.input_ids[:most])
+    return int(differ[0]) if len(differ) else most
+
+
+def units(rows: Sequence[Row]) -> list[list[int]]:
+    """The rows' indices in order: neighbours that share a prompt together, all others alone."""
+    found: list[list[int]] = []
+    alone: Row | None = None  # the previous row, if it has no partner yet
+    for i, row in enumerate(rows):
+        if alone is not None and shared_tokens(alone, row):
+            found[-1].append(i)
+            alone = None
+        else:
+            found.append([i])
+            alone = row
+    return found
+
+
+class SharedPrompts:
+    """What neighbours share, row after row. `longest`: the two rows that make the longest packed row, if any."""
+
+    def __init__(self) -> None:
+        self.saved_tokens = 0
+        self.longest: tuple[Row, Row] | None = None
+        self._longest = 0
+        self._alone: Row | None = None  # the previous row, if it has no partner yet
+
+    def add(self, row: Row) -> None:
+        alone, self._alone = self._alone, row
+        if alone is None or not (shared := shared_tokens(alone, row)):
+            return
+        self._alone = None
+        self.saved_tokens += shared
+        length = len(alone.input_ids) + len(row.input_ids) - shared
+        if length > self._longest:
+            self.longest, self._longest = (alone, row), length
+
+
+def shared_prompts(rows: Iterable[Row]) -> SharedPrompts:
+    found = SharedPrompts()
+    for row in rows:
+        found.add(row)
+    return found
+
+
+def longest_pair(rows: Iterable[Row]) -> list[Row] | None:
+    """The two rows that make the longest packed row; None if none share a prompt."""
+    found = shared_prompts(rows).longest
+    return found and list(found)
+
+
+def saved_tokens(rows: Iterable[Row]) -> int:
+    """Tokens of prompts that are run once instead of twice."""
+    return shared_prompts(rows).saved_tokens
+
+
+def packed_length(rows: Sequence[Row]) -> int:
+    """Number of tokens of one row, or of two that share their prompt."""
+    shared = shared_tokens(*rows) if len(rows) == 2 else 0
+    return sum(len(row.input_ids) for row in rows) - shared
+
+
+def pack(batch: Sequence[Row], *, share_prompts: bool) -> Packed:
+    """The input of a body; share_prompts: put neighbours of one pair after one prompt."""
+    groups = [[batch[i] for i in unit] for unit in units(batch)] if share_prompts else [[row] for row in batch]
+    ids, positions, own, places = [], [], [], []
+    for group in groups:
+        # for the second response: it sees the shared part, but nothing between that and its own start
+        shared, begin = (shared_tokens(*group), len(group[0].input_ids)) if len(group) == 2 else (0, 0)
+        parts = [row.input_ids[shared * i :] for i, row in enumerate(group)]
+        ids.append(np.concatenate(parts))
+        positions.append(np.concatenate([np.arange(len(part)) + shared * i for i, part in enumerate(parts)]))
+        own.append((shared, begin))
+        before = [np.flatnonzero(row.loss_mask) - 1 for row in group]
+        moved = [at + i * np.where(at < shared, 0, begin - shared) for i, at in enumerate(before)]
+        places.append(np.concatenate(moved))
+    ids_BT, mask_BT = pad(ids)
+    return Packed(
+        input_ids=ids_BT,
+        attention_mask=_visible(ids_BT.shape[1], own) if share_prompts else mask_BT,
+        position_ids=pad(positions)[0] if share_prompts else None,
+        rows=np.repeat(np.arange(len(groups)), [len(found) for found in places]),
+        tokens=np.concatenate(places),
+    )
+
+
+def places(batch: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """(row in the batch, token in the row) of every response token, (N,) each."""
+    tokens = [np.flatnonzero(row.loss_mask) for row in batch]
+    return np.repeat(np.arange(len(batch)), [len(found) for found in tokens]), np.concatenate(tokens)
+
+
+def row_ends(batch: Sequence[Row]) -> Iterator[tuple[int, int]]:
+    """For each row, the first of its positions in the batch and the one after its last."""
+    return pairwise(np.cumsum([0, *(int(row.loss_mask.sum()) for row in batch)]).tolist())
+
+
+def batches_by_length(rows: Sequence[Row], batch_tokens: int, *, share_prompts: bool = False) -> list[list[int]]:
+    """Indices of `rows` in batches of similar length, longest first, each within the budget of padded tokens.
+
+    A row longer than the budget is a batch by itself. share_prompts: neighbours of one pair stay together, and count as
+    one packed row.
+    """
+    together = units(rows) if share_prompts else [[i] for i in range(len(rows))]
+    lengths = [packed_length([rows[i] for i in unit]) for unit in together]
+    batches: list[list[int]] = []
+    longest = count = 0
+    for length, unit in sorted(zip(lengths, together, strict=True), key=lambda item: (-item[0], item[1])):
+        if batches and longest * (count + 1) <= batch_tokens:
+            batches[-1] += unit
+            count += 1
+        else:
+            batches.append(list(unit))
+            longest, count = length, 1
+    return batches
+
+
+def pad(rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded numbers and their mask, (B, T) int64."""
+    longest = max(map(len, rows))
+    ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for i, row in enumerate(rows):
+        ids_BT[i, : len(row)] = torch.from_numpy(row.astype(np.int64))
+        mask_BT[i, : len(row)] = 1
+    return ids_BT, mask_BT
+
+
+def _visible(length: int, own: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """(B, 1, T, T) bool: each token sees itself and all before it, but a second response sees nothing of the first.
+
+    own: for each row (end of the shared part, start of the second response), or (0, 0) without one. Padding comes last,
+    so no other token sees it.
+    """
+    causal_TT = torch.ones(length, length, dtype=torch.bool).tril()
+    visible_BTT = causal_TT.repeat(len(own), 1, 1)
+    for i, (shared, begin) in enumerate(own):
+        visible_BTT[i, begin:, shared:begin] = False
+    return visible_BTT[:, None]

@@ -1,0 +1,1 @@
+"""python -m precompute.teachers: trains dpo and reverse from a reference and preference pairs."""

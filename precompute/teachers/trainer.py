@@ -1,0 +1,84 @@
+"""A DPOTrainer that can be stopped at any time, and that reports errors of settings before its first step.
+
+It fixes what TRL and Trainer do wrong for us: a checkpoint counts only when all of it is written, older ones are
+removed only after that, and a training that has done all its steps does no more.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import SchedulerType
+from transformers.trainer_utils import rotate_checkpoints
+from transformers.training_args import OptimizerNames
+from trl import DPOTrainer
+
+from precompute.teachers.folders import begin_checkpoint, sign_checkpoint, step_of
+from shards.cli.outside import is_own_fault, naming, naming_saves
+from shards.errors import OptionError
+
+OF_THE_FIRST_STEP = (ValueError, ImportError, NotImplementedError, KeyError, RuntimeError)
+"""Errors of libraries about settings when they are first used. A successful step shows that they are right."""
+
+
+class TeacherTrainer(DPOTrainer):
+    """A DPOTrainer whose data are already token ids. record: marks its checkpoints as complete."""
+
+    def __init__(self, *, record: Mapping[str, Any], **given: Any) -> None:
+        self.record = record
+        with naming("DPOTrainer"):  # errors here are about its arguments and their consequences
+            super().__init__(**given)
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer.train. Raises OptionError for errors of the first step, and for an early end."""
+        begun = step_of(Path(resume_from_checkpoint)) if resume_from_checkpoint else 0
+        try:
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
+        except OF_THE_FIRST_STEP as exc:
+            if self.state.global_step > begun or is_own_fault(exc):
+                raise
+            with naming("DPOTrainer, the first step"):
+                raise exc
+        made, wanted = self.state.global_step, self.state.max_steps
+        if made < wanted:  # no batch in an epoch (--dataloader_drop_last), or asked to stop (--enable_jit_checkpoint)
+            raise OptionError(f"{self.args.output_dir}: expected {wanted:,} steps, got an end after {made:,}")
+        return result
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer._run_epoch, except for a run that has done all its steps: Trainer would do one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """DPOTrainer._save_checkpoint. Marks the checkpoint when complete; only then are old ones removed."""
+        args = self.args
+        folder = Path(str(args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            with naming_saves(str(folder)):
+                if self.is_world_process_zero():
+                    begin_checkpoint(folder)
+                self.accelerator.wait_for_everyone()
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # each process saves its own random state
+                if self.is_world_process_zero():
+                    sign_checkpoint(folder, self.record)
+        finally:
+            args.save_total_limit = limit
+        if self.is_world_process_zero():
+            rotate_checkpoints(str(args.output_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer.create_optimizer; raises OptionError if it is not installed or lacks the given settings."""
+        with naming(f"optim {OptimizerNames(self.args.optim).value}"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer.create_scheduler; raises OptionError if the schedule lacks the given settings."""
+        with naming(f"lr_scheduler_type {SchedulerType(self.args.lr_scheduler_type).value}"):
+            return super().create_scheduler(*args, **kwargs)

@@ -1,0 +1,1 @@
+"""Tokenises rows, counts what is cut or skipped, and keeps the tokens on disk."""

@@ -1,0 +1,134 @@
+"""ShardCache: reads any row of a finished cache, after checking it."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shards.errors import CacheDamaged, CacheMissing, TeacherUnavailable
+from shards.format import schema
+from shards.format.batches import BatchReader
+from shards.format.encoding import codec
+from shards.format.encoding.selection import Selection
+from shards.format.index import INDEX_FILE, RowIndex, read_index
+from shards.format.manifest import PROVENANCE_FILE, VOCABULARY_FILE, Manifest, read_json, read_manifest
+from shards.format.schema import Pair, Role
+from shards.format.scores import Response, Scores, Tokens, concatenate
+from shards.teacher.compose import Teacher, compose
+from shards.teacher.served import lacks
+from shards.teacher.spec import TeacherSpec
+
+
+class Place(NamedTuple):
+    """Where a row is: shard, record batch of the shard, row of the record batch."""
+
+    shard: int
+    batch: int
+    row: int
+
+
+class ShardCache:
+    """A finished cache in a folder: `len(cache)` responses, read in any order.
+
+    Opening reads the manifest and checks that every shard exists with its recorded size. The index is checked against
+    its sha256 at first use, and the columns of a record batch against their crc32 when they are decoded. Nothing is
+    memory-mapped. Instances can be pickled and used after a fork.
+
+    Raises CacheMissing if there is no finished cache and CacheDamaged if a file differs from the manifest.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest: Manifest = read_manifest(self.folder)
+        self.plan = self.manifest.plan
+        self._first_rows = np.array([shard.first_row for shard in self.plan.shards], dtype=np.int64)
+        self.batches = BatchReader(self.folder, self.plan)
+        self._check_sizes()
+
+    def __len__(self) -> int:
+        return self.plan.rows
+
+    def __getitem__(self, row: int) -> Response:
+        """One response with all its stored values. Negative rows count from the end."""
+        return self.read([row + len(self) if row < 0 else row])[0]
+
+    @cached_property
+    def vocabulary(self) -> Mapping[str, int]:
+        """The token-to-id map of the models' tokenizer."""
+        return read_json(self.folder / VOCABULARY_FILE)
+
+    @cached_property
+    def provenance(self) -> Mapping[str, Any]:
+        """The paths of models and data when the cache was built; not part of its identity."""
+        return read_json(self.folder / PROVENANCE_FILE)
+
+    @cached_property
+    def index(self) -> RowIndex:
+        """Lengths, pairs and preference of all rows, from the cache's index file."""
+        return read_index(self.folder, self.plan)
+
+    def read(
+        self, rows: Sequence[int], *, roles: Iterable[Role] | None = None, pairs: Iterable[Pair] | None = None
+    ) -> list[Response]:
+        """The responses of `rows`, in that order, with the values of these roles and pairs (default: all).
+
+        Raises IndexError for a row number out of range, and CacheDamaged if a record batch cannot be decoded or the
+        crc32 of a column differs.
+        """
+        selection = Selection.everything(self.plan, roles, pairs)
+        return [codec.decode_row(row, self.plan, selection) for row in self._rows(rows, selection)]
+
+    def read_joined(self, rows: Sequence[int], selection: Selection) -> tuple[list[Tokens], Scores]:
+        """The tokens of each of `rows`, and the scores of all of them, concatenated. Raises as `read`."""
+        found = self._rows(rows, selection)
+        tokens = [Tokens(row[schema.INPUT_IDS], row[schema.LOSS_MASK]) for row in found]
+        return tokens, codec.decode_scores(found, self.plan, selection)
+
+    def _rows(self, rows: Sequence[int], selection: Selection) -> list[codec.Row]:
+        """The rows as stored, in that order; each record batch is read once."""
+        table = selection.columns(self.plan)
+        names = tuple(column.name for column in table)
+        places = self._places(rows)
+        found: dict[Place, codec.Row] = {}
+        for (shard, batch), wanted in groupby(sorted(set(places)), key=lambda place: place[:2]):
+            split = codec.split_rows(self.batches.read(shard, batch, names), table)
+            found |= {place: split[place.row] for place in wanted}
+        return [found[place] for place in places]
+
+    def check(self, spec: TeacherSpec) -> None:
+        """Raise TeacherUnavailable, saying what is missing, if this cache cannot give the teacher of `spec`."""
+        lacking = lacks(self.plan, spec)
+        if lacking is not None:
+            raise TeacherUnavailable(f"{self.folder}: {lacking}")
+
+    def teacher(self, rows: Sequence[int], spec: TeacherSpec) -> Teacher:
+        """The teacher of `spec` at all positions of `rows`, concatenated."""
+        self.check(spec)
+        roles = {spec.anchor, spec.negative, "dpo"}
+        responses = self.read(rows, roles=(r for r in schema.ROLES if r in roles), pairs=(spec.pair,))
+        return compose(concatenate([response.scores for response in responses]), spec, self.plan.nodes)
+
+    def _places(self, rows: Sequence[int]) -> list[Place]:
+        for row in rows:
+            if not 0 <= row < len(self):
+                raise IndexError(f"{self.folder}: expected a row under {len(self)}, got {row}")
+        numbers = np.asarray(rows, dtype=np.int64)
+        shards = np.searchsorted(self._first_rows, numbers, side="right") - 1
+        batches, inside = np.divmod(numbers - self._first_rows[shards], self.plan.rows_per_batch)
+        return list(map(Place, shards.tolist(), batches.tolist(), inside.tolist()))
+
+    def _check_sizes(self) -> None:
+        if not (self.folder / INDEX_FILE).is_file():
+            raise CacheMissing(f"{self.folder}: expected a cache, found no {INDEX_FILE}")
+        sizes = {file.name: file.stat().st_size for file in os.scandir(self.folder) if file.is_file()}
+        for entry in self.manifest.entries:
+            size = sizes.get(entry.file)
+            if size is None:
+                path = self.folder / entry.file
+                raise CacheMissing(f"{path}: expected a shard of {entry.bytes} bytes, found no file")
+            if size != entry.bytes:
+                raise CacheDamaged(f"{self.folder / entry.file}: expected {entry.bytes} bytes, got {size}")

@@ -1,0 +1,137 @@
+"""Opens shards and reads record batches, and refuses a file with another schema, build or crc32."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from shards.errors import CacheDamaged
+from shards.format import schema
+from shards.format.encoding import arrays
+from shards.format.manifest import Plan
+
+MAX_OPEN_FILES = 256
+SMALL_SHARD_BYTES = 256 * 1024  # read as a whole when opened: two system calls instead of forty
+
+
+class BatchReader:
+    """Reads record batches of a build's shards, only the columns asked for. Nothing is memory-mapped.
+
+    Instances can be pickled and used after a fork, since files are opened when they are needed.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+        self._openers: dict[tuple[str, ...], ShardOpener] = {}
+        self._files: OrderedDict[tuple[int, tuple[str, ...]], pa.ipc.RecordBatchFileReader] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_openers": {}, "_files": OrderedDict()}
+
+    def read(self, shard: int, batch: int, names: Sequence[str]) -> dict[str, arrays.Flat]:
+        """Some columns of one record batch, checked against their crc32: name -> values and row offsets.
+
+        Raises CacheDamaged, naming file and record batch, if it cannot be decoded or a column was altered.
+        """
+        where = f"{self.folder / self.plan.shards[shard].file} record batch {batch}"
+        file, first_row = self._open(shard, tuple(names)), self.plan.first_row(shard, batch)
+        found, metadata = load_batch(file, batch, first_row, self.plan.num_rows(shard, batch), where)
+        return arrays.check_crc32(found, metadata, where)
+
+    def _open(self, shard: int, names: tuple[str, ...]) -> pa.ipc.RecordBatchFileReader:
+        key = (shard, names)
+        if key not in self._files:
+            if names not in self._openers:
+                self._openers[names] = ShardOpener(self.plan, names)
+            self._files[key] = self._openers[names].open(self.folder / self.plan.shards[shard].file)
+            if len(self._files) > MAX_OPEN_FILES:
+                self._files.popitem(last=False)
+        self._files.move_to_end(key)
+        return self._files[key]
+
+
+class ShardOpener:
+    """Opens the shards of a build to read some of their columns (default: all).
+
+    The expected schema is computed once, because a cache of many shards opens shards again and again. Only the columns
+    to be read are checked.
+    """
+
+    def __init__(self, plan: Plan, names: Sequence[str] | None = None) -> None:
+        self.plan = plan
+        self._schema: pa.Schema = plan.arrow_schema
+        fields = None
+        if names is not None:
+            fields = sorted(self._schema.get_field_index(name) for name in names)
+            self._schema = pa.schema([self._schema.field(i) for i in fields], metadata=self._schema.metadata)
+        self._options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+
+    def open(self, path: Path) -> pa.ipc.RecordBatchFileReader:
+        """Raises CacheDamaged unless the file is an Arrow file of this build."""
+        error: Exception | None = None
+        try:
+            file = pa.ipc.open_file(_source(path), options=self._options)
+            if file.schema.equals(self._schema) and _owner(file.schema) == self.plan.sha256:
+                return file
+        except (pa.ArrowException, OSError, ValueError) as exc:
+            error = exc
+        raise CacheDamaged(f"{path}: {self._fault(path, error)}") from error
+
+    def _fault(self, path: Path, error: Exception | None) -> str:
+        """What is wrong with a file that could not be opened."""
+        try:
+            found = pa.ipc.open_file(pa.OSFile(str(path), "rb")).schema
+            differing = None if found.equals(self.plan.arrow_schema) else _difference(self.plan.arrow_schema, found)
+            owner = _owner(found)
+        except (pa.ArrowException, OSError, ValueError) as exc:  # ValueError: a name that is not UTF-8
+            return f"expected an Arrow IPC file, got {one_line(exc)}"
+        if differing is not None:
+            return f"expected the columns of format version {schema.FORMAT_VERSION}, got {differing}"
+        if owner != self.plan.sha256:
+            return f"expected a shard of build {self.plan.sha256[:12]}, got one of {one_line(owner[:12]) or 'none'}"
+        return f"expected a readable shard of this build, got {one_line(error)}"
+
+
+def load_batch(
+    file: pa.ipc.RecordBatchFileReader, batch: int, first_row: int, rows: int, where: str
+) -> tuple[pa.RecordBatch, dict[bytes, bytes]]:
+    """A record batch and its metadata, safe to compute with.
+
+    Raises CacheDamaged unless it is readable and holds `rows` rows, beginning with the cache's row `first_row`.
+    """
+    try:
+        found = file.get_batch_with_custom_metadata(batch)
+        found.batch.validate(full=True)  # altered lengths or offsets would make us read past the end of a buffer
+    except (pa.ArrowException, OSError, ValueError) as exc:
+        raise CacheDamaged(f"{where}: expected a readable record batch, got {one_line(exc)}") from exc
+    if found.batch.num_rows != rows:
+        raise CacheDamaged(f"{where}: expected {rows} rows, got {found.batch.num_rows}")
+    metadata = dict(found.custom_metadata or {})
+    begins = metadata.get(schema.FIRST_ROW_KEY, b"none")
+    if begins != str(first_row).encode():
+        raise CacheDamaged(f"{where}: expected the batch that begins with row {first_row}, got {ascii(begins)[2:-1]}")
+    return found.batch, metadata
+
+
+def _source(path: Path) -> pa.NativeFile | pa.Buffer:
+    """The file at `path`: a small one as a whole in memory, a large one read in parts as needed."""
+    file = pa.OSFile(str(path), "rb")
+    return file.read_buffer() if file.size() <= SMALL_SHARD_BYTES else file
+
+
+def _owner(found: pa.Schema) -> str:
+    return (found.metadata or {}).get(schema.BUILD_KEY, b"").decode()
+
+
+def _difference(expected: pa.Schema, found: pa.Schema) -> str:
+    for ours, theirs in zip(expected, found, strict=False):
+        if ours != theirs:
+            return one_line(f"{theirs} where {ours} belongs")
+    return f"{len(found)} columns where {len(expected)} belong"
+
+
+def one_line(message: object) -> str:
+    return " ".join(str(message).split())

@@ -1,0 +1,1 @@
+"""How responses become record batches and log-probs small integers, and back."""

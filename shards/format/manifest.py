@@ -1,0 +1,134 @@
+"""The manifest of a finished cache, and how a folder without one, or with a damaged one, is refused.
+
+`plan.json` is written before the work: identity, the support's threshold and the shard boundaries. `manifest.json` is
+written last, when every shard is in place: the plan, with bytes and sha256 of each shard and the statistics. Without
+a manifest there is no cache. `vocabulary.json` has the token-to-id map, `provenance.json` the paths, which are not part
+of the identity. `index.arrow` (`shards.format.index`) has the lengths and pairs of all rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.errors import CacheConflict, CacheDamaged, CacheMissing
+from shards.format.plan import Plan, ShardPlan, require_format
+
+PLAN_FILE = "plan.json"
+MANIFEST_FILE = "manifest.json"
+VOCABULARY_FILE = "vocabulary.json"
+PROVENANCE_FILE = "provenance.json"
+SHARD_GLOB = "part-*.arrow"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """One finished shard: its file, its kept tokens, its size and its sha256."""
+
+    file: str
+    entries: int
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ShardEntry":
+        counts = {name: int(data[name]) for name in ("entries", "bytes")}
+        return cls(file=str(data["file"]), sha256=str(data["sha256"]), **counts)
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ShardEntry.__slots__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A finished cache: its plan, an entry for every planned shard in order, and statistics of the values."""
+
+    plan: Plan
+    entries: tuple[ShardEntry, ...]
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        merged = self.plan.to_json()
+        merged["build_sha256"] = self.plan.sha256
+        merged["shards"] = [
+            planned.to_json() | entry.to_json() for planned, entry in zip(self.plan.shards, self.entries, strict=True)
+        ]
+        return merged | {"statistics": dict(self.statistics)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> "Manifest":
+        require_format(data, where)
+        try:
+            entries = tuple(map(ShardEntry.from_json, data["shards"]))
+            planned = [{k: s[k] for k in ShardPlan.__slots__} for s in data["shards"]]
+            statistics = {name: dict(numbers) for name, numbers in data["statistics"].items()}
+            if not statistics or not all(isinstance(n, (int, float)) for s in statistics.values() for n in s.values()):
+                raise ValueError("statistics that are no numbers")
+            build_sha256 = data["build_sha256"]
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as exc:
+            raise CacheDamaged(f"{where}: expected a table of shards and statistics, got {exc!r}") from exc
+        plan = Plan.from_json({**data, "shards": planned}, where)
+        if plan.sha256 != build_sha256:
+            raise CacheDamaged(f"{where}: expected build_sha256 {build_sha256}, got {plan.sha256} from its fields")
+        return cls(plan=plan, entries=entries, statistics=statistics)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex; the file is read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises CacheMissing without the file and CacheDamaged if it holds anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise CacheMissing(f"{path.parent}: expected a cache, found no {path.name}") from exc
+    except (OSError, ValueError, RecursionError) as exc:
+        raise CacheDamaged(f"{path}: expected JSON, got {exc}") from exc
+    if not isinstance(data, dict):
+        raise CacheDamaged(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name}, which JSON does not have")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished cache. Raises CacheMissing, saying whether a build was started there."""
+    path = folder / MANIFEST_FILE
+    if not path.exists() and (folder / PLAN_FILE).exists():
+        raise CacheMissing(f"{folder}: expected a finished cache, found a build that was begun; run it again to finish")
+    return Manifest.from_json(read_json(path), str(path))
+
+
+def refuse_difference(found: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:
+    """Raise CacheConflict naming the first field, in the order of `asked`, that differs between two identities."""
+    for field_name, old, new in differences(found, asked):
+        raise CacheConflict(f"{where}, {field_name}: expected {old}, got {new}")
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
+    """(field, old, new) for each difference of two nested mappings, values as JSON; tables are compared by entry."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in {**new, **old}:
+            inner = f"{name}.{key}" if name else key
+            yield from differences(old.get(key), new.get(key), inner)
+    elif old != new and _is_table(old) and _is_table(new):  # such as the shards: too long for one line
+        if len(old) != len(new):
+            yield name, f"{len(old)} entries", f"{len(new)} entries"
+        for i, (ours, theirs) in enumerate(zip(old, new, strict=False)):
+            yield from differences(ours, theirs, f"{name}[{i}]")
+    elif old != new:
+        yield name, json.dumps(old), json.dumps(new)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value)

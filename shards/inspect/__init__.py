@@ -1,0 +1,1 @@
+"""python -m shards.inspect: shows the content of a cache, and whether it is good for a teacher."""

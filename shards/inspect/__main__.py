@@ -1,0 +1,147 @@
+"""python -m shards.inspect DIR: shows a cache, the teachers it serves, and how good it is for one of them."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from shards.cache import ShardCache
+from shards.cli.command import OneLineErrors, run_command
+from shards.cli.teacher_flags import add_teacher_flags, teacher_of
+from shards.cli.text import labelled
+from shards.errors import CacheMissing, OptionError
+from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, Plan, read_json
+from shards.format.scores import Response
+from shards.format.writer import write_text
+from shards.inspect.page import RowView, page
+from shards.inspect.text import (
+    NO_TEACHER,
+    plan_table,
+    position_views,
+    row_table,
+    teachers_table,
+    values_table,
+)
+from shards.preferences.directions import measure_directions
+from shards.spread import read_scores, spread
+from shards.teacher.compose import compose
+from shards.teacher.spec import TeacherSpec
+from shards.teacher.trust import Trust, assess
+from shards.teacher.trust_text import sampled, trust_table
+
+SAMPLE_ROWS = 1_000
+"""Responses measured in a larger cache: about a hundred thousand positions, a few seconds."""
+
+PAGE_SUFFIXES = (".html", ".htm")
+PAGE_ROWS, PAGE_POSITIONS = 3, 60
+"""Rows on the page, and positions shown of each."""
+
+
+def show_cache(folder: Path, options: argparse.Namespace) -> None:
+    """Print the tables of a finished cache. For an unfinished build print the plan and raise CacheMissing."""
+    if not (folder / MANIFEST_FILE).exists() and (folder / PLAN_FILE).exists():
+        plan = Plan.from_json(read_json(folder / PLAN_FILE), str(folder / PLAN_FILE))
+        print(f"{plan_table(plan, _provenance(folder))}\n\n{teachers_table(plan)}", flush=True)
+        done = sum((folder / shard.file).exists() for shard in plan.shards)
+        raise CacheMissing(
+            f"{folder}: expected a finished cache, found a build with {done:,} of {len(plan.shards):,} shards done; "
+            "run it again to finish"
+        )
+    cache = ShardCache(folder)
+    spec = _served(cache, options)
+    print("\n\n".join(_facts(cache)), flush=True)
+    if spec is None:
+        print(f"\ntrust        {NO_TEACHER}")
+    else:
+        print(f"\n{trust_table(*_assess(cache, spec))}")
+
+
+def show_row(folder: Path, row: int, options: argparse.Namespace) -> None:
+    """Print one response of a finished cache. Raises OptionError for a row number out of range."""
+    cache = ShardCache(folder)
+    spec = _served(cache, options)
+    print(row_table(_response(cache, row), spec, cache.plan, cache.vocabulary))
+
+
+def write_page(folder: Path, file: Path, options: argparse.Namespace) -> None:
+    """Write a finished cache as one HTML page, whole or not at all. Raises OptionError if it cannot be written."""
+    if file.suffix.lower() not in PAGE_SUFFIXES:  # so that a typing error cannot overwrite a shard
+        raise OptionError(f"html: expected a file name that ends in {' or '.join(PAGE_SUFFIXES)}, got {file}")
+    if file.is_dir() or not file.parent.is_dir():
+        raise OptionError(f"html: expected a file in a folder that is there, got {file}")
+    cache = ShardCache(folder)
+    spec = _served(cache, options)
+    trust, sample = (None, NO_TEACHER) if spec is None else _assess(cache, spec)
+    rows = spread(len(cache), PAGE_ROWS) if options.row is None else [options.row]
+    views = [] if spec is None else [_row_view(cache, row, spec) for row in rows]
+    try:
+        write_text(file.parent, file.name, page(f"Cache {folder}", _facts(cache), trust, sample, views))
+    except OSError as exc:
+        raise OptionError(f"html: expected a place to write to, got {file} ({exc.strerror})") from exc
+    print(f"{file}: written")
+
+
+def _served(cache: ShardCache, options: argparse.Namespace) -> TeacherSpec | None:
+    """The requested teacher. Raises TeacherUnavailable if the cache cannot give it."""
+    spec = teacher_of(options, cache.plan)
+    if spec is not None:
+        cache.check(spec)
+    return spec
+
+
+def _assess(cache: ShardCache, spec: TeacherSpec) -> tuple[Trust, str]:
+    """(the measured trust, which responses were measured)."""
+    rows = spread(len(cache), SAMPLE_ROWS)
+    parts = read_scores(cache, rows, spec)
+    return assess(parts, spec, cache.plan.nodes, cache.plan.vocabulary_size), sampled(len(rows), len(cache))
+
+
+def _facts(cache: ShardCache) -> list[str]:
+    tables = [plan_table(cache.plan, _provenance(cache.folder)), values_table(cache.manifest)]
+    if directions := [str(direction) for direction in measure_directions(cache)]:
+        tables.append("\n".join(labelled("preferences", directions)))
+    return [*tables, teachers_table(cache.plan)]
+
+
+def _response(cache: ShardCache, row: int) -> Response:
+    if not -len(cache) <= row < len(cache):
+        raise OptionError(f"row: expected a number under {len(cache)}, got {row}")
+    return cache[row]
+
+
+def _row_view(cache: ShardCache, row: int, spec: TeacherSpec) -> RowView:
+    response = _response(cache, row)
+    text_by_id = {token_id: text for text, token_id in cache.vocabulary.items()}
+    views = position_views(response, compose(response.scores, spec, cache.plan.nodes), spec, text_by_id)
+    kind = "chosen" if response.chosen else "rejected"
+    return RowView(
+        title=f"{response.sample_id}, {kind}",
+        positions=response.scores.num_positions,
+        views=list(islice(views, PAGE_POSITIONS)),
+    )
+
+
+def _provenance(folder: Path) -> Mapping[str, Any]:
+    """Paths of models and data; a cache is complete without them."""
+    path = folder / PROVENANCE_FILE
+    return read_json(path) if path.exists() else {}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = OneLineErrors(prog="python -m shards.inspect", description=__doc__)
+    parser.add_argument("folder", metavar="DIR", nargs="?", default="shards", type=Path, help="folder of the cache")
+    parser.add_argument("--row", type=int, help="show this response; rows count from 0")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write one page to look at instead")
+    add_teacher_flags(parser)
+    options = parser.parse_args(arguments)
+    if options.html is not None:
+        write_page(options.folder, options.html, options)
+    elif options.row is None:
+        show_cache(options.folder, options)
+    else:
+        show_row(options.folder, options.row, options)
+
+
+if __name__ == "__main__":
+    run_command(main)

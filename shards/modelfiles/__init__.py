@@ -1,0 +1,1 @@
+"""Model files on disk, without torch: folders, the hub, adapters, vocabularies, the output layer's form."""

@@ -1,0 +1,94 @@
+"""What a model folder must contain; precompute and student refuse a folder with the same messages."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from shards.errors import ModelError, first_line
+from shards.format.manifest import file_sha256
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@contextlib.contextmanager
+def refusing(where: str, expected: str) -> Iterator[None]:
+    """Turn load errors of transformers, tokenizers, safetensors and peft into a ModelError."""
+    try:
+        yield
+    except Exception as exc:  # they have no common base class
+        got = "one that needs code of its own, which runs with --trust_remote_code only"
+        if isinstance(exc, KeyError):  # its whole message is the key
+            got = f"one with an unknown {exc}"
+        elif "trust_remote_code" not in str(exc):
+            got = first_line(exc)
+        raise ModelError(f"{where}: expected {expected}, got {got}") from exc
+
+
+def require_folder(name: str) -> None:
+    """Raise ModelError if `name` can only be a path and no folder is there; other names may be on the hub."""
+    if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+        raise ModelError(f"{name}: expected a model folder, found none")
+
+
+def read_config(name: str, path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder. Raises ModelError."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as exc:
+        raise ModelError(f"{name}/{path.name}: expected a JSON object, got {exc}") from exc
+
+
+def adapter_base(name: str, folder: Path) -> str | None:
+    """Folder or hub name of an adapter's base; None for a full model. Raises ModelError if the adapter names none."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    base = read_config(name, folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        raise ModelError(f"{name}/{ADAPTER_CONFIG}: expected base_model_name_or_path, got {base!r}")
+    return base
+
+
+def require_weights(name: str, folder: Path, stem: str) -> None:
+    """Raise ModelError without `stem`*.safetensors; pickled weights are never loaded."""
+    if any(folder.glob(f"{stem}*.safetensors")):
+        return
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
+    raise ModelError(f"{name}: expected {stem}*.safetensors, found {found}")
+
+
+def weights_sha256(folder: Path, stem: str) -> str:
+    """sha256, in hex, of the names and sha256s of `stem`*.safetensors."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob(f"{stem}*.safetensors")):
+        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def require_tokenizer(name: str, folder: Path) -> None:
+    """Raise ModelError if the folder has no tokenizer files; transformers would try other names."""
+    if not any((folder / file).is_file() for file in ("tokenizer_config.json", "tokenizer.json")):
+        raise ModelError(f"{name}: expected a tokenizer in the folder, found none")
+    model = folder / "tokenizer.model"
+    if (folder / "tokenizer.json").is_file() or not model.is_file() or find_spec("sentencepiece"):
+        return
+    if model.read_bytes()[:1] == b"\n":  # first byte of the sentencepiece format; the one of tiktoken is text
+        raise ModelError(
+            f"{name}: expected tokenizer.json, or the package sentencepiece, which reads tokenizer.model; "
+            "pip install sentencepiece"
+        )
+
+
+def require_whole(name: str, loading_info: Mapping[str, Any]) -> None:
+    """Raise ModelError if transformers initialised weights at random because they are missing or do not fit.
+
+    loading_info comes from from_pretrained, with output_loading_info and ignore_mismatched_sizes.
+    """
+    for key, found, expected in sorted(loading_info.get("mismatched_keys", ())):
+        raise ModelError(f"{name}: expected {key} of shape {list(expected)}, as the config says, got {list(found)}")
+    for key in sorted(loading_info["missing_keys"]):
+        raise ModelError(f"{name}: expected weights for {key}, found none")

@@ -1,0 +1,1 @@
+"""python -m shards.pipeline: all commands of a run, from one file."""

@@ -1,0 +1,123 @@
+"""python -m shards.pipeline FILE: the commands that a YAML file lists, one after the other.
+
+Every step is the real command in a process of its own; one that was done before, with the same flags, from the same
+inputs, is skipped. After a failure or a kill the same command goes on.
+
+It stands in `shards` because it knows commands of both other rooms, by their names, and imports neither.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shards.cli.command import OneLineErrors, run_command
+from shards.errors import OptionError
+from shards.format.writer import exclusive
+from shards.pipeline.file import read_pipeline
+from shards.pipeline.record import Record
+from shards.pipeline.step import Step
+
+LINE_WIDTH = 110
+
+
+def run_pipeline(file: Path) -> int:
+    """Run what is not done yet; the exit code of the step that failed, or 0. Raises AlignDistilError."""
+    pipeline = read_pipeline(file)
+    with exclusive(file):
+        record = Record(pipeline.out)
+        for step in pipeline.steps:  # before hours of work on the first
+            record.require_same_command(step)
+        for step in pipeline.steps:
+            if record.is_done(step):
+                say(f"{step.name}: already done with the same flags from the same inputs, skipped")
+                continue
+            inputs, started = record.inputs(step), time.perf_counter()
+            say(f"{step.name}:\n{command_text(step)}")
+            if code := run_to_end(step):
+                print(
+                    f"{file}: step {step.name} ended with exit code {code}; the same command goes on from here",
+                    file=sys.stderr,
+                )
+                return code
+            record.add(step, inputs)
+            say(f"{step.name}: done after {time.perf_counter() - started:,.0f} s")
+    return 0
+
+
+def show_pipeline(file: Path) -> None:
+    """Print the commands, and which of them are done. What follows a step to be run is not known to be."""
+    pipeline = read_pipeline(file)
+    record, pending = Record(pipeline.out), False
+    for step in pipeline.steps:
+        record.require_same_command(step)
+        done = not pending and record.is_done(step)
+        pending = not done
+        say(f"{step.name}:{' already done' if done else ''}\n{command_text(step)}")
+
+
+def run_to_end(step: Step) -> int:
+    """Run a step; its exit code, as a shell gives it, and never 0 once somebody asked to stop.
+
+    Ctrl-C reaches the step by itself, as it does every process of a terminal; SIGTERM is passed on.
+    """
+    # torchrun and accelerate of this Python, also where it was called by its path
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    process: subprocess.Popen | None = None
+    asked: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        asked.append(number)
+        if number == signal.SIGTERM and process is not None:
+            process.terminate()
+
+    earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        process = subprocess.Popen(step.words(), env=os.environ | {"PATH": path})
+        code = process.wait()
+    except OSError as exc:
+        raise OptionError(f"step {step.name}: expected a launcher that runs, got {step.words()[0]} ({exc})") from exc
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+    if asked and code == 0:
+        return 128 + asked[0]
+    return code if code >= 0 else 128 - code
+
+
+def command_text(step: Step) -> str:
+    """What one would type, in lines of whole flags."""
+    lines = ["$ " + shlex.join([*(step.launch or ("python",)), "-m", step.module])]
+    for words in map(shlex.join, step.flag_words()):
+        if len(lines[-1]) + len(words) < LINE_WIDTH:
+            lines[-1] += f" {words}"
+        else:
+            lines.append(f"      {words}")
+    return " \\\n".join(lines)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)  # before the next step writes
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = OneLineErrors(
+        prog="python -m shards.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="a YAML file, as docs/recipes.md describes it")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands, and run none")
+    options = parser.parse_args(arguments)
+    if options.dry_run:
+        show_pipeline(options.file)
+    elif code := run_pipeline(options.file):
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_command(main, interrupted="interrupted; the same command goes on from there")

@@ -1,0 +1,42 @@
+"""A fixed, evenly spread sample of a cache's rows, for estimates that do not need all rows."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from shards.cache import ShardCache
+from shards.format.encoding.selection import Selection
+from shards.format.schema import ROLES
+from shards.format.scores import Scores
+from shards.teacher.spec import TeacherSpec
+
+ROWS_AT_A_TIME = 16
+QUIET_SECONDS = 2.0
+"""Seconds before a progress bar appears."""
+
+
+def spread(total: int, limit: int) -> list[int]:
+    """All of `total` rows, or `limit` of them at equal distances, including the first and the last."""
+    if total <= limit:
+        return list(range(total))
+    return [int(row) for row in np.linspace(0, total - 1, limit).round()]
+
+
+def chunks(rows: list[int], description: str) -> Iterator[list[int]]:
+    """A few rows at a time, with a progress bar if it takes long."""
+    with tqdm(total=len(rows), unit="row", desc=description, delay=QUIET_SECONDS, leave=False) as bar:
+        for start in range(0, len(rows), ROWS_AT_A_TIME):
+            chunk = rows[start : start + ROWS_AT_A_TIME]
+            yield chunk
+            bar.update(len(chunk))
+
+
+def read_scores(cache: ShardCache, rows: list[int], spec: TeacherSpec) -> Iterator[Scores]:
+    """The scores of `rows`; only the values that the teacher of `spec` and the reference need are read."""
+    wanted = {spec.anchor, spec.negative, "dpo", "reference"}
+    roles = [role for role in ROLES if role in wanted]
+    selection = replace(Selection.everything(cache.plan, roles, (spec.pair,)), names=False)
+    for chunk in chunks(rows, "measuring the teacher"):
+        yield cache.read_joined(chunk, selection)[1]

@@ -1,0 +1,1 @@
+"""Teachers: how they are composed from a cache, their divergences, and how far to trust them."""

@@ -1,0 +1,42 @@
+"""Which teachers a cache serves, according to its plan."""
+
+from shards.format.plan import Plan
+from shards.teacher.spec import TeacherSpec
+
+
+def lacks(plan: Plan, spec: TeacherSpec) -> str | None:
+    """What a cache lacks for the teacher of `spec`, in words; None if it serves it."""
+    return lacks_pair(plan, spec) or _lacks_strength(plan, spec)
+
+
+def lacks_pair(plan: Plan, spec: TeacherSpec) -> str | None:
+    """What it lacks for the anchor and the negative of `spec`, for any strength."""
+    missing = [r for r in dict.fromkeys((spec.anchor, "dpo", spec.negative)) if r not in plan.roles]
+    if missing:
+        built = ", ".join(plan.roles)
+        return f"a teacher with {spec} needs the model {missing[0]!r}, the cache was built with {built}"
+    if spec.pair not in plan.pairs:
+        served = ", ".join(map(str, plan.pairs))
+        return (
+            f"a teacher with {spec} needs the pair {spec.pair}, the cache serves {served}; "
+            f"build another with --pairs {' '.join(map(str, (*plan.pairs, spec.pair)))}"
+        )
+    return None
+
+
+def _lacks_strength(plan: Plan, spec: TeacherSpec) -> str | None:
+    if spec.needs_fit:
+        return f"a teacher with {spec} needs the two numbers of its strength; fit them with shards.preferences.fit"
+    if spec.strength == "learned":
+        return None  # it is clipped at the last node
+    name, value, highest = (
+        ("gain", spec.gain, plan.nodes.gains[-1])
+        if spec.strength == "adaptive"
+        else ("strength beta / kl_coef", spec.constant_strength, plan.nodes.strengths[-1])
+    )
+    flag = "gain_nodes" if spec.strength == "adaptive" else "strength_nodes"
+    return (
+        f"expected a {name} of {highest:g} or less, got {value:g}; build another with --{flag} that reach it"
+        if value > highest
+        else None
+    )

@@ -1,0 +1,1 @@
+"""python -m shards.verify: checks every rule of the format on a cache."""

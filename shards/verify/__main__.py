@@ -1,0 +1,183 @@
+"""python -m shards.verify DIR: checks every rule of docs/format.md. Exit code 0 if all hold, else 1.
+
+Each fault is one line, naming file and row. Rows count through the whole cache from 0, as in shards.inspect.
+"""
+
+import sys
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from shards.cli.command import OneLineErrors, run_command
+from shards.errors import CacheDamaged, CacheMissing
+from shards.format import schema
+from shards.format.batches import ShardOpener, load_batch
+from shards.format.encoding import arrays, codec
+from shards.format.encoding.selection import Selection
+from shards.format.index import RowIndex, indexed_columns, read_index
+from shards.format.manifest import Manifest, Plan, read_manifest
+from shards.format.statistics import Histogram, add_positions, new_histograms, position_columns
+from shards.verify import folder_rules, row_rules
+from shards.verify.names import SeenNames
+from shards.verify.rules import RULES, Fault
+
+MAX_PRINTED = 20
+"""Printed faults of one rule; further ones are only counted."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Seen:
+    """What was read so far: names of rows, and for batches without faults the distribution and counts of the values.
+
+    index: of the cache; None if it is unreadable.
+    """
+
+    histograms: Mapping[str, Histogram]
+    index: RowIndex | None
+    names: SeenNames = field(default_factory=SeenNames)
+    positions: int = 0
+    entries: int = 0
+
+    def add(self, batch: pa.RecordBatch, plan: Plan) -> None:
+        columns = {name: batch.column(name).flatten().to_numpy() for name in position_columns(plan)}
+        add_positions(self.histograms, columns, plan)
+        self.positions += len(columns[schema.SUPPORT_COUNT])
+        self.entries += int(columns[schema.SUPPORT_COUNT].sum(dtype=np.int64))
+
+
+def verify(folder: Path) -> Iterator[Fault]:
+    """All faults of the cache in `folder`, as they are found; a progress bar on stderr."""
+    try:
+        manifest = read_manifest(folder)
+    except (CacheMissing, CacheDamaged) as error:
+        yield Fault(rule=1, text=str(error))
+        return
+    yield from folder_rules.manifest_fields(manifest, folder)
+    yield from folder_rules.plan_file(manifest.plan, folder)
+    yield from folder_rules.vocabulary(manifest.plan, folder)
+    yield from folder_rules.stray_files(manifest.plan, folder)
+    index = None
+    try:
+        index = read_index(folder, manifest.plan)
+    except (CacheMissing, CacheDamaged) as error:
+        yield Fault(rule=21, text=str(error))
+    yield from _shards(manifest, folder, index)
+
+
+def _shards(manifest: Manifest, folder: Path, index: RowIndex | None) -> Iterator[Fault]:
+    """Rules 5 to 21. Counts and statistics are checked only if all values behind them were read and had no fault."""
+    seen, sound = Seen(histograms=new_histograms(manifest.plan), index=index), True
+    opener = ShardOpener(manifest.plan)
+    with tqdm(total=manifest.plan.rows, unit="row", desc="verifying") as bar:
+        for i, shard in enumerate(manifest.plan.shards):
+            yield from folder_rules.shard_file(manifest, i, folder)
+            if not (folder / shard.file).is_file():
+                sound = False
+                continue
+            positions, entries, clean = seen.positions, seen.entries, True
+            for fault in _contents(opener, i, folder, seen):
+                clean = False
+                yield fault
+            if clean:
+                found = (seen.positions - positions, seen.entries - entries)
+                yield from folder_rules.shard_counts(manifest, i, *found, folder)
+            sound = sound and clean
+            bar.update(shard.rows)
+    yield from _repeated_names(manifest.plan, seen.names, folder)
+    if sound:
+        yield from folder_rules.statistics(manifest, seen.histograms, folder)
+
+
+def _repeated_names(plan: Plan, names: SeenNames, folder: Path) -> Iterator[Fault]:
+    """Rule 9: every sample_id is unique in the cache."""
+    first_rows = [shard.first_row for shard in plan.shards]
+    for row, sample_id, first in names.repeated():
+        path = folder / plan.shards[bisect_right(first_rows, row) - 1].file
+        text = f"{schema.SAMPLE_ID}: expected a name of its own, got that of row {first}"
+        yield Fault(rule=9, text=f"{path} row {row} ({sample_id!r}): {text}")
+
+
+def _contents(opener: ShardOpener, shard: int, folder: Path, seen: Seen) -> Iterator[Fault]:
+    """Rules 6 to 19 and 21 for one shard."""
+    plan = opener.plan
+    path = folder / plan.shards[shard].file
+    try:
+        file = opener.open(path)
+    except CacheDamaged as error:
+        yield Fault(rule=6, text=str(error))
+        return
+    batches = plan.num_batches(shard)
+    if file.num_record_batches != batches:
+        yield Fault(rule=7, text=f"{path}: expected {batches} record batches, got {file.num_record_batches}")
+        return
+    for index in range(batches):
+        first_row = plan.first_row(shard, index)
+        where = f"{path} record batch {index}"
+        try:
+            batch, metadata = load_batch(file, index, first_row, plan.num_rows(shard, index), where)
+        except CacheDamaged as error:
+            yield Fault(rule=7, text=str(error))
+            continue
+        try:
+            arrays.check_crc32(batch, metadata, where)
+        except CacheDamaged as error:
+            yield Fault(rule=8, text=str(error))
+            continue
+        faults = list(_rows(batch, plan, first_row, path, seen))
+        yield from faults
+        if not faults:
+            seen.add(batch, plan)
+            if seen.index is not None:
+                yield from folder_rules.index_rows(seen.index, first_row, indexed_columns(batch), path)
+
+
+def _rows(batch: pa.RecordBatch, plan: Plan, first_row: int, path: Path, seen: Seen) -> Iterator[Fault]:
+    """Rules 9 to 19 for the rows of one record batch."""
+    for i, row in enumerate(codec.split_rows(arrays.flatten(batch), plan.columns())):
+        number = first_row + i
+        for rule, text in _row(row, number, plan, seen):
+            yield Fault(rule=rule, text=f"{path} row {number} ({row[schema.SAMPLE_ID]!r}): {text}")
+
+
+def _row(row: Mapping[str, Any], number: int, plan: Plan, seen: Seen) -> Iterator[tuple[int, str]]:
+    """(rule, fault) up to the first stage with a fault in the row."""
+    faults = [(rule, text) for rule, check in row_rules.RAW_STAGE for text in check(row, plan)]
+    yield from faults
+    if faults:
+        return
+    response = codec.decode_row(row, plan, Selection.everything(plan))
+    seen.names.add(response, number)
+    for stage in row_rules.STAGES:
+        faults = [(rule, text) for rule, check in stage for text in check(response, plan)]
+        yield from faults
+        if faults:
+            return
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = OneLineErrors(prog="python -m shards.verify", description=__doc__)
+    parser.add_argument("folder", metavar="DIR", nargs="?", default="shards", type=Path, help="folder of the cache")
+    folder = parser.parse_args(arguments).folder
+    found: Counter[int] = Counter()
+    for fault in verify(folder):
+        found[fault.rule] += 1
+        if found[fault.rule] <= MAX_PRINTED:
+            tqdm.write(str(fault), file=sys.stdout)
+    for rule, count in sorted(found.items()):
+        if count > MAX_PRINTED:
+            print(f"{folder}: {count - MAX_PRINTED:,} more faults [rule {rule}: {RULES[rule]}]")
+    if found:
+        sys.exit(1)
+    plan = read_manifest(folder).plan
+    print(f"{plan.rows:,} rows, {len(plan.shards):,} shards: all checks hold")
+
+
+if __name__ == "__main__":
+    run_command(main)

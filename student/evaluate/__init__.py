@@ -1,0 +1,1 @@
+"""python -m student.evaluate: measures trained models on held-out pairs and by their own samples."""

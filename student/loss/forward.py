@@ -1,0 +1,194 @@
+"""The student's forward pass with the loss in it: body, output layer in chunks, sparse divergence.
+
+Wrappers (DDP, FSDP, DeepSpeed, peft) still see, and save, the PreTrainedModel itself: only its `forward` is replaced,
+and without targets that is unchanged.
+
+Dimensions: B sequences, T tokens, N response positions, C positions of a chunk, V vocabulary, H hidden size.
+"""
+
+from typing import Any
+
+import torch
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from shards import Divergence
+from shards.errors import ModelError
+from shards.modelfiles.head import LogitTransform, body_of, probe_ids, require_same_logits, require_width
+from student.loss.fused import FusedLoss, Sums, why_not_fused
+from student.loss.sparse import METRICS, SparseTargets, loss_sums, position_metrics, sparse_divergence
+
+
+class DistillForward:
+    """Replaces `model.forward`: with `targets` it returns loss and metrics, without them the model's own output.
+
+    Returns {"loss_sum": sum over positions of coefficient * divergence, "low_strength_sum": the part of it from
+    positions with a strength under LOW_STRENGTH, "metrics": (len(METRICS),) sums over the positions that count}.
+    Logits exist for `chunk_positions` positions at a time. With a plain output layer their gradient is computed at once
+    (`student.loss.fused`); any other output layer (see `why_not_fused`) is called as a module, and again for the
+    backward pass. Raises ModelError for a model whose logits are not those of its body and output layer.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, vocabulary_size: int, divergence: Divergence, chunk_positions: int
+    ) -> None:
+        self.model = model
+        self.vocabulary_size = vocabulary_size
+        self.divergence = divergence
+        self.chunk_positions = chunk_positions
+        self._transform = LogitTransform.of(model.config)
+        self._fused = FusedLoss(
+            vocabulary_size=vocabulary_size,
+            divergence=divergence,
+            transform=self._transform,
+            chunk_positions=chunk_positions,
+        )
+        self._own_forward = model.forward
+        self._check_head()
+
+    def install(self) -> None:
+        """Replace the model's forward."""
+        self.model.forward = self
+
+    def restore(self) -> None:
+        """Restore the model's own forward."""
+        if "forward" in vars(self.model):
+            del self.model.forward
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *args: Any,
+        targets: SparseTargets | None = None,
+        position: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if targets is None:
+            return self._own_forward(input_ids, attention_mask, *args, **kwargs)
+        return self.distill(self._hidden(input_ids, attention_mask, position), targets)
+
+    def distill(self, hidden_NH: torch.Tensor, targets: SparseTargets) -> dict[str, torch.Tensor]:
+        """Loss and metrics from the hidden states of the response positions."""
+        hidden_NH = self._wide(hidden_NH)
+        self._require_weights(self.head)
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            run = self._fused if self.why_not_fused is None else self._chunk_by_chunk
+            loss, low, metrics_X = run(hidden_NH, self.head, targets)
+        return {"loss_sum": loss, "low_strength_sum": low, "metrics": metrics_X}
+
+    @torch.no_grad()
+    def measure(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position: torch.Tensor,
+        targets: SparseTargets,
+    ) -> dict[str, torch.Tensor]:
+        """`divergence`, the METRICS, and `next_logprob` of the response token itself: (N,) each, nats.
+
+        `kept_logprobs` (M,) and `tail_logprob` (N,) are the model's own, for comparisons with other teachers.
+        """
+        hidden_NH = self._wide(self._hidden(input_ids, attention_mask, position))
+        self._require_weights(self.head)
+        head = self._float_head(self.head, hidden_NH.dtype)
+        next_ids_N = input_ids.flatten()[position + 1]
+        found, kept = [], []
+        for positions, part in targets.chunks(self.chunk_positions):
+            logits_CV = self._logits(hidden_NH[positions], head)
+            value_C, student_M, student_tail_C = sparse_divergence(logits_CV, part, self.divergence)
+            kept.append(student_M)
+            next_logit_C = logits_CV.gather(-1, next_ids_N[positions, None])[:, 0]
+            columns = (
+                value_C,
+                next_logit_C - logits_CV.logsumexp(-1),
+                student_tail_C,
+                position_metrics(student_M, student_tail_C, part),
+            )
+            found.append(torch.column_stack(columns))
+        names = ("divergence", "next_logprob", "tail_logprob", *METRICS)
+        by_name = dict(zip(names, torch.cat(found).unbind(-1), strict=True))
+        return by_name | {"kept_logprobs": torch.cat(kept)}
+
+    def _hidden(self, input_ids: Any, attention_mask: Any, position: Any) -> torch.Tensor:
+        """Last hidden states at the response positions, (N, H)."""
+        hidden_BTH = body_of(self.model, "student")(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        )[0]
+        return hidden_BTH.flatten(0, 1)[position]
+
+    @staticmethod
+    def _wide(hidden_NH: torch.Tensor) -> torch.Tensor:
+        """At least float32: bf16 logits are 0.125 apart, while the teacher's signal is a tenth of a nat."""
+        return hidden_NH.to(torch.promote_types(hidden_NH.dtype, torch.float32))
+
+    def _logits(self, hidden_CH: torch.Tensor, head: Any) -> torch.Tensor:
+        return self._transform(head(hidden_CH)[:, : self.vocabulary_size], torch)
+
+    @property
+    def head(self) -> Any:
+        """The output module; read each time, because a wrapper can replace it, or its weight, later."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def why_not_fused(self) -> str | None:
+        """Why the logits are computed again for the backward pass; None if the forward pass computes the gradient."""
+        return why_not_fused(self.head)
+
+    def _chunk_by_chunk(self, hidden_NH: torch.Tensor, module: Any, targets: SparseTargets) -> Sums:
+        head = self._float_head(module, hidden_NH.dtype)
+        parts = []
+        for positions, part in targets.chunks(self.chunk_positions):
+            chunk = (hidden_NH[positions], part, head)
+            if torch.is_grad_enabled():
+                parts.append(checkpoint(self._chunk, *chunk, use_reentrant=False))
+            else:
+                parts.append(self._chunk(*chunk))
+        loss, low, metrics_X = (torch.stack(column).sum(0) for column in zip(*parts, strict=True))
+        return loss, low, metrics_X
+
+    def _chunk(self, hidden_CH: torch.Tensor, targets: SparseTargets, head: Any) -> Sums:
+        logits_CV = self._logits(hidden_CH, head)
+        return loss_sums(*sparse_divergence(logits_CV, targets, self.divergence), targets)
+
+    @staticmethod
+    def _float_head(module: Any, dtype: torch.dtype) -> Any:
+        """The output module itself, or a call of it with its parameters in `dtype` if they are narrower."""
+        parameters = dict(module.named_parameters())
+        if all(parameter.dtype == dtype for parameter in parameters.values()):
+            return module
+        wide = {name: parameter.to(dtype) for name, parameter in parameters.items()}
+        return lambda hidden_CH: functional_call(module, wide, (hidden_CH,))
+
+    def _require_weights(self, module: Any) -> None:
+        if any(parameter.numel() == 0 for parameter in module.parameters()):
+            raise ModelError(
+                f"{type(self.model).__name__}: expected the weight of the output layer, got an empty one (DeepSpeed "
+                "ZeRO-3); shard with FSDP2 or ZeRO-2"
+            )
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Compare the logits from body, output layer and transform with the model's own, in the model's own dtype."""
+        model = self.model
+        module = self.head
+        name = type(model).__name__
+        if module is None:
+            raise ModelError(f"student: expected a model with an output layer, got {name}")
+        self._require_weights(module)
+        require_width(module.weight.shape[0], self.vocabulary_size, "student")
+        training = model.training
+        model.eval()
+        ids_BT = torch.tensor([probe_ids(self.vocabulary_size)], device=model.device)
+        hidden_TH = body_of(model, "student")(input_ids=ids_BT, use_cache=False)[0][0]
+        ours_TV = self._transform(module(hidden_TH), torch).float()
+        theirs_TV = self._own_forward(input_ids=ids_BT, use_cache=False).logits[0].float()
+        model.train(training)
+        narrow = module.weight.dtype in (torch.bfloat16, torch.float16)
+        require_same_logits(ours_TV, theirs_TV, narrow=narrow, who="student", model_class=name)
+
+
+def base_model(model: Any) -> PreTrainedModel:
+    """The PreTrainedModel itself, taken out of a PeftModel if necessary."""
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()

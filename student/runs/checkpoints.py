@@ -1,0 +1,163 @@
+"""Checkpoints: marks each one when it is complete, and finds the newest complete one.
+
+A checkpoint's `distill_run.json` says which run it belongs to. It is written twice: first without files, so that the
+folder is known to be ours while it is written, and last with the size of every file. Then the checkpoint is complete.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from shards.errors import AlignDistilError, CacheConflict, CacheDamaged, CacheMissing, OptionError
+from shards.format.manifest import read_json, refuse_difference
+from shards.format.writer import flush_files, write_json
+from shards.modelfiles.whole import damage, file_sizes
+from student.runs.identity import RUN_FILE
+
+STATE_FILE = "trainer_state.json"
+
+
+def begin(folder: Path, identity: dict[str, Any]) -> None:
+    """Make an empty checkpoint folder that names its run. Removes one of ours with the same name."""
+    if folder.is_dir():
+        require_ours(folder)
+        remove(folder)
+    folder.mkdir(parents=True)
+    write_json(folder, RUN_FILE, identity | {"files": None})
+
+
+def require_ours(folder: Path) -> None:
+    """Raise CacheConflict for a folder that would be overwritten or removed, but was not written by our runs."""
+    if any(folder.iterdir()) and not (folder / RUN_FILE).is_file():
+        raise CacheConflict(
+            f"{folder}: expected a checkpoint with {RUN_FILE}, found none; move it, or give another --output_dir"
+        )
+
+
+def require_all_ours(out: Path) -> None:
+    """Raise CacheConflict if the output folder has checkpoints that are not ours, at any step."""
+    for folder in sorted(out.glob("checkpoint-*")):
+        if folder.is_dir():
+            require_ours(folder)
+
+
+def remove_all(out: Path) -> None:
+    """Remove the checkpoints of earlier runs. A kill in between leaves none from which a run could continue."""
+    found = [folder for folder in checkpoints_of(out) if (folder / RUN_FILE).is_file()]
+    for folder in found:
+        write_json(folder, RUN_FILE, {"files": None})
+    for folder in found:
+        remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint. Until all else is gone, its file says that it is ours and incomplete."""
+    write_json(folder, RUN_FILE, {"files": None})
+    for path in folder.iterdir():
+        if path.name != RUN_FILE:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(folder)
+
+
+def sign(folder: Path, identity: dict[str, Any], *, weights_only: bool) -> None:
+    """Mark a checkpoint as complete, once its files are on the disk."""
+    files = file_sizes(folder, without=RUN_FILE)
+    flush_files([folder / name for name in files])
+    write_json(folder, RUN_FILE, identity | {"files": files, "weights_only": weights_only})
+
+
+def fault(folder: Path) -> str | None:
+    """Why a run cannot continue from a checkpoint, for use after "expected a whole checkpoint"; None if it can."""
+    if not (folder / RUN_FILE).is_file():
+        return f"found no {RUN_FILE}"
+    try:
+        signed = read_json(folder / RUN_FILE)
+    except AlignDistilError as exc:
+        return f"got {exc}"
+    if not isinstance(signed.get("files"), dict):
+        return "got one that was never finished"
+    if lacking := damage(folder, signed["files"]):
+        return lacking
+    return "got weights alone (--save_only_model true)" if signed.get("weights_only") else None
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a checkpoint is ours and was still being written when its run ended."""
+    try:
+        return not any(folder.iterdir()) or read_json(folder / RUN_FILE).get("files", {}) is None
+    except AlignDistilError:
+        return False
+
+
+def checkpoints_of(out: Path) -> list[Path]:
+    """The checkpoint folders of a run, newest first."""
+    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in out.glob("checkpoint-*") if path.is_dir()]
+    return [path for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True)]
+
+
+def newest_whole(out: Path) -> tuple[Path | None, str]:
+    """The newest checkpoint from which a run can continue, and a line about newer ones that it cannot use.
+
+    None if there is none, or only one that an interrupted run had started to write. Raises CacheDamaged if the only
+    checkpoints are of another kind or incomplete: we must not overwrite them.
+    """
+    left: list[str] = []
+    for folder in checkpoints_of(out):
+        reason = fault(folder)
+        if reason is None:
+            return folder, "; ".join(left)
+        left.append(f"{folder.name} is left aside: expected a whole checkpoint, {reason}")
+    if not all(map(is_unfinished, checkpoints_of(out))):
+        raise CacheDamaged(f"{out}: expected a checkpoint to resume from; {'; '.join(left)}")
+    return None, "; ".join(left)
+
+
+def require_checkpoint(folder: Path, identity: dict[str, Any], last_step: int) -> None:
+    """Raise if a run cannot continue from a checkpoint: CacheDamaged, CacheConflict, or OptionError past its end."""
+    require_whole(folder)
+    signed = read_json(folder / RUN_FILE)
+    for name in ("files", "weights_only"):
+        del signed[name]
+    refuse_difference(signed, identity, f"{folder}: is of another run")
+    if (step := step_of(folder)) > last_step:
+        raise OptionError(f"{folder}: expected a checkpoint of the run's {last_step:,} steps, got one of step {step:,}")
+
+
+def require_whole(folder: Path) -> None:
+    """Raise CacheDamaged for an unusable checkpoint, CacheConflict for a folder that is not a checkpoint."""
+    reason = fault(folder)
+    if reason == f"found no {RUN_FILE}":
+        raise CacheConflict(f"{folder}: expected a checkpoint with {RUN_FILE}, found none")
+    if reason is not None:
+        raise CacheDamaged(f"{folder}: expected a whole checkpoint, {reason}")
+
+
+def step_of(folder: Path) -> int:
+    """The number of optimizer steps before a checkpoint."""
+    return int(read_json(folder / STATE_FILE)["global_step"])
+
+
+def checkpoint_to_resume(wanted: Any, out: Path) -> tuple[Path | None, str]:
+    """The meaning of resume_from_checkpoint: None or `false`, `true` for the newest complete one of `out`, or a folder.
+
+    The text names newer checkpoints that are not used. Raises OptionError, CacheDamaged, CacheConflict.
+    """
+    match str(wanted).lower():
+        case "none" | "false":
+            return None, ""
+        case "true":
+            return newest_whole(out)
+    folder = Path(os.fspath(wanted))
+    if not folder.is_dir():
+        raise OptionError(f"resume_from_checkpoint: expected a folder, got {str(wanted)!r}")
+    require_whole(folder)
+    return folder, ""
+
+
+def require_found(folder: Path | None, out: Path) -> Path:
+    """Raises CacheMissing if there is no checkpoint to resume from."""
+    if folder is None:
+        raise CacheMissing(f"{out}: expected a checkpoint to resume from, found none")
+    return folder

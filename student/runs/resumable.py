@@ -1,0 +1,159 @@
+"""A Trainer that can be stopped at any time: its checkpoints, and how a run resumes from one.
+
+It fixes what Trainer does wrong for us: a checkpoint counts only when it is complete; a run resumes from the newest
+complete one, and only if that belongs to the same run; a run that has done all its steps does no more. A run that
+starts with overwrite_output_dir removes the checkpoints of earlier runs, so that the newest one is its own. Errors that
+would end a run before its first step, or prevent saving its student, are found before that step.
+"""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import rotate_checkpoints
+from transformers.training_args import OptimizerNames
+from transformers.utils import logging
+
+from shards.cli.outside import is_own_fault, naming, naming_saves
+from shards.modelfiles.generation import keep_generation_config
+from shards.modelfiles.trained_precision import require_float32
+from student.loss.forward import base_model
+from student.options import DistillArguments
+from student.runs import checkpoints
+from student.runs.identity import weights_sha256
+from student.train.before import require_disk, try_saving
+from student.train.outside import OF_THE_FIRST_STEP, naming_workers
+from student.train.schedule import require_steps_that_move
+
+logger = logging.get_logger(__name__)
+
+
+class ResumableTrainer(Trainer):
+    """A Trainer whose checkpoints are either complete or not used. A subclass defines the identity of its runs."""
+
+    args: DistillArguments
+
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        require_float32(model)
+        with naming("transformers' Trainer"):  # errors here are about its arguments and their consequences
+            super().__init__(model, *args, **kwargs)
+        self.generation_config_fault = keep_generation_config(base_model(model))
+        self._model_sha256: str | None = None
+
+    @abstractmethod
+    def identity_with(self, model_sha256: str | None) -> dict[str, Any]:
+        """The identity of a run, as JSON values; its checkpoints must have the same."""
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+
+    def run_identity(self) -> dict[str, Any]:
+        """The identity of the run: caches, initial weights, teacher, loss, order and recipe.
+
+        A resumed run must have the same. The weights are known once train() has started.
+        """
+        return self.identity_with(self._model_sha256)
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer.train; it resumes from the newest complete checkpoint if resume_from_checkpoint is True.
+
+        Raises CacheConflict if the checkpoint belongs to another run, CacheDamaged if it is incomplete, and OptionError
+        for errors that would end the run before its first step, or prevent saving at its end.
+        """
+        out = Path(str(self.args.output_dir))
+        checkpoint, left_aside = checkpoints.checkpoint_to_resume(resume_from_checkpoint, out)
+        if resume_from_checkpoint is True:
+            checkpoint = checkpoints.require_found(checkpoint, out)
+        if left_aside and self.is_world_process_zero():
+            logger.warning(left_aside)
+        self.require_ready(checkpoint)
+        self._remove_earlier(checkpoint)
+        begun = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
+        try:
+            with naming_workers():
+                return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        except OF_THE_FIRST_STEP as exc:
+            if self.state.global_step > begun or is_own_fault(exc):
+                raise
+            with naming("the first step"):
+                raise exc
+
+    def require_ready(self, checkpoint: Path | None = None) -> None:
+        """Raise if a run could not start, or resume from the checkpoint, or could not be saved. See train()."""
+        require_steps_that_move(self.args, self.num_steps)
+        if self._model_sha256 is None:
+            # from the first process, whose weights all others get
+            first = weights_sha256(self.model) if self.is_world_process_zero() else None
+            (self._model_sha256,) = broadcast_object_list([first])
+            try_saving(self)
+        checkpoints.require_all_ours(Path(str(self.args.output_dir)))
+        if checkpoint is not None:
+            checkpoints.require_checkpoint(checkpoint, self.run_identity(), self.num_steps)
+        require_disk(self, self.num_steps - (0 if checkpoint is None else checkpoints.step_of(checkpoint)))
+
+    def _remove_earlier(self, checkpoint: Path | None) -> None:
+        """With overwrite_output_dir, remove the checkpoints of earlier runs unless this one resumes from them."""
+        out = Path(str(self.args.output_dir))
+        self.accelerator.wait_for_everyone()  # until no rank reads them any more
+        goes_on = checkpoint is not None and checkpoint.resolve().parent == out.resolve()
+        if self.args.overwrite_output_dir and self.args.should_save and not goes_on:
+            with naming_saves(str(out)):
+                checkpoints.remove_all(out)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer._run_epoch, except for a run that has done all its steps: Trainer would do one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer's own, except for the next rate: the checkpoint's rate belongs to the run's length at that time."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate wraps it
+        if checkpoint is not None and isinstance(schedule, LambdaLR):
+            steps = schedule.last_epoch
+            found = [base * at(steps) for base, at in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+            for group, rate in zip(schedule.optimizer.param_groups, found, strict=True):
+                group["lr"] = rate
+            schedule._last_lr = found  # this one is logged
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer._save_checkpoint. Marks the checkpoint when complete; only then uploads it and removes older ones."""
+        args, out = self.args, Path(self._get_output_dir(trial))
+        folder = out / f"checkpoint-{self.state.global_step}"
+        asked = {"save_total_limit": args.save_total_limit, "push_to_hub": args.push_to_hub}
+        with naming_saves(str(folder)):
+            if args.should_save:
+                checkpoints.begin(folder, self.run_identity())
+            self.accelerator.wait_for_everyone()
+            args.save_total_limit, args.push_to_hub = None, False
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                vars(args).update(asked)
+            self.accelerator.wait_for_everyone()
+            if args.should_save:
+                torch.save(args, folder / TRAINING_ARGS_NAME)
+                checkpoints.sign(folder, self.run_identity(), weights_only=args.save_only_model)
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        if args.should_save:
+            rotate_checkpoints(str(out), args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer.create_optimizer; raises OptionError if the optimizer is not installed or lacks the given options."""
+        with naming(f"optim: {OptimizerNames(self.args.optim).value}"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer.create_scheduler; raises OptionError if the schedule lacks the given arguments."""
+        with naming("lr_scheduler_kwargs"):
+            return super().create_scheduler(*args, **kwargs)

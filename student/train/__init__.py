@@ -1,0 +1,1 @@
+"""python -m student.train: trains a student on a cache."""

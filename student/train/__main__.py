@@ -1,0 +1,173 @@
+"""python -m student.train: trains a student on a cache, and saves it as a transformers folder."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from transformers import HfArgumentParser, set_seed
+
+from shards.cli.command import parse_dataclasses, run_command
+from shards.cli.launcher import leave
+from shards.cli.outside import naming_saves
+from shards.errors import OptionError, first_line
+from shards.modelfiles.adapter import lora_config
+from shards.modelfiles.find import resolve
+from shards.spread import chunks, spread
+from shards.teacher.trust import assess
+from shards.teacher.trust_text import sampled, trust_lines
+from student.data import CachedResponses
+from student.load import load_model, load_tokenizer
+from student.loss.forward import base_model
+from student.options import DistillArguments
+from student.runs.checkpoints import checkpoint_to_resume, checkpoints_of, step_of
+from student.train.distance import distance_text, measure
+from student.train.learned import require_teacher, take_fit
+from student.train.ranks import require_same_inputs
+from student.train.reference import reference_of
+from student.train.saving import save
+from student.train.schedule import steps_texts
+from student.trainer import DistillTrainer
+
+SAMPLE_ROWS = 200
+"""Responses on which the teacher is measured before the first step: about ten thousand positions, two seconds."""
+
+
+def train(args: DistillArguments) -> DistillTrainer:
+    """Train a student and save it with tokenizer and model card. Raises AlignDistilError."""
+    set_seed(args.seed)
+    train_data = CachedResponses(args.shards, train_on=args.train_on)
+    require_teacher(args.spec, train_data)
+    eval_data = CachedResponses(args.eval_shards, train_on=args.train_on) if args.eval_shards else None
+    source = resolve(args.model) if args.model else reference_of(train_data.caches[0])
+    _require_output(args, source.path)
+    checkpoint, left_aside = checkpoint_to_resume(args.resume_from_checkpoint, Path(str(args.output_dir)))
+    take_fit(args, checkpoint)
+    require_same_inputs(args, [*train_data.caches, *(eval_data.caches if eval_data else ())], source)
+    tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
+    model = load_model(
+        source,
+        dtype=args.dtype,
+        attn_implementation=args.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+    )
+    trainer = DistillTrainer(
+        model=_add_lora(model, args),
+        args=args,
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        processing_class=tokenizer,
+    )
+    trainer.require_ready(checkpoint)
+    if trainer.is_world_process_zero():
+        print(_plan_text(trainer, source.name, _resumed_text(checkpoint, left_aside, trainer.num_steps)))
+    start = measure(trainer)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if eval_data is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    went = distance_text(start, measure(trainer))
+    save(trainer, tokenizer)
+    if trainer.is_world_process_zero():
+        print(f"{args.output_dir}: done, after {trainer.state.global_step:,} steps; {went}".removesuffix("; "))
+    return trainer
+
+
+def _require_output(args: DistillArguments, source: Path) -> None:
+    """Raise OptionError if the output folder is not writable, or has content that this run does not resume from."""
+    out = Path(str(args.output_dir))
+    if source.resolve() == out.resolve():
+        raise OptionError(f"output_dir: expected another folder than the student's own, got {args.output_dir}")
+    if (args.eval_strategy != "no" or args.eval_on_start) and not args.eval_shards:
+        raise OptionError("eval_shards: expected caches to evaluate on, got none")
+    if int(os.environ.get("RANK", "0")) == 0:
+        with naming_saves("output_dir"):
+            out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=out).close()
+        _require_unused(args, out)
+
+
+def _require_unused(args: DistillArguments, out: Path) -> None:
+    """Raise OptionError if the output folder has a model or checkpoints that this run does not resume from."""
+    wanted = str(args.resume_from_checkpoint).lower()
+    found = sorted(path.name for pattern in ("config.json", "checkpoint-*") for path in out.glob(pattern))
+    if args.overwrite_output_dir or not found or (wanted == "true" and checkpoints_of(out)):
+        return
+    if wanted in ("none", "false", "true"):
+        resume = "" if wanted == "true" else "--resume_from_checkpoint true or "
+        raise OptionError(
+            f"output_dir: expected a folder without a model, found {found[0]} in {out}; give another one, "
+            f"{resume}--overwrite_output_dir true"
+        )
+
+
+def _plan_text(trainer: DistillTrainer, source: str, resumes: str) -> str:
+    """Student, data, teacher and steps, and warnings, before the work."""
+    args, data = trainer.args, trainer.train_dataset
+    fault = trainer.generation_config_fault
+    steps, few = steps_texts(args, trainer.num_steps, trainer.sampler.global_batch_size)
+    lines = {
+        "student": source,
+        "responses": f"{len(data):,} ({args.train_on}) from {', '.join(str(cache.folder) for cache in data.caches)}",
+        "teacher": str(args.spec),
+        "loss": f"{args.divergence}, mean by {args.reduction}; {_loss_path(trainer)}",
+        "steps": steps,
+        **_trust_lines(trainer),
+        "resumed": resumes,
+        "few steps": few,
+        "kept": fault and f"generation_config.json as it is, though transformers finds fault with it: {fault}",
+    }
+    indented = {name: text.replace("\n", "\n" + " " * 12) for name, text in lines.items() if text}
+    return "\n".join(f"{name:>10}  {text}" for name, text in indented.items())
+
+
+def _resumed_text(checkpoint: Path | None, left_aside: str, steps: int) -> str:
+    """Where a resumed run continues; empty for a new run."""
+    begins = f"after {checkpoint.name}" if checkpoint else "from the first step" if left_aside else ""
+    if checkpoint is not None and step_of(checkpoint) >= steps:
+        begins += ", which has done all steps: the student is only saved again"
+    return f"{begins}; {left_aside}".removesuffix("; ")
+
+
+def _loss_path(trainer: DistillTrainer) -> str:
+    """How the output layer's gradient is computed; if it takes a fourth matrix product, why."""
+    reason = trainer.distill_forward.why_not_fused
+    return "gradient on the way forward" if reason is None else f"logits computed twice, because {reason}"
+
+
+def _trust_lines(trainer: DistillTrainer) -> dict[str, str]:
+    """Whether the cache is good for the run's teacher, on some of the training rows."""
+    data = trainer.train_dataset
+    rows = spread(len(data), SAMPLE_ROWS)
+    parts = map(data.scores, chunks(rows, "measuring the teacher"))
+    trust = assess(parts, trainer.args.spec, data.nodes, data.caches[0].plan.vocabulary_size)
+    return trust_lines(trust, sampled(len(rows), len(data)))
+
+
+def _add_lora(model: Any, args: DistillArguments) -> Any:
+    if not args.use_peft:
+        return model
+    try:
+        import peft
+    except ImportError as exc:
+        raise OptionError("use_peft: expected peft to be installed; install aligndistil-offline[peft]") from exc
+    try:
+        adapted = peft.get_peft_model(model, lora_config(peft, args))
+    except ValueError as exc:
+        raise OptionError(f"lora_target_modules: {first_line(exc)}") from exc
+    if args.gradient_checkpointing:
+        base_model(adapted).enable_input_require_grads()
+    return adapted
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    (args,) = parse_dataclasses(HfArgumentParser, DistillArguments, "student.train", __doc__, arguments)
+    train(args)
+    leave(dist)
+
+
+if __name__ == "__main__":
+    run_command(main)

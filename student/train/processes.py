@@ -1,0 +1,40 @@
+"""Runs work on the first of several processes, for all of them."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from shards.errors import AlignDistilError, first_line
+
+Found = TypeVar("Found")
+
+LONGEST_WAIT = timedelta(days=30)
+"""Time limit of the others, in a separate group: that of the training would give up after half an hour."""
+
+
+def by_first_process(work: Callable[[], Found]) -> Found:
+    """The result of `work`, computed by the first process and sent to the others; it must be picklable.
+
+    An error reaches every process: an AlignDistilError unchanged, of any other error its line.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return work()
+    group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    found, error = _attempt(work) if dist.get_rank() == 0 else (None, None)
+    told = error if error is None or isinstance(error, AlignDistilError) else AlignDistilError(first_line(error))
+    box: list[Any] = [found, told]
+    dist.broadcast_object_list(box, src=0, group=group)
+    dist.destroy_process_group(group)
+    error = box[1] if error is None else error
+    if error is not None:
+        raise error
+    return box[0]
+
+
+def _attempt(work: Callable[[], Found]) -> tuple[Found | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as exc:  # of any kind: the others must not wait forever
+        return None, exc
