@@ -104,3 +104,12 @@ def test_reading_a_cache_loads_neither_torch_nor_transformers(module):
 def test_the_tree_in_contributing_is_the_tree():
     page = PAGE.read_text(encoding="utf-8")
     assert in_page(page) == page, "python -m tests.tree --write"
+
+
+def test_the_source_distribution_takes_every_module():
+    tomllib, pathspec = pytest.importorskip("tomllib"), pytest.importorskip("pathspec")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    include = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    files = [path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    taken = set(pathspec.PathSpec.from_lines("gitignore", include).match_files(map(str, files)))
+    assert not [path for path in map(str, files) if path not in taken]
