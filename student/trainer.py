@@ -27,9 +27,9 @@ from student.options import DistillArguments
 from student.order import GlobalBatchSampler
 from student.runs.card import write_model_card
 from student.runs.identity import run_identity
+from student.runs.learned import fit_strength
+from student.runs.outside import naming_workers
 from student.runs.resumable import ResumableTrainer
-from student.train.learned import fit_strength
-from student.train.outside import naming_workers
 from student.watch import SupportWatch
 
 logger = logging.get_logger(__name__)

@@ -15,12 +15,12 @@ from shards.cli.outside import naming_saves
 from shards.errors import AlignDistilError, CacheDamaged, OptionError
 from student.data import CachedResponses
 from student.options import DistillArguments
+from student.runs import before
 from student.runs.checkpoints import checkpoints_of
-from student.train import before
+from student.runs.outside import naming_workers
+from student.runs.schedule import rates, require_steps_that_move
 from student.train.__main__ import train
 from student.train.distance import measure
-from student.train.outside import naming_workers
-from student.train.schedule import rates, require_steps_that_move
 from student.trainer import DistillTrainer
 
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_saved_is_found_before_the_first_step(refuse, monkeypatch
     places = {
         "model": "transformers.PretrainedConfig.save_pretrained",
         "tokenizer": "transformers.PreTrainedTokenizerFast.save_pretrained",
-        "card": "student.train.before.write_model_card",
+        "card": "student.runs.before.write_model_card",
     }
     monkeypatch.setattr(places[part], fails)
     monkeypatch.setattr(DistillTrainer, "training_step", lambda *args: pytest.fail("a step was made"))

@@ -15,8 +15,8 @@ from student.data import CachedResponses
 from student.runs import checkpoints
 from student.runs.identity import weights_sha256
 from student.runs.resumable import ResumableTrainer
+from student.runs.schedule import rates
 from student.train.__main__ import train
-from student.train.schedule import rates
 from student.trainer import DistillTrainer
 
 

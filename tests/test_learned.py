@@ -27,7 +27,7 @@ from shards.teacher.spec import PRESETS, learned_strength
 from student.collate import Collator
 from student.data import CachedResponses
 from student.options import DistillArguments
-from student.train import learned
+from student.runs import learned
 from student.train.__main__ import train
 
 V, LENGTH = 12, 6

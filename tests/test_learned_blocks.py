@@ -21,7 +21,7 @@ from shards.preferences.pairs import find_pairs, fit
 from shards.preferences.ratio_file import RatioFile
 from shards.preferences.ratio_table import tabulate
 from shards.preferences.strength import fit_learned, total_likelihood
-from student.train.processes import by_first_process
+from student.runs.processes import by_first_process
 
 LEARNED = TeacherSpec.preset("adaptive", strength="learned")
 

@@ -20,9 +20,9 @@ from transformers import (
 
 from precompute.build.build import build
 from precompute.models.folders import RoleModel
-from precompute.scoring.packing import batches_by_length, longest_pair, pack, packed_length, saved_tokens, units
+from precompute.scoring.packing import batches_by_length, pack, units
 from precompute.scoring.score import hidden_states, require_shared_prompts
-from precompute.tokens.tokenized import TokenizedResponse
+from precompute.tokens.tokenized import SharedPrompts, TokenizedResponse, packed_length
 from shards import ShardCache
 from shards.errors import CacheConflict, ModelError, OptionError
 from shards.verify.__main__ import verify
@@ -69,6 +69,13 @@ MODELS = {
 }
 
 
+def shared(rows):
+    found = SharedPrompts()
+    for row in rows:
+        found.add(row)
+    return found
+
+
 def role_model(model, role="dpo"):
     return RoleModel(role, model, V)
 
@@ -76,9 +83,9 @@ def role_model(model, role="dpo"):
 def test_neighbours_of_one_pair_are_packed():
     assert units(ROWS) == [[0, 1], [2], [3, 4], [5, 6], [7, 8], [9], [10]]
     assert [packed_length([ROWS[i] for i in unit]) for unit in units(ROWS)] == [11, 9, 12, 11, 7, 5, 5]
-    assert saved_tokens(ROWS) == 5 + 4 + 2 + 1
-    assert [row.pair_id for row in longest_pair(ROWS)] == [2, 2]
-    assert longest_pair(ROWS[1:4]) is None
+    assert shared(ROWS).saved_tokens == 5 + 4 + 2 + 1
+    assert [row.pair_id for row in shared(ROWS).longest] == [2, 2]
+    assert shared(ROWS[1:4]).longest is None
     three = [dataclasses.replace(ROWS[0], sample_id=str(i)) for i in range(3)]
     assert units(three) == [[0, 1], [2]]
 
@@ -91,7 +98,7 @@ def test_hidden_states_are_those_of_rows_apart(name):
     assert together.shape == hidden_states(model, ROWS).shape
     apart = torch.cat([hidden_states(model, [row]) for row in ROWS])
     torch.testing.assert_close(together, apart, atol=2e-5, rtol=1e-4)
-    require_shared_prompts({"dpo": model}, longest_pair(ROWS), 12)
+    require_shared_prompts({"dpo": model}, shared(ROWS).longest, 12)
 
 
 def test_a_packed_row_holds_the_shared_tokens_once():
@@ -160,7 +167,7 @@ def test_a_body_that_a_mask_says_nothing_to_is_refused():
     torch.manual_seed(0)
     mamba = MambaForCausalLM(MambaConfig(**SMALL, state_size=4, num_hidden_layers=2)).eval()
     with pytest.raises(ModelError, match=r"^dpo: expected .*leave --share_prompts out$"):
-        require_shared_prompts({"dpo": role_model(mamba)}, longest_pair(ROWS), 10)
+        require_shared_prompts({"dpo": role_model(mamba)}, shared(ROWS).longest, 10)
 
 
 class Deaf(RoleModel):
@@ -174,7 +181,7 @@ def test_hidden_states_that_differ_are_refused(tmp_path):
     with pytest.raises(
         ModelError, match=r"^dpo: expected the same hidden states .* got some [\d.]+% off in the pair of"
     ):
-        require_shared_prompts({"dpo": Deaf("dpo", make_llama(0), V)}, longest_pair(ROWS), 10)
+        require_shared_prompts({"dpo": Deaf("dpo", make_llama(0), V)}, shared(ROWS).longest, 10)
 
 
 def test_rows_longer_than_a_window_are_refused():

@@ -15,9 +15,9 @@ from two_ranks import run_ranks
 
 from precompute.build.build import build
 from shards import ShardCache, TeacherSpec
+from shards.cli.trust_text import number
 from shards.errors import CacheConflict
 from shards.teacher.trust import assess
-from shards.teacher.trust_text import number
 from shards.teacher.verdict import verdict
 from student.data import CachedResponses
 from student.options import DistillArguments

@@ -43,6 +43,16 @@ class Layout:
         return ("chosen", "rejected") if "rejected" in self.columns else ("completion",)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SourceRow:
+    """A row of the data, ready to be tokenised: the result of `used_values`, and its place in its source."""
+
+    where: str
+    values: Mapping[str, Any]
+    layout: Layout
+    pair_id: int
+
+
 def find_layout(row: Mapping[str, Any], where: str) -> Layout:
     """The layout of a source, from its first row. Raises DataError if the columns fit no layout."""
     found = [name for name, value in row.items() if value is not None]

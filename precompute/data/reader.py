@@ -7,12 +7,11 @@ from typing import Any
 
 from precompute.data.columns import Columns
 from precompute.data.conversations import as_messages
-from precompute.data.layouts import Layout, find_layout, find_prompt_layout, split_row, used_values
+from precompute.data.layouts import Layout, SourceRow, find_layout, find_prompt_layout, split_row, used_values
 from precompute.data.meaning import RowParts, is_bad, require_no_lost_meaning, unused_columns
 from precompute.data.reading import read_rows
 from precompute.data.sources import Data, Source, labels_of, take_rows
 from precompute.data.text_files import Row
-from precompute.tokens.tokenize import SourceRow
 from shards.errors import DataError
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from precompute.data.layouts import Layout
+from precompute.data.layouts import Layout, SourceRow
 from precompute.tokens.prompts import Prompt
 from precompute.tokens.tokenize import tokenize_row
-from precompute.tokens.tokenized import SourceRow, TokenizedResponse
+from precompute.tokens.tokenized import TokenizedResponse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

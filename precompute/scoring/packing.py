@@ -9,18 +9,14 @@ are those of the row alone, up to rounding.
 Dimensions: B packed rows, T their tokens, N response tokens of the batch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 
-from precompute.tokens.tokenized import TokenizedResponse
-from shards.format.scores import Response
-
-Row = TokenizedResponse | Response
-"""A row to run through the models: tokens with a mask, from data or from a cache."""
+from precompute.tokens.tokenized import Row, packed_length, shared_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +36,6 @@ class Packed:
     tokens: np.ndarray
 
 
-def shared_tokens(first: Row, second: Row) -> int:
-    """How many tokens two rows of a pair share before either response; 0 for rows of different pairs."""
-    if first.pair_id != second.pair_id:
-        return 0
-    most = min(first.response_start, second.response_start)
-    differ = np.flatnonzero(first.input_ids[:most] != second.input_ids[:most])
-    return int(differ[0]) if len(differ) else most
-
-
 def units(rows: Sequence[Row]) -> list[list[int]]:
     """The rows' indices in order: neighbours that share a prompt together, all others alone."""
     found: list[list[int]] = []
@@ -61,50 +48,6 @@ def units(rows: Sequence[Row]) -> list[list[int]]:
             found.append([i])
             alone = row
     return found
-
-
-class SharedPrompts:
-    """What neighbours share, row after row. `longest`: the two rows that make the longest packed row, if any."""
-
-    def __init__(self) -> None:
-        self.saved_tokens = 0
-        self.longest: tuple[Row, Row] | None = None
-        self._longest = 0
-        self._alone: Row | None = None  # the previous row, if it has no partner yet
-
-    def add(self, row: Row) -> None:
-        alone, self._alone = self._alone, row
-        if alone is None or not (shared := shared_tokens(alone, row)):
-            return
-        self._alone = None
-        self.saved_tokens += shared
-        length = len(alone.input_ids) + len(row.input_ids) - shared
-        if length > self._longest:
-            self.longest, self._longest = (alone, row), length
-
-
-def shared_prompts(rows: Iterable[Row]) -> SharedPrompts:
-    found = SharedPrompts()
-    for row in rows:
-        found.add(row)
-    return found
-
-
-def longest_pair(rows: Iterable[Row]) -> list[Row] | None:
-    """The two rows that make the longest packed row; None if none share a prompt."""
-    found = shared_prompts(rows).longest
-    return found and list(found)
-
-
-def saved_tokens(rows: Iterable[Row]) -> int:
-    """Tokens of prompts that are run once instead of twice."""
-    return shared_prompts(rows).saved_tokens
-
-
-def packed_length(rows: Sequence[Row]) -> int:
-    """Number of tokens of one row, or of two that share their prompt."""
-    shared = shared_tokens(*rows) if len(rows) == 2 else 0
-    return sum(len(row.input_ids) for row in rows) - shared
 
 
 def pack(batch: Sequence[Row], *, share_prompts: bool) -> Packed:

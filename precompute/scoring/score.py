@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from precompute.models.folders import RoleModel
-from precompute.scoring.packing import Row, pack, places, row_ends
+from precompute.scoring.packing import pack, places, row_ends
 from precompute.scoring.partitions import log_partitions
 from precompute.scoring.support import SupportRule, best_log_scores, next_logprob, summarise
+from precompute.tokens.tokenized import Row
 from shards.errors import ModelError, NonFiniteLogits, first_line
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair, Role

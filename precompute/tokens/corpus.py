@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tqdm import tqdm
 
-from precompute.data.layouts import Layout, ResponseKind
+from precompute.data.layouts import Layout, ResponseKind, SourceRow
 from precompute.data.reader import DataReader
 from precompute.data.sources import Data
 from precompute.tokens.tally import Facts, SpreadSample, Tally
 from precompute.tokens.token_store import TokenStore
 from precompute.tokens.tokenize import tokenize_rows
-from precompute.tokens.tokenized import Outcome, SourceRow, TokenizedResponse, TokenizedRow
+from precompute.tokens.tokenized import Outcome, TokenizedResponse, TokenizedRow
 from shards.errors import DataError, OptionError
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from precompute.scoring.packing import Row, SharedPrompts
-from precompute.tokens.tokenized import TokenizedResponse
+from precompute.tokens.tokenized import Row, SharedPrompts, TokenizedResponse
 from shards.format.index import RowIndex
 
 Item = TypeVar("Item")
@@ -24,7 +23,7 @@ class Facts:
     index            pair, preference and lengths of every row; 17 bytes a row
     truncated, prompt_not_prefix  responses that were cut; those whose prompt tokenises differently without them
     pairs            rows of data with both responses here
-    saved_tokens, longest_pair    of neighbours that share a prompt (`packing.SharedPrompts`)
+    saved_tokens, longest_pair    of neighbours that share a prompt (`tokenized.SharedPrompts`)
     """
 
     tokens_sha256: str

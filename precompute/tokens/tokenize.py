@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from precompute.data.layouts import Messages, ResponseKind, split_row
+from precompute.data.layouts import Messages, ResponseKind, SourceRow, split_row
 from precompute.tokens.encode import Conversation, Encoded, Request, encode_all, encode_requests
 from precompute.tokens.spans import Span, assistant_only, marked_span, outcome, response_spans
-from precompute.tokens.tokenized import SourceRow, TokenizedRow
+from precompute.tokens.tokenized import TokenizedRow
 from shards.errors import DataError, ModelError
 
 if TYPE_CHECKING:

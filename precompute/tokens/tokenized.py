@@ -1,12 +1,12 @@
 """Types of a row before and after it is tokenised."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from precompute.data.layouts import Layout, ResponseKind
+from precompute.data.layouts import ResponseKind, SourceRow
 from shards.format.scores import Response, Scores
 
 
@@ -54,19 +54,48 @@ Outcome = TokenizedResponse | SkippedResponse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SourceRow:
-    """A row of the data, ready to be tokenised: the result of `used_values`, and its place in its source."""
-
-    where: str
-    values: Mapping[str, Any]
-    layout: Layout
-    pair_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenizedRow:
     """A row with its responses, one for each kind of its layout, in their order."""
 
     row: SourceRow
     outcomes: Mapping[ResponseKind, Outcome]
     empty_prompt: bool
+
+
+Row = TokenizedResponse | Response
+"""A row to run through the models: tokens with a mask, from data or from a cache."""
+
+
+def shared_tokens(first: Row, second: Row) -> int:
+    """How many tokens two rows of a pair share before either response; 0 for rows of different pairs."""
+    if first.pair_id != second.pair_id:
+        return 0
+    most = min(first.response_start, second.response_start)
+    differ = np.flatnonzero(first.input_ids[:most] != second.input_ids[:most])
+    return int(differ[0]) if len(differ) else most
+
+
+class SharedPrompts:
+    """What neighbours share, row after row. `longest`: the two rows that make the longest packed row, if any."""
+
+    def __init__(self) -> None:
+        self.saved_tokens = 0
+        self.longest: tuple[Row, Row] | None = None
+        self._longest = 0
+        self._alone: Row | None = None  # the previous row, if it has no partner yet
+
+    def add(self, row: Row) -> None:
+        alone, self._alone = self._alone, row
+        if alone is None or not (shared := shared_tokens(alone, row)):
+            return
+        self._alone = None
+        self.saved_tokens += shared
+        length = len(alone.input_ids) + len(row.input_ids) - shared
+        if length > self._longest:
+            self.longest, self._longest = (alone, row), length
+
+
+def packed_length(rows: Sequence[Row]) -> int:
+    """Number of tokens of one row, or of two that share their prompt."""
+    shared = shared_tokens(*rows) if len(rows) == 2 else 0
+    return sum(len(row.input_ids) for row in rows) - shared

@@ -10,6 +10,7 @@ from shards.cache import ShardCache
 from shards.cli.command import OneLineErrors, run_command
 from shards.cli.teacher_flags import add_teacher_flags, teacher_of
 from shards.cli.text import labelled
+from shards.cli.trust_text import sampled, trust_table
 from shards.errors import CacheMissing, OptionError
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, Plan, read_json
 from shards.format.scores import Response
@@ -28,7 +29,6 @@ from shards.spread import read_scores, spread
 from shards.teacher.compose import compose
 from shards.teacher.spec import TeacherSpec
 from shards.teacher.trust import Trust, assess
-from shards.teacher.trust_text import sampled, trust_table
 
 SAMPLE_ROWS = 1_000
 """Responses measured in a larger cache: about a hundred thousand positions, a few seconds."""

@@ -10,10 +10,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from shards.cli.trust_text import TABLE, headline, number, shares
 from shards.format.statistics import Histogram
 from shards.inspect.text import PositionView
 from shards.teacher.trust import STRONG, WEAK, Trust
-from shards.teacher.trust_text import TABLE, headline, number, shares
 from shards.teacher.verdict import verdict
 
 BARS = 40

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shards.cli.text import WIDTH
-from shards.teacher.trust_text import number
+from shards.cli.trust_text import number
 
 LABELS = {
     "kl_reference": "KL to the reference, per token",

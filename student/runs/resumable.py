@@ -25,10 +25,10 @@ from shards.modelfiles.trained_precision import require_float32
 from student.loss.forward import base_model
 from student.options import DistillArguments
 from student.runs import checkpoints
+from student.runs.before import require_disk, try_saving
 from student.runs.identity import weights_sha256
-from student.train.before import require_disk, try_saving
-from student.train.outside import OF_THE_FIRST_STEP, naming_workers
-from student.train.schedule import require_steps_that_move
+from student.runs.outside import OF_THE_FIRST_STEP, naming_workers
+from student.runs.schedule import require_steps_that_move
 
 logger = logging.get_logger(__name__)
 

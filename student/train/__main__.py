@@ -12,23 +12,23 @@ from transformers import HfArgumentParser, set_seed
 from shards.cli.command import parse_dataclasses, run_command
 from shards.cli.launcher import leave
 from shards.cli.outside import naming_saves
+from shards.cli.trust_text import sampled, trust_lines
 from shards.errors import OptionError, first_line
 from shards.modelfiles.adapter import lora_config
 from shards.modelfiles.find import resolve
 from shards.spread import chunks, spread
 from shards.teacher.trust import assess
-from shards.teacher.trust_text import sampled, trust_lines
 from student.data import CachedResponses
 from student.load import load_model, load_tokenizer
 from student.loss.forward import base_model
 from student.options import DistillArguments
 from student.runs.checkpoints import checkpoint_to_resume, checkpoints_of, step_of
+from student.runs.learned import require_teacher, take_fit
+from student.runs.schedule import steps_texts
 from student.train.distance import distance_text, measure
-from student.train.learned import require_teacher, take_fit
 from student.train.ranks import require_same_inputs
 from student.train.reference import reference_of
 from student.train.saving import save
-from student.train.schedule import steps_texts
 from student.trainer import DistillTrainer
 
 SAMPLE_ROWS = 200

@@ -10,7 +10,7 @@ from shards.teacher.served import lacks_pair
 from student.data import CachedResponses
 from student.options import DistillArguments
 from student.runs.identity import RUN_FILE
-from student.train.processes import by_first_process
+from student.runs.processes import by_first_process
 
 
 def require_teacher(spec: TeacherSpec, dataset: CachedResponses) -> None:
