@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from shards import Divergence
 from shards.cli.command import flag
 from shards.cli.launcher import launched_processes
+from shards.cli.lora_flags import LoraFlags
 from shards.cli.outside import naming
 from shards.cli.teacher_flags import TeacherFlags
 from shards.errors import OptionError
@@ -19,7 +20,7 @@ DEFAULT_GLOBAL_BATCH_SIZE = 128
 
 
 @dataclass(kw_only=True)
-class DistillArguments(TeacherFlags, TrainingArguments):
+class DistillArguments(LoraFlags, TeacherFlags, TrainingArguments):
     """TrainingArguments with the released off-policy recipe as defaults, plus teacher, loss and data.
 
     Raises OptionError for values out of range, for contradictions and for options of TrainingArguments that make no
@@ -57,10 +58,6 @@ class DistillArguments(TeacherFlags, TrainingArguments):
         False,
         "train LoRA adapters, merged when the model is saved (not under FSDP); use a learning rate of about 1e-4",
     )
-    lora_r: int = flag(16, "rank of the adapters")
-    lora_alpha: int = flag(32, "scale of the adapters")
-    lora_dropout: float = flag(0.0, "dropout of the adapters")
-    lora_target_modules: list[str] | None = flag(None, "modules to adapt; default: all linear layers of the body")
 
     learning_rate: float = flag(1e-6, "peak learning rate")
     lr_scheduler_type: str = flag("cosine_with_min_lr", "schedule of the learning rate")

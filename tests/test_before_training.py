@@ -10,6 +10,7 @@ import torch
 from test_training import arguments, plain_sgd, recipe, same_weights, weights
 from tiny import load, save, with_dropout
 
+from shards.cli import space
 from shards.cli.launcher import launched_processes
 from shards.cli.outside import naming_saves
 from shards.errors import AlignDistilError, CacheDamaged, OptionError
@@ -210,7 +211,7 @@ def test_what_cannot_be_saved_is_found_before_the_first_step(refuse, monkeypatch
 
 
 def test_a_disk_without_room_is_found_before_the_first_step(refuse, monkeypatch):
-    monkeypatch.setattr(before.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     message = refuse(save_strategy="steps", save_steps=1)
     assert message.startswith("output_dir: expected 0.0 GB free for the student and 2 checkpoints, got 0.0 in ")
 

@@ -75,7 +75,8 @@ def test_a_room_imports_only_what_it_may(room):
 
 
 def test_inside_shards_the_format_knows_no_teacher_and_neither_of_them_the_cache():
-    below = {"shards.format": ("shards.teacher", "shards.cache"), "shards.teacher": ("shards.cache",)}
+    cache = ("shards.cache", "shards.ShardCache", "shards.TeacherSpec")
+    below = {"shards.format": ("shards.teacher", *cache), "shards.teacher": cache}
     for name, tree in modules().items():
         for folder, above in below.items():
             if name.startswith(folder):
@@ -89,6 +90,9 @@ def test_nobody_imports_a_command():
     assert {name.removesuffix(".__main__") for name in commands} == COMMANDS
     for name, tree in trees.items():
         assert not commands & set(imported(tree)), name
+        others = [f"{command}." for command in COMMANDS if not name.startswith(command)]
+        found = {target for target in imported(tree) if target.startswith(tuple(others))}
+        assert not found or not name.startswith(tuple(COMMANDS)), f"{name} imports {found} of another command"
 
 
 def test_no_folder_has_more_than_ten_modules():

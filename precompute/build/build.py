@@ -11,7 +11,7 @@ import torch
 
 from precompute.build.directions import sample_directions
 from precompute.build.identity import read_earlier
-from precompute.build.inputs import Inputs, find_sources, read_inputs
+from precompute.build.inputs import BuildInputs, find_sources, read_inputs
 from precompute.build.options import BuildOptions
 from precompute.build.plan import log_threshold, make_plan, support_rule
 from precompute.build.report import (
@@ -86,7 +86,7 @@ def _already_built(out: Path, processes: Processes) -> Manifest:
     return found
 
 
-def load_scorer(options: BuildOptions, inputs: Inputs, processes: Processes) -> Scorer:
+def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes) -> Scorer:
     """The models on this process's device. Raises ModelError if the longest row does not fit into one."""
     device = resolve_device(torch, options.device, processes.local_rank)
     models = load_models(
@@ -124,7 +124,7 @@ class Build:
 
     out: Path
     options: BuildOptions
-    inputs: Inputs
+    inputs: BuildInputs
     scorer: Scorer
     processes: Processes
 

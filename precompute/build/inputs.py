@@ -21,7 +21,7 @@ from shards.format.schema import Role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
+class BuildSources:
     """The inputs by names and hashes. corpus: the tokenised data, if they were tokenised at the same time."""
 
     folders: dict[Role, ModelFolder]
@@ -32,7 +32,7 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
+class BuildInputs:
     """Everything that a build has read before it loads a model."""
 
     folders: dict[Role, ModelFolder]
@@ -55,7 +55,7 @@ class Inputs:
         return max(self.vocabulary.values()) + 1
 
 
-def find_sources(options: BuildOptions, processes: Processes) -> Sources:
+def find_sources(options: BuildOptions, processes: Processes) -> BuildSources:
     """Find the models, compare their tokenizers, hash the data.
 
     If the folder holds no build yet, the first process also tokenises the data.
@@ -79,7 +79,7 @@ def find_sources(options: BuildOptions, processes: Processes) -> Sources:
         show = processes.is_first
         data_sha256 = rows_sha256(options.data_sources, progress=show)
     asked = build_identity(options, device, models, tokenizer, data_sha256)
-    return Sources(folders=folders, vocabulary=vocabulary, tokenizer=tokenizer, identity=asked, corpus=corpus)
+    return BuildSources(folders=folders, vocabulary=vocabulary, tokenizer=tokenizer, identity=asked, corpus=corpus)
 
 
 def tokenized(options: BuildOptions, tokenizer: Any) -> Corpus:
@@ -95,10 +95,10 @@ def tokenized(options: BuildOptions, tokenizer: Any) -> Corpus:
     )
 
 
-def read_inputs(options: BuildOptions, sources: Sources, processes: Processes) -> Inputs:
+def read_inputs(options: BuildOptions, sources: BuildSources, processes: Processes) -> BuildInputs:
     """The inputs with the tokenised data. The first process tokenises for all."""
     expected = sources.identity["data"]["rows_sha256"]
     load = functools.partial(tokenized, options, sources.tokenizer)
     corpus = load_on_first(lambda: sources.corpus or load(), processes, rows_sha256=expected)
     asked = with_tokens(sources.identity, corpus.tokens_sha256)
-    return Inputs(folders=sources.folders, vocabulary=sources.vocabulary, corpus=corpus, identity=asked)
+    return BuildInputs(folders=sources.folders, vocabulary=sources.vocabulary, corpus=corpus, identity=asked)

@@ -1,9 +1,10 @@
 """What the build prints: the plan before the work, the summary after it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tally import Facts
+from shards.cli.text import counted, duration, skipped_text
 from shards.format.manifest import Manifest, Plan, ShardPlan
 from shards.format.statistics import distribution_table
 from shards.preferences.directions import Direction
@@ -92,21 +93,3 @@ def _time_text(left: int, tokens_per_second: float | None) -> str:
     if tokens_per_second is None:
         return "after the first shard; models are moved to the device in turn"
     return f"{duration(left / tokens_per_second)} at {tokens_per_second:,.0f} response tokens/s"
-
-
-def duration(seconds: float) -> str:
-    """A length of time for a person: 4 s, 2 min 5 s, 3 h 20 min."""
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def skipped_text(skipped: Mapping[str, int]) -> str:
-    """ ", 3 skipped as empty": the reasons that occurred; nothing where none did."""
-    return "".join(f", {count:,} skipped as {reason}" for reason, count in skipped.items() if count)

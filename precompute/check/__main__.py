@@ -1,8 +1,8 @@
-"""python -m precompute.check: does a cache still say what its models say? What to run before a long training.
+"""python -m precompute.check: does a cache still say what its models say? Run it before a long training.
 
 Recomputes some responses of a finished cache with live models and compares: log-probs, D_t, the teacher, and the loss
-and gradient of students on their way to it. Exit code 0 where every value is as cached, up to rounding, 1 where one is
-not, 2 for input that cannot be used. The responses are taken from the cache; the data are not needed.
+and gradient of students on their way to it. Exit code 0 if every value is as cached, up to rounding, 1 if one is not, 2
+for input that cannot be used. The responses are taken from the cache; the data are not needed.
 """
 
 import functools
@@ -74,7 +74,7 @@ def check(options: CheckOptions) -> CheckReport:
 
 
 def model_places(cache: ShardCache, given: Mapping[Role, str]) -> dict[Role, str]:
-    """Where the model of each of the cache's roles lies: as given, else as at the build. Raises OptionError."""
+    """The folder of each role's model: the given one, else the one of the build. Raises OptionError."""
     for role in given:
         if role not in cache.plan.roles:
             raise OptionError(f"models: expected roles of the cache ({', '.join(cache.plan.roles)}), got {role}")
@@ -89,7 +89,7 @@ def model_places(cache: ShardCache, given: Mapping[Role, str]) -> dict[Role, str
 
 
 def find_models(cache: ShardCache, given: Mapping[Role, str]) -> dict[Role, ModelFolder]:
-    """The model of each of the cache's roles; one that is not given, from the hub at the commit of the build."""
+    """The model of each of the cache's roles. Hub models that are not given are taken at the commit of the build."""
     recorded = cache.plan.identity.get("models", {})
     return {
         role: resolve(name, recorded=None if role in given else recorded.get(role))
@@ -98,7 +98,7 @@ def find_models(cache: ShardCache, given: Mapping[Role, str]) -> dict[Role, Mode
 
 
 def require_vocabulary(cache: ShardCache, folders: Mapping[Role, ModelFolder], *, trust_remote_code: bool) -> None:
-    """Raise VocabularyMismatch where the models' tokenizers are not the cache's."""
+    """Raise VocabularyMismatch if the models' tokenizers differ from the cache's."""
     tokenizers = {role: load_tokenizer(folder, trust_remote_code=trust_remote_code) for role, folder in folders.items()}
     require_same_vocabulary(cache.vocabulary, check_vocabularies(tokenizers), "the cache", "the models")
 
@@ -106,7 +106,7 @@ def require_vocabulary(cache: ShardCache, folders: Mapping[Role, ModelFolder], *
 def changed_models(
     cache: ShardCache, folders: Mapping[Role, ModelFolder], *, trust_remote_code: bool
 ) -> dict[Role, list[str]]:
-    """Role -> which of its hashes are not the manifest's; only roles that have such."""
+    """Role -> which of its hashes differ from the manifest's; only roles with a difference."""
     recorded = cache.plan.identity.get("models", {})
     found = {
         role: list(identity_differences(recorded.get(role, {}), identity(folder, trust_remote_code=trust_remote_code)))
@@ -154,7 +154,7 @@ def pick_rows(rows: int, count: int, seed: int) -> list[int]:
 def compare_rows(
     cache: ShardCache, rows: Sequence[int], scorer: Scorer, spec: TeacherSpec, batch_tokens: int
 ) -> Comparison:
-    """What comes of comparing these rows, summed up as it goes, with a progress bar."""
+    """The sums of comparing these rows, with a progress bar."""
     with tqdm(total=len(rows), unit="response", desc="checking") as bar:
         return functools.reduce(operator.add, _comparisons(cache, rows, scorer, spec, batch_tokens, bar))
 

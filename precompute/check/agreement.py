@@ -1,4 +1,4 @@
-"""When recomputed values agree with cached ones: the tolerance for rounding, and what lies outside of it. Pure."""
+"""The tolerance between recomputed and cached values, and which values are outside of it. Pure."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def tolerance(recorded: Mapping[str, Any], found: Mapping[str, Any], *, narrow: 
 
 
 def numerics_differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
-    """What differs between two numerics, `field: expected x, got y`, but for the threads: they move a last bit."""
+    """Differences of two numerics, `field: expected x, got y`; without the threads, which change a last bit only."""
     for name, old, new in differences(recorded, found):
         if name != "num_threads":
             yield f"{name}: expected {old}, got {new}"
@@ -66,10 +66,10 @@ def identity_differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) 
 
 
 def disagreements(errors: ScoreErrors, allowed: Tolerance, changed: Collection[Role] = ()) -> list[str]:
-    """What lies outside of the tolerance, in words; empty where everything agrees.
+    """Values outside the tolerance, in words; empty if all agree.
 
-    changed: roles whose files are not those of the build. They get no allowance for narrow bodies or other numerics:
-    it is as large as the distance between two models.
+    changed: roles whose files are not those of the build. They get no allowance for narrow bodies or other numerics,
+    because it is as large as the distance between two models.
     """
 
     def excluded(error: ErrorSum, *roles: Role) -> bool:

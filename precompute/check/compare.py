@@ -1,7 +1,7 @@
-"""Cached, sparse values against live, dense ones: errors, losses and gradients, summed by `sums`. Pure.
+"""Compares cached, sparse values with live, dense ones: errors, losses and gradients. Pure.
 
-The dense side is role -> log-probs over the whole vocabulary; what is compared with it is what a cache holds of the
-same positions. Arithmetic is in float64. Gradients are over the student's logits, each position's times its lambda_t.
+The dense side is role -> log-probs over the whole vocabulary; the sparse side is what a cache holds of the same
+positions. Arithmetic is in float64. Gradients are over the student's logits, each position's times its lambda_t.
 
 Dimensions: N positions of a chunk, V vocabulary, M kept tokens over the N positions.
 """
@@ -63,7 +63,7 @@ def compare(
 
 
 def score_errors(logprobs: Logprobs, next_ids_N: torch.Tensor, span: Span) -> ScoreErrors:
-    """Errors of everything that is cached but the tails' log partitions, which `teacher_errors` sees the effect of."""
+    """Errors of all cached values except the tails' log partitions, whose effect is in `teacher_errors`."""
     low, high = span
     kept = support_index(low.support_count, low.support_ids, next_ids_N.device)
     live = {role: logprobs[role].double() for role in low.logprobs}
@@ -82,7 +82,7 @@ def score_errors(logprobs: Logprobs, next_ids_N: torch.Tensor, span: Span) -> Sc
 
 
 def teacher_errors(dense_NV: torch.Tensor, sparse: Teacher) -> TeacherErrors:
-    """Errors of a composed teacher against log p* over the whole vocabulary; between nodes the tail's are no fault."""
+    """Errors of a composed teacher against log p* over the whole vocabulary. Tails may be off between nodes."""
     kept = support_index(sparse.support_count, sparse.support_ids, dense_NV.device)
     return TeacherErrors(
         kept=ErrorSum.between(sparse.logprobs, dense_NV[kept]),

@@ -1,4 +1,4 @@
-"""What the check found: for a person, on a terminal of 100 columns, and for machines. Pure."""
+"""The report of the check: as text for a terminal of 100 columns, and as JSON. Pure."""
 
 import math
 import textwrap
@@ -23,7 +23,7 @@ KINDS = {"kept": "log-probs, kept tokens", "next": "log-probs, next tokens", "ta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """What was compared and what came of it.
+    """What was compared, and the result.
 
     rows       the rows that were recomputed, out of cache_rows
     values     how the cache stores values
@@ -58,7 +58,7 @@ class CheckReport:
         return next(iter(self.comparison.stages.values())).positions
 
     def to_json(self) -> dict[str, Any]:
-        """A number that is not finite, and one that is not defined, is null."""
+        """JSON values; a number that is undefined or not finite is null."""
         scores, teacher = self.comparison.scores, self.comparison.teacher
         return {
             "agrees": self.agrees,

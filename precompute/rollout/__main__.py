@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 from precompute.models.folders import load_merged
 from precompute.rollout.completion import sample_row
 from precompute.rollout.file import SampleFile
-from precompute.rollout.inputs import Inputs, find_sources, read_inputs
+from precompute.rollout.inputs import RolloutInputs, find_sources, read_inputs
 from precompute.rollout.options import RolloutOptions
 from precompute.rollout.sampling import Engine, Request, TransformersEngine
 from precompute.rollout.vllm_engine import load_vllm
@@ -61,7 +61,7 @@ def _found(file: SampleFile) -> Path:
     return file.path
 
 
-def load_engine(options: RolloutOptions, inputs: Inputs) -> Engine:
+def load_engine(options: RolloutOptions, inputs: RolloutInputs) -> Engine:
     """The engine, with the model loaded."""
     trust = options.trust_remote_code
     if options.engine == "vllm":
@@ -78,7 +78,7 @@ def load_engine(options: RolloutOptions, inputs: Inputs) -> Engine:
 
 
 def sample_all(
-    file: SampleFile, engine: Engine, inputs: Inputs, requests: Sequence[Request], batch_size: int
+    file: SampleFile, engine: Engine, inputs: RolloutInputs, requests: Sequence[Request], batch_size: int
 ) -> list[dict[str, Any]]:
     """The rows of all requests: those left by a killed run, and the others, sampled a batch at a time."""
     rows = file.keep([(request.prompt, request.sample) for request in requests], batch_size)

@@ -20,7 +20,7 @@ from shards.modelfiles.folder import refusing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
+class RolloutSources:
     """The inputs of a rollout, by names and hashes."""
 
     folder: ModelFolder
@@ -31,7 +31,7 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
+class RolloutInputs:
     """What a rollout has read. `prompts`: those that fit into the model, by number; `skipped`: how many do not fit.
 
     notes: on the data, for the user.
@@ -55,7 +55,7 @@ class Inputs:
         ]
 
 
-def find_sources(options: RolloutOptions) -> Sources:
+def find_sources(options: RolloutOptions) -> RolloutSources:
     """Find the model, hash the prompts, and compute the identity of the samples."""
     folder = resolve(options.model)
     trust = options.trust_remote_code
@@ -78,10 +78,10 @@ def find_sources(options: RolloutOptions) -> Sources:
         "data": {"prompts_sha256": prompts_sha256(options.data_sources)},
         "numerics": _numerics(options, device),
     }
-    return Sources(folder=folder, tokenizer=tokenizer, sampling=sampling, device=device, identity=found)
+    return RolloutSources(folder=folder, tokenizer=tokenizer, sampling=sampling, device=device, identity=found)
 
 
-def read_inputs(options: RolloutOptions, sources: Sources) -> Inputs:
+def read_inputs(options: RolloutOptions, sources: RolloutSources) -> RolloutInputs:
     """Tokenise the prompts."""
     data = options.data_sources
     found = load_prompts(data, tokenizer=sources.tokenizer)
@@ -91,7 +91,7 @@ def read_inputs(options: RolloutOptions, sources: Sources) -> Inputs:
     prompts = {prompt.id: prompt for prompt in found.prompts if _fits(prompt, room, options)}
     if not prompts:
         raise DataError(f"{data}: no prompt leaves room for {options.max_new_tokens} tokens out of {room}")
-    return Inputs(
+    return RolloutInputs(
         folder=sources.folder,
         tokenizer=sources.tokenizer,
         prompts=prompts,

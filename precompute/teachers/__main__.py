@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import HfArgumentParser
 
-from precompute.build.report import counted, skipped_text
 from precompute.models.folders import ModelFolder, identity, load_tokenizer, resolve
 from precompute.models.made_from import DIRECTIONS
 from precompute.models.tokenizer_identity import tokenizer_identity
@@ -29,6 +28,7 @@ from shards.cli.command import parse_dataclasses, run_command
 from shards.cli.launcher import launched_processes
 from shards.cli.outside import naming_saves
 from shards.cli.space import require_writable
+from shards.cli.text import counted, skipped_text
 from shards.errors import OptionError
 from shards.format.schema import Role
 from shards.format.writer import exclusive
@@ -40,7 +40,7 @@ LIBRARIES = ("aligndistil-offline", "trl", "transformers", "torch", "tokenizers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
+class TeacherSources:
     """The inputs of the trainings, by names and hashes; `records`: made_from.json of each role, without its tokens."""
 
     reference: ModelFolder
@@ -49,7 +49,7 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inputs:
+class TeacherInputs:
     """The inputs as read, before any model is loaded; `records`: the later made_from.json of each role."""
 
     reference: ModelFolder
@@ -76,7 +76,7 @@ def make_teachers(options: TeacherOptions, args: "DPOArguments") -> None:
         train(options, args, read_inputs(options, args, sources, processes), processes)
 
 
-def train(options: TeacherOptions, args: "DPOArguments", inputs: Inputs, processes: Processes) -> None:
+def train(options: TeacherOptions, args: "DPOArguments", inputs: TeacherInputs, processes: Processes) -> None:
     """Train the roles that are not done yet."""
     from precompute.teachers.dpo import train_role
 
@@ -107,7 +107,7 @@ def train(options: TeacherOptions, args: "DPOArguments", inputs: Inputs, process
                 remove_training(training_folder(out, role))
 
 
-def find_sources(options: TeacherOptions, args: "DPOArguments") -> Sources:
+def find_sources(options: TeacherOptions, args: "DPOArguments") -> TeacherSources:
     """Find the reference, and hash the data."""
     reference = resolve(options.reference)
     tokenizer = load_tokenizer(reference, trust_remote_code=args.trust_remote_code)
@@ -121,10 +121,12 @@ def find_sources(options: TeacherOptions, args: "DPOArguments") -> Sources:
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
     records = {role: {"role": role, "direction": direction} | record for role, direction in DIRECTIONS.items()}
-    return Sources(reference=reference, tokenizer=tokenizer, records=records)
+    return TeacherSources(reference=reference, tokenizer=tokenizer, records=records)
 
 
-def read_inputs(options: TeacherOptions, args: "DPOArguments", sources: Sources, processes: Processes) -> Inputs:
+def read_inputs(
+    options: TeacherOptions, args: "DPOArguments", sources: TeacherSources, processes: Processes
+) -> TeacherInputs:
     """Tokenise the data as the build does, on the first process for all."""
     data = sources.records["dpo"]["data"]
     load = functools.partial(tokenized, options, args, sources.tokenizer)
@@ -132,7 +134,7 @@ def read_inputs(options: TeacherOptions, args: "DPOArguments", sources: Sources,
     found = processes.together(lambda: whole_pairs(corpus, str(options.data_sources)))
     data = data | {"tokens_sha256": corpus.tokens_sha256, "pairs": len(found)}
     records = {role: record | {"data": data} for role, record in sources.records.items()}
-    return Inputs(
+    return TeacherInputs(
         reference=sources.reference,
         pairs=found,
         pairs_text=_pairs_text(found, corpus),

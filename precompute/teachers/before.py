@@ -13,6 +13,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from precompute.models.folders import ModelFolder
 from shards.cli.outside import naming, naming_saves
+from shards.cli.space import require_training_fits
 from shards.errors import OptionError
 
 GENERATION_FILE = "generation_config.json"
@@ -98,12 +99,7 @@ def require_disk(args: Any, model: Any, state: Any) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad) * 4
     moments = 2 if args.optim.value.startswith("adamw_torch") else 0
     kept = _checkpoints_kept(args, state)
-    wanted, free = whole + kept * trained * (1 + moments), shutil.disk_usage(args.output_dir).free
-    if free < wanted:
-        raise OptionError(
-            f"out: expected {wanted / 1e9:,.1f} GB free for the model and {kept:,} checkpoints, got "
-            f"{free / 1e9:,.1f} in {args.output_dir}; --save_total_limit and --save_steps set how many are kept"
-        )
+    require_training_fits("out", args.output_dir, "model", whole + kept * trained * (1 + moments), kept)
 
 
 def _checkpoints_kept(args: Any, state: Any) -> int:

@@ -5,11 +5,12 @@ from typing import Any, Literal
 
 from precompute.tokens.data_options import DataOptions
 from shards.cli.command import flag, require_at_least
+from shards.cli.lora_flags import LoraFlags
 from shards.errors import OptionError
 
 
 @dataclass(kw_only=True)
-class TeacherOptions(DataOptions):
+class TeacherOptions(LoraFlags, DataOptions):
     """Models, data and LoRA of both trainings. Raises OptionError for values out of range."""
 
     reference: str = field(
@@ -26,10 +27,6 @@ class TeacherOptions(DataOptions):
     use_peft: bool = flag(
         False, "train LoRA adapters, merged when the models are saved; use a learning rate of 1e-5 or more"
     )
-    lora_r: int = flag(16, "rank of the adapters")
-    lora_alpha: int = flag(32, "scale of the adapters")
-    lora_dropout: float = flag(0.0, "dropout of the adapters")
-    lora_target_modules: list[str] | None = flag(None, "modules to adapt; default: all linear layers of the body")
 
     def __post_init__(self) -> None:
         DataOptions.__post_init__(self)

@@ -35,6 +35,16 @@ def require_space(folder: Path, projected_bytes: float, option: str = "out") -> 
     return f"{text}; values are compressed, so it may be enough"
 
 
+def require_training_fits(option: str, folder: str, what: str, wanted_bytes: float, checkpoints: int) -> None:
+    """Raise OptionError if the disk has no room for a model, called `what`, and for its checkpoints."""
+    free = shutil.disk_usage(folder).free
+    if free < wanted_bytes:
+        raise OptionError(
+            f"{option}: expected {wanted_bytes / 1e9:,.1f} GB free for the {what} and {checkpoints:,} checkpoints, got "
+            f"{free / 1e9:,.1f} in {folder}; --save_total_limit and --save_steps set how many are kept"
+        )
+
+
 def nearest_folder(folder: Path) -> Path:
     """The folder itself, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())

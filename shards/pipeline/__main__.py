@@ -1,9 +1,9 @@
 """python -m shards.pipeline FILE: the commands that a YAML file lists, one after the other.
 
-Every step is the real command in a process of its own; one that was done before, with the same flags, from the same
-inputs, is skipped. After a failure or a kill the same command goes on.
+Every step runs the real command in its own process. A step that was done before with the same flags and inputs is
+skipped. After a failure or a kill, the same command continues.
 
-It stands in `shards` because it knows commands of both other rooms, by their names, and imports neither.
+It is in `shards` because it knows the commands of all packages by their names and imports none of them.
 """
 
 import argparse
@@ -28,7 +28,7 @@ LINE_WIDTH = 110
 
 
 def run_pipeline(file: Path) -> int:
-    """Run what is not done yet; the exit code of the step that failed, or 0. Raises AlignDistilError."""
+    """Run the steps that are not done. Returns the exit code of the step that failed, or 0. Raises AlignDistilError."""
     pipeline = read_pipeline(file)
     with exclusive(file):
         record = Record(pipeline.out)
@@ -52,7 +52,7 @@ def run_pipeline(file: Path) -> int:
 
 
 def show_pipeline(file: Path) -> None:
-    """Print the commands, and which of them are done. What follows a step to be run is not known to be."""
+    """Print the commands, and which are done. Steps after the first one to run count as not done."""
     pipeline = read_pipeline(file)
     record, pending = Record(pipeline.out), False
     for step in pipeline.steps:
@@ -63,9 +63,9 @@ def show_pipeline(file: Path) -> None:
 
 
 def run_to_end(step: Step) -> int:
-    """Run a step; its exit code, as a shell gives it, and never 0 once somebody asked to stop.
+    """Run a step. Returns its exit code as a shell gives it; never 0 after Ctrl-C or SIGTERM.
 
-    Ctrl-C reaches the step by itself, as it does every process of a terminal; SIGTERM is passed on.
+    Ctrl-C reaches the step directly, like every process of a terminal; SIGTERM is passed on.
     """
     # torchrun and accelerate of this Python, also where it was called by its path
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -92,7 +92,7 @@ def run_to_end(step: Step) -> int:
 
 
 def command_text(step: Step) -> str:
-    """What one would type, in lines of whole flags."""
+    """The command as a person would type it, in lines of whole flags."""
     lines = ["$ " + shlex.join([*(step.launch or ("python",)), "-m", step.module])]
     for words in map(shlex.join, step.flag_words()):
         if len(lines[-1]) + len(words) < LINE_WIDTH:

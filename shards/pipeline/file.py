@@ -5,10 +5,10 @@
     steps:
       - name: teachers
         run: precompute.teachers
-        launch: torchrun --nproc_per_node 8         # may be left out
+        launch: torchrun --nproc_per_node 8         # optional
         flags: {reference: REFERENCE_DIR, data: $data, out: $out/models}
 
-Flags are the command's own. A scalar is the text that stands there, as on a command line: `no` and `1e-6` are what they
+Flags are the command's own. A scalar is its text, as on a command line: `no` and `1e-6` are what they
 look like. A list is several values, a flag without a value is given without one.
 """
 
@@ -30,7 +30,7 @@ class Pipeline:
 
 
 def read_pipeline(file: Path) -> Pipeline:
-    """Raises OptionError for what is no YAML, and for a step that cannot be told apart or has no output."""
+    """Read and check the file. Raises OptionError if it is not YAML, or if two steps share a name or an output."""
     given = _mapping(load_yaml(file), f"{file}")
     names = _Names(str(file))
     for name, value in given.items():
@@ -49,7 +49,7 @@ def read_pipeline(file: Path) -> Pipeline:
 
 
 class _Names:
-    """The names at the top of the file, and which of them were used."""
+    """The names at the top of the file, and which of them are used."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -62,7 +62,7 @@ class _Names:
         self.values[name] = self.fill(value, f"{self.where}: {name}")
 
     def fill(self, text: str, where: str) -> str:
-        """The text with $name replaced; $$ is a dollar. Raises OptionError for a name that is not above it."""
+        """The text with every $name replaced; $$ is a dollar. Raises OptionError for an unknown name."""
         template = string.Template(text)
         try:
             filled = template.substitute(self.values)

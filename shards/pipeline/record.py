@@ -1,4 +1,4 @@
-"""What a pipeline has done: pipeline.json in its folder.
+"""The finished steps of a pipeline: pipeline.json in its folder.
 
 A step is recorded when it has ended well: its command, and a hash of the content of every path that it read or wrote.
 Every run hashes all of them again, each once: sizes and times cannot tell whether a file has changed.
@@ -31,13 +31,13 @@ class Record:
         self._known: dict[str, str | None] = {}
 
     def require_same_command(self, step: Step) -> None:
-        """Raise CacheConflict where a step was done with another command, and what it made is still there."""
+        """Raise CacheConflict if a step was done with another command and its output still exists."""
         if self._was_done(step):
             for field, old, new in differences(self._steps[step.name]["command"], _command(step)):
                 self._refuse(step, f"was done with {field} {old}, got {new}")
 
     def is_done(self, step: Step) -> bool:
-        """Whether a step need not run. Raises CacheConflict where its command, an input or its output has changed."""
+        """Whether a step is done. Raises CacheConflict if its command, an input or its output has changed."""
         if not self._was_done(step):
             if step.command.overwrites and any(Path(path).exists() for path in step.outputs):
                 raise CacheConflict(f"{step.outputs[0]}: expected nothing, found what step {step.name} did not write")
@@ -50,12 +50,12 @@ class Record:
         return True
 
     def inputs(self, step: Step) -> dict[str, str]:
-        """Path -> content of what a step will read. A hub name has none here: it stands for itself."""
+        """Path -> hash of what a step will read. A hub name has no path here."""
         paths = {path: self._content(path) for path in map(_path_in, step.names_read) if path}
         return {path: content for path, content in paths.items() if content is not None}
 
     def add(self, step: Step, inputs: Mapping[str, str]) -> None:
-        """Record a step that has ended well; `inputs` as they were before it began."""
+        """Record a step that has ended well. inputs: their hashes from before it began."""
         self._known.clear()
         outputs = {path: self._content(path) for path in step.outputs}
         for path, content in outputs.items():
@@ -113,13 +113,13 @@ def _command(step: Step) -> dict[str, Any]:
 
 
 def _path_in(name: str) -> str | None:
-    """The path in what a flag names: itself, or that of role=path or of file.py:function; None for a hub name."""
+    """The path in a flag's value: the value itself, or from role=path or file.py:function; None for a hub name."""
     candidates = (name, name.partition("=")[2], name.partition(":")[0])
     return next((text for text in candidates if text and Path(text).exists()), None)
 
 
 def _files_of(path: Path) -> Iterator[Path]:
-    """The files that make up a model, a cache or a data set: not its card, its logs, its checkpoints."""
+    """The files of a model, a cache or a data set, without cards, logs and checkpoints."""
     if path.is_file():
         yield path
         return

@@ -49,13 +49,13 @@ class Step:
 
     @property
     def outputs(self) -> list[str]:
-        """Paths that are there when the step is done."""
+        """Paths that exist when the step is done."""
         (path,) = self.flags[self.command.output]
         return [str(Path(path, name)) for name in self.command.made]
 
     @property
     def names_read(self) -> list[str]:
-        """Values of the flags that say what is read: paths, hub names, role=path, file.py:function."""
+        """Values of the flags that name inputs: paths, hub names, role=path, file.py:function."""
         return [value for name in self.command.reads for value in self.flags.get(name, ())]
 
     def words(self, python: str = sys.executable) -> list[str]:

@@ -22,7 +22,7 @@ def load_yaml(file: Path) -> Any:
 
 
 class _Loader(yaml.BaseLoader):
-    """Texts, lists and mappings only; and no key twice, of which PyYAML would keep the last."""
+    """Texts, lists and mappings only. A repeated key is an error; PyYAML would keep the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()

@@ -1,7 +1,6 @@
 """Checks before the first step that the student can be saved at the end: a trial save, and disk space."""
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from shards.cli.outside import naming, naming_saves
-from shards.errors import OptionError
+from shards.cli.space import require_training_fits
 from student.loss.forward import base_model
 from student.runs.card import write_model_card
 from student.runs.checkpoints import checkpoints_of
@@ -57,13 +56,7 @@ def require_disk(trainer: Any, steps: int) -> None:
     if not args.should_save or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return
     kept, weights, checkpoint = _checkpoints_kept(trainer, steps), *_bytes(trainer)
-    free = shutil.disk_usage(args.output_dir).free
-    wanted = weights + kept * checkpoint
-    if free < wanted:
-        raise OptionError(
-            f"output_dir: expected {wanted / 1e9:,.1f} GB free for the student and {kept:,} checkpoints, got "
-            f"{free / 1e9:,.1f} in {args.output_dir}; --save_total_limit and --save_steps set how many are kept"
-        )
+    require_training_fits("output_dir", args.output_dir, "student", weights + kept * checkpoint, kept)
 
 
 def _bytes(trainer: Any) -> tuple[int, int]:

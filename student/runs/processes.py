@@ -11,7 +11,7 @@ from shards.errors import AlignDistilError, first_line
 Found = TypeVar("Found")
 
 LONGEST_WAIT = timedelta(days=30)
-"""Time limit of the others, in a separate group: that of the training would give up after half an hour."""
+"""How long the others wait. They use a group of their own: the training's gives up after half an hour."""
 
 
 def by_first_process(work: Callable[[], Found]) -> Found:
