@@ -503,6 +503,8 @@ def test_a_plan_that_lacks_a_field_and_a_manifest_that_was_edited(refuse_build, 
     assert refuse_build(out=copy).startswith(expected)
     (copy / "manifest.json").unlink()
     plan = json.loads((copy / "plan.json").read_text())
+    (copy / "plan.json").write_text(json.dumps(plan | {"rows": 5, "note": "mine"}))
+    assert refuse_build(out=copy).startswith(f"{copy}/plan.json: ")
     plan.pop("pairs")
     (copy / "plan.json").write_text(json.dumps(plan))
     assert refuse_build(out=copy) == f"{copy}/plan.json: expected a plan of format version 3, got KeyError('pairs')"
@@ -726,6 +728,8 @@ def test_a_checkpoint_that_is_missing_or_of_another_run(refuse_train, cache, tmp
         (build_main, ["--models", "dpo=a", "--data", "b", "--topk", "5"], "unrecognized arguments: --topk 5"),
         (build_main, ["--top_k", "many"], "argument --top_k/--top-k: invalid int value: 'many'"),
         (train_main, ["--gian", "5"], "unrecognized arguments: --gian 5"),
+        (train_main, ["--gai", "5"], "unrecognized arguments: --gai 5"),
+        (build_main, ["--models", "dpo=a", "--data", "b", "--min_top", "5"], "unrecognized arguments: --min_top 5"),
         (train_main, ["--train-on", "all"], "argument --train_on/--train-on: invalid choice: 'all' "),
         (
             train_main,

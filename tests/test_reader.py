@@ -297,6 +297,9 @@ def edited(changes):
         lambda manifest: json.dumps(manifest).replace('"rows": 4', '"rows": "x"'),
         lambda manifest: json.dumps(manifest).replace('"vocabulary_size": 24', '"vocabulary_size": 1e999'),
         lambda manifest: re.sub(r'"bytes": \d+', '"bytes": 1e999', json.dumps(manifest)),
+        lambda manifest: json.dumps(manifest | {"rows": manifest["rows"] + 1}),
+        lambda manifest: json.dumps(manifest | {"positions": manifest["positions"] + 1}),
+        lambda manifest: json.dumps(manifest | {"note": "mine"}),
     ],
 )
 def test_an_altered_manifest_is_refused(copy, edit):

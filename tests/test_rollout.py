@@ -446,3 +446,12 @@ def test_the_command_takes_both_spellings(model_folder, pairs_file, unbroken, tm
     )
     assert (tmp_path / "samples.jsonl").read_bytes() == unbroken.read_bytes()
     assert np.mean([row["tokens"] for row in rows_of(unbroken)]) > 1
+
+
+def test_text_prompts_of_a_chat_model_are_noted(tmp_path):
+    data = Data.of(str(write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "the cat"}])))
+    tokenizer = make_tokenizer()
+    assert load_prompts(data, tokenizer=tokenizer).notes == []
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    (note,) = load_prompts(data, tokenizer=tokenizer).notes
+    assert note == "the data are plain text: the tokenizer's chat template is not applied to them"

@@ -43,8 +43,8 @@ from shards.format.manifest import (
     VOCABULARY_FILE,
     Manifest,
     Plan,
-    read_json,
     read_manifest,
+    read_plan,
 )
 from shards.format.writer import (
     exclusive,
@@ -143,7 +143,7 @@ class Build:
         """Set the threshold, plan the shards and write the plan. The first process does it for all."""
         planned = self.processes.together(lambda: self._write_plan() if self.processes.is_first else None)
         if planned is None:
-            planned = Plan.from_json(read_json(self.out / PLAN_FILE), str(self.out / PLAN_FILE))
+            planned = read_plan(self.out / PLAN_FILE)
         self._clean()
         return planned
 

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tqdm.auto import tqdm
+
 from precompute.scoring.packing import batches_by_length
 from precompute.scoring.score import Scorer
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tokenized import TokenizedResponse
 from shards.errors import NonFiniteLogits
 from shards.preferences.directions import Direction, Rewards, directions, implicit_rewards
-from shards.spread import spread
+from shards.spread import QUIET_SECONDS, spread
 
 
 def sample_directions(corpus: Corpus, scorer: Scorer, *, sample: int, batch_tokens: int) -> list[Direction]:
@@ -31,7 +33,9 @@ def _cut(row: TokenizedResponse, longest: int) -> TokenizedResponse:
 def _rewards(rows: Sequence[TokenizedResponse], scorer: Scorer, batch_tokens: int) -> Rewards:
     rewards: Rewards = {}
     batches = [[rows[i] for i in batch] for batch in batches_by_length(rows, batch_tokens)]
-    for batch, found in zip(batches, scorer.next_logprobs(batches), strict=True):
+    scored = zip(batches, scorer.next_logprobs(batches), strict=True)
+    bar = tqdm(scored, "comparing preferences", len(batches), unit="batch", delay=QUIET_SECONDS, leave=False)
+    for batch, found in bar:
         for row, next_logprob in zip(batch, found, strict=True):
             rewards[row.pair_id, row.chosen] = implicit_rewards(next_logprob)
     return rewards

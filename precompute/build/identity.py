@@ -16,7 +16,8 @@ from shards.format.manifest import (
     SHARD_GLOB,
     Manifest,
     Plan,
-    read_json,
+    read_manifest,
+    read_plan,
     refuse_difference,
 )
 from shards.format.schema import Role
@@ -68,8 +69,7 @@ def read_earlier(folder: Path, asked: Mapping[str, Any]) -> Manifest | Plan | No
     for file in (MANIFEST_FILE, PLAN_FILE):
         path = folder / file
         if path.exists():
-            data = read_json(path)
-            earlier = Manifest.from_json(data, str(path)) if file == MANIFEST_FILE else Plan.from_json(data, str(path))
+            earlier = read_manifest(folder) if file == MANIFEST_FILE else read_plan(path)
             plan = earlier.plan if isinstance(earlier, Manifest) else earlier
             found = plan.identity if "tokens_sha256" in asked["data"] else without_tokens(plan.identity)
             refuse_difference(found, asked, f"{folder}: holds another build")

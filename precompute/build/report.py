@@ -27,11 +27,7 @@ def plan_text(
         f"({per_position:,.0f} bytes per response token before compression)",
         f"{'projected time':>18}  {_time_text(left, tokens_per_second)}",
     ]
-    notes = list(corpus.notes)
-    if corpus.ignores_chat_template:
-        notes.append("the data are plain text: the tokenizer's chat template is not applied to them")
-    notes += teacher_notes(plan)
-    lines += [f"{'note':>18}  {note}" for note in notes]
+    lines += [f"{'note':>18}  {note}" for note in (*corpus.notes, *teacher_notes(plan))]
     return "\n".join(lines)
 
 

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Sequence
 
+from tqdm.auto import tqdm
+
 from precompute.scoring.packing import batches_by_length
 from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule
 from precompute.tokens.tokenized import TokenizedResponse
-from shards.spread import spread
+from shards.spread import QUIET_SECONDS, spread
 
 
 def tokens_per_second(
@@ -25,7 +27,7 @@ def tokens_per_second(
     batches = batches_by_length(rows, batch_tokens, share_prompts=scorer.share_prompts)
     batch = [rows[i] for i in batches[len(batches) // 2]]
     seconds = []
-    for _ in range(2):
+    for _ in tqdm(range(2), desc="measuring the speed", unit="pass", delay=QUIET_SECONDS, leave=False):
         start = time.perf_counter()
         positions = sum(scores.num_positions for scores in next(scorer.score([batch], rule)))
         seconds.append(time.perf_counter() - start)

@@ -34,8 +34,8 @@ class Corpus:
 
     `skipped` counts responses by reason, under "overlong" and "empty". has_pairs: the rows have a rejected response
     too, asked for or not. sampled_pairs: both responses of some rows, spread over the data, for checks that need a
-    pair. ignores_chat_template: the tokenizer has a chat template, but the data are text. empty_prompts counts rows.
-    data_sha256 covers the used columns of every row read, in any file format. notes: lines for the user.
+    pair. empty_prompts counts rows. data_sha256 covers the used columns of every row read, in any file format. notes:
+    lines for the user.
     """
 
     responses: Sequence[TokenizedResponse]
@@ -45,7 +45,6 @@ class Corpus:
     empty_prompts: int = 0
     has_pairs: bool
     sampled_pairs: Sequence[TokenizedResponse] = ()
-    ignores_chat_template: bool = False
     data_sha256: str
     notes: Sequence[str] = ()
 
@@ -107,9 +106,12 @@ def load_corpus(
         empty_prompts=gathered.empty_prompts,
         has_pairs=gathered.has_pairs,
         sampled_pairs=[response for pair in gathered.sample.kept for response in pair],
-        ignores_chat_template=gathered.plain_text and bool(tokenizer.chat_template),
         data_sha256=rows.sha256,
-        notes=(*reader.notes(), *gathered.notes(tokenizer.bos_token)),
+        notes=(
+            *reader.notes(),
+            *gathered.notes(tokenizer.bos_token),
+            *template_notes(gathered.plain_text, tokenizer),
+        ),
     )
 
 
@@ -192,6 +194,13 @@ def _wanted_kinds(responses: Responses, layout: Layout, where: str) -> tuple[Res
         columns = "+".join(layout.columns)
         raise DataError(f"{where}: expected a column rejected, which responses {responses} asks for, got {columns}")
     return layout.kinds if responses == "both" else ("rejected",)
+
+
+def template_notes(plain_text: bool, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """A note if the data are text and the tokenizer has a chat template; else nothing."""
+    if not (plain_text and tokenizer.chat_template):
+        return []
+    return ["the data are plain text: the tokenizer's chat template is not applied to them"]
 
 
 def twice_begun_notes(rows: int, bos_token: Any) -> list[str]:

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from precompute.data.layouts import TEMPLATE_COLUMNS, Messages, split_row
 from precompute.data.reader import DataReader
 from precompute.data.sources import Data
-from precompute.tokens.corpus import canonical_row, twice_begun_notes
+from precompute.tokens.corpus import canonical_row, template_notes, twice_begun_notes
 from precompute.tokens.encode import encode_all
 from precompute.tokens.tokenize import prompt_request
 from shards.errors import DataError
@@ -58,7 +58,12 @@ def load_prompts(data: Data, *, tokenizer: "PreTrainedTokenizerBase") -> Prompts
     encoded = tqdm(encode_all(requests, tokenizer), desc=f"tokenizing {data}", unit=" rows", leave=False)
     found = [replace(row, token_ids=ids["prompt"].ids.tolist()) for row, ids in encoded]
     twice = sum(prompt.token_ids[:2] == [tokenizer.bos_token_id] * 2 for prompt in found)
-    notes = [*reader.notes(), *twice_begun_notes(twice, tokenizer.bos_token)]
+    plain_text = any(isinstance(prompt.prompt, str) for prompt in found)
+    notes = [
+        *reader.notes(),
+        *twice_begun_notes(twice, tokenizer.bos_token),
+        *template_notes(plain_text, tokenizer),
+    ]
     return Prompts(prompts=found, sha256=digest.hexdigest(), notes=notes)
 
 

@@ -18,7 +18,11 @@ REFUSED_BY_THE_SYSTEM = frozenset({
 
 
 class OneLineErrors(argparse.ArgumentParser):
-    """A parser that raises OptionError; argparse would also print its whole usage."""
+    """A parser that raises OptionError, without the usage that argparse prints, and takes no abbreviated flags."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["allow_abbrev"] = False
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise OptionError(f"{message} (--help lists all flags)")

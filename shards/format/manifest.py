@@ -72,7 +72,9 @@ class Manifest:
         plan = Plan.from_json({**data, "shards": planned}, where)
         if plan.sha256 != build_sha256:
             raise CacheDamaged(f"{where}: expected build_sha256 {build_sha256}, got {plan.sha256} from its fields")
-        return cls(plan=plan, entries=entries, statistics=statistics)
+        manifest = cls(plan=plan, entries=entries, statistics=statistics)
+        _require_exact(data, manifest.to_json(), where)
+        return manifest
 
 
 def file_sha256(path: Path) -> str:
@@ -107,6 +109,20 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.exists() and (folder / PLAN_FILE).exists():
         raise CacheMissing(f"{folder}: expected a finished cache, found a build that was begun; run it again to finish")
     return Manifest.from_json(read_json(path), str(path))
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file of a begun or finished build. Raises CacheMissing, CacheDamaged."""
+    data = read_json(path)
+    plan = Plan.from_json(data, str(path))
+    _require_exact(data, plan.to_json(), str(path))
+    return plan
+
+
+def _require_exact(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+    """Raise CacheDamaged if a file has keys outside its format, or sums that are not those of its shards."""
+    for name, old, new in differences(found, expected):
+        raise CacheDamaged(f"{where}: {name}: expected {new}, got {old}")
 
 
 def refuse_difference(found: Mapping[str, Any], asked: Mapping[str, Any], where: str) -> None:

@@ -2,8 +2,6 @@
 
 Every step runs the real command in its own process. A step that was done before with the same flags and inputs is
 skipped. After a failure or a kill, the same command continues.
-
-It is in `shards` because it knows the commands of all packages by their names and imports none of them.
 """
 
 import argparse

@@ -59,7 +59,6 @@ def verify(folder: Path) -> Iterator[Fault]:
     except (CacheMissing, CacheDamaged) as error:
         yield Fault(rule=1, text=str(error))
         return
-    yield from folder_rules.manifest_fields(manifest, folder)
     yield from folder_rules.plan_file(manifest.plan, folder)
     yield from folder_rules.vocabulary(manifest.plan, folder)
     yield from folder_rules.stray_files(manifest.plan, folder)

@@ -29,13 +29,6 @@ STATISTICS_TOLERANCE = 1e-5
 """Allowed error of a recomputed statistic, relative above 1: the library chooses the order of a sum."""
 
 
-def manifest_fields(manifest: Manifest, folder: Path) -> Iterator[Fault]:
-    """Rule 1: the manifest has exactly its keys, and its sums are the sums over its shards."""
-    path = folder / MANIFEST_FILE
-    for name, found, expected in differences(read_json(path), manifest.to_json()):
-        yield Fault(rule=1, text=f"{path}: {name}: expected {expected}, got {found}")
-
-
 def plan_file(plan: Plan, folder: Path) -> Iterator[Fault]:
     """Rule 2: plan.json exists and equals the plan in the manifest."""
     path = folder / PLAN_FILE
