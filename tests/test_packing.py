@@ -20,9 +20,9 @@ from transformers import (
 
 from precompute.build.build import build
 from precompute.models.folders import RoleModel
-from precompute.scoring.packing import batches_by_length, pack, units
+from precompute.scoring.packing import batches_by_length, pack, packed_length, units
 from precompute.scoring.score import hidden_states, require_shared_prompts
-from precompute.tokens.tokenized import SharedPrompts, TokenizedResponse, packed_length
+from precompute.tokens.tokenized import SharedPrompts, TokenizedResponse
 from shards import ShardCache
 from shards.errors import CacheConflict, ModelError, OptionError
 from shards.verify.__main__ import verify

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from tqdm.auto import tqdm
 
-from precompute.scoring.packing import batches_by_length
+from precompute.scoring.packing import batched
 from precompute.scoring.score import Scorer
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tokenized import TokenizedResponse
@@ -32,7 +32,7 @@ def _cut(row: TokenizedResponse, longest: int) -> TokenizedResponse:
 
 def _rewards(rows: Sequence[TokenizedResponse], scorer: Scorer, batch_tokens: int) -> Rewards:
     rewards: Rewards = {}
-    batches = [[rows[i] for i in batch] for batch in batches_by_length(rows, batch_tokens)]
+    batches = batched(rows, batch_tokens)
     scored = zip(batches, scorer.next_logprobs(batches), strict=True)
     bar = tqdm(scored, "comparing preferences", len(batches), unit="batch", delay=QUIET_SECONDS, leave=False)
     for batch, found in bar:

@@ -7,7 +7,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from precompute.build.options import BuildOptions
-from precompute.scoring.packing import batches_by_length
+from precompute.scoring.packing import batched
 from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule, find_threshold
 from precompute.tokens.corpus import Corpus
@@ -68,8 +68,7 @@ def log_threshold(scorer: Scorer, rows: Sequence[TokenizedResponse], options: Bu
     stride = -(-total // THRESHOLD_POSITIONS)
     ranked: list[np.ndarray] = []
     with tqdm(total=total, unit="tok", desc=f"setting the threshold on {len(sample)} rows") as bar:
-        batches = [[sample[i] for i in batch] for batch in batches_by_length(sample, options.batch_tokens)]
-        for scores_NK in scorer.ranked_scores(batches, highest):
+        for scores_NK in scorer.ranked_scores(batched(sample, options.batch_tokens), highest):
             ranked.append(scores_NK[::stride].copy())
             bar.update(len(scores_NK))
     return find_threshold(np.concatenate(ranked), top_k=options.top_k, lowest=options.min_top_k)

@@ -23,7 +23,7 @@ from precompute.check.report import CheckReport, report_text
 from precompute.check.sums import Comparison
 from precompute.models.folders import ModelFolder, check_vocabularies, identity, load_models, load_tokenizer, resolve
 from precompute.numerics import numerics
-from precompute.scoring.packing import batches_by_length
+from precompute.scoring.packing import batched
 from precompute.scoring.score import Scorer
 from shards import Divergence, ShardCache, TeacherSpec
 from shards.cli.command import parse_dataclasses, run_command
@@ -168,8 +168,8 @@ def _comparisons(
         longest = max(len(response.input_ids) for response in responses)
         for role, role_model in scorer.models.items():
             require_room(role_model.model.config, longest, role)
-        for batch in batches_by_length(responses, batch_tokens):
-            yield from _compared([responses[i] for i in batch], cache.plan, scorer, spec)
+        for batch in batched(responses, batch_tokens):
+            yield from _compared(batch, cache.plan, scorer, spec)
             bar.update(len(batch))
 
 

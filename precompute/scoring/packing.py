@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from precompute.tokens.tokenized import Row, packed_length, shared_tokens
+from precompute.tokens.tokenized import AnyRow, Row, shared_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,12 @@ def units(rows: Sequence[Row]) -> list[list[int]]:
             found.append([i])
             alone = row
     return found
+
+
+def packed_length(rows: Sequence[Row]) -> int:
+    """Number of tokens of one row, or of two that share their prompt."""
+    shared = shared_tokens(*rows) if len(rows) == 2 else 0
+    return sum(len(row.input_ids) for row in rows) - shared
 
 
 def pack(batch: Sequence[Row], *, share_prompts: bool) -> Packed:
@@ -83,6 +89,11 @@ def places(batch: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
 def row_ends(batch: Sequence[Row]) -> Iterator[tuple[int, int]]:
     """For each row, the first of its positions in the batch and the one after its last."""
     return pairwise(np.cumsum([0, *(int(row.loss_mask.sum()) for row in batch)]).tolist())
+
+
+def batched(rows: Sequence[AnyRow], batch_tokens: int) -> list[list[AnyRow]]:
+    """The rows in the batches of `batches_by_length`."""
+    return [[rows[i] for i in batch] for batch in batches_by_length(rows, batch_tokens)]
 
 
 def batches_by_length(rows: Sequence[Row], batch_tokens: int, *, share_prompts: bool = False) -> list[list[int]]:

@@ -1,8 +1,8 @@
 """Types of a row before and after it is tokenised."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -66,6 +66,9 @@ Row = TokenizedResponse | Response
 """A row to run through the models: tokens with a mask, from data or from a cache."""
 
 
+AnyRow = TypeVar("AnyRow", TokenizedResponse, Response)
+
+
 def shared_tokens(first: Row, second: Row) -> int:
     """How many tokens two rows of a pair share before either response; 0 for rows of different pairs."""
     if first.pair_id != second.pair_id:
@@ -93,9 +96,3 @@ class SharedPrompts:
         length = len(alone.input_ids) + len(row.input_ids) - shared
         if length > self._longest:
             self.longest, self._longest = (alone, row), length
-
-
-def packed_length(rows: Sequence[Row]) -> int:
-    """Number of tokens of one row, or of two that share their prompt."""
-    shared = shared_tokens(*rows) if len(rows) == 2 else 0
-    return sum(len(row.input_ids) for row in rows) - shared
