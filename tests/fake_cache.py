@@ -12,9 +12,9 @@ import torch
 from precompute.scoring.support import SupportRule, summarise
 from shards.format.finishing import Findings, finished
 from shards.format.index import RowIndex
-from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, VOCABULARY_FILE, Plan, ShardPlan
+from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, VOCABULARY_FILE
 from shards.format.nodes import StrengthNodes
-from shards.format.plan import canonical_json
+from shards.format.plan import Plan, ShardPlan, canonical_json
 from shards.format.schema import ROLES, Pair, Role, Values
 from shards.format.scores import Response
 from shards.format.writer import write_index, write_json, write_shard

@@ -13,7 +13,7 @@ from precompute.check.options import CheckOptions
 from precompute.models import folders as models_module
 from precompute.models import role_model
 from precompute.models.adapters import shares_base
-from precompute.models.folders import identity, load_merged, load_models, resolve
+from precompute.models.folders import identity, load_merged, load_models
 from precompute.models.made_from import require_same_inputs
 from precompute.models.role_model import own_logits
 from precompute.rollout.__main__ import rollout
@@ -21,6 +21,7 @@ from precompute.rollout.options import RolloutOptions
 from precompute.teachers.__main__ import main as teachers_main
 from shards import ShardCache
 from shards.errors import ModelError
+from shards.modelfiles.find import resolve
 from student.load import load_model, load_tokenizer
 
 peft = pytest.importorskip("peft")

@@ -26,7 +26,8 @@ from transformers import (
 from precompute.build import build as build_module
 from precompute.build import shard_work
 from precompute.build.build import build
-from precompute.models.folders import RoleModel, load_models, resolve
+from precompute.models.folders import load_models
+from precompute.models.role_model import RoleModel
 from precompute.scoring import partitions
 from precompute.scoring.packing import batches_by_length
 from precompute.scoring.partitions import Block
@@ -35,6 +36,7 @@ from shards import ShardCache, TeacherSpec
 from shards.format.finishing import Findings
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair
+from shards.modelfiles.find import resolve
 
 V = 18
 

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, Llama4ForCausalLM, Llama4TextConf
 from precompute.build.build import build
 from precompute.check.__main__ import check
 from precompute.check.options import CheckOptions
-from precompute.models.folders import identity, load_merged, load_models, load_tokenizer, resolve
+from precompute.models.folders import identity, load_merged, load_models, load_tokenizer
 from shards import Divergence, ShardCache
 from shards.errors import AlignDistilError
+from shards.modelfiles.find import resolve
 from shards.modelfiles.head import body_of
 from student.load import load_model, load_whole
 from student.load import load_tokenizer as load_student_tokenizer

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from precompute.build.build import build
-from precompute.models.folders import RoleModel
+from precompute.models.role_model import RoleModel
 from precompute.scoring.packing import batches_by_length, pack, packed_length, units
 from precompute.scoring.score import hidden_states, require_shared_prompts
 from precompute.tokens.tokenized import SharedPrompts, TokenizedResponse

@@ -15,7 +15,8 @@ from benchmarks.building.options import BuildingOptions
 from benchmarks.step.bench import make_tokenizer, write_models
 from precompute.build.options import BuildOptions
 from precompute.build.plan import log_threshold, make_plan, support_rule
-from precompute.models.folders import RoleModel, load_models, resolve
+from precompute.models.folders import load_models
+from precompute.models.role_model import RoleModel
 from precompute.scoring.partitions import Block, block_size, blocks
 from precompute.scoring.score import Scorer, hidden_states
 from precompute.scoring.support import SupportRule, token_scores, values_on
@@ -24,9 +25,10 @@ from precompute.tokens.tally import facts_of
 from precompute.tokens.tokenized import TokenizedResponse
 from shards.cli.device import resolve_device
 from shards.format.finishing import Findings
-from shards.format.manifest import Plan
+from shards.format.plan import Plan
 from shards.format.schema import Pair
 from shards.format.writer import write_shard
+from shards.modelfiles.find import resolve
 
 Work = Callable[[], None]
 CHUNK = 128

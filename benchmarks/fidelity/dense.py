@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 
-from precompute.models.folders import RoleModel, check_vocabularies, load_models, load_tokenizer, resolve
+from precompute.models.folders import check_vocabularies, load_models, load_tokenizer
+from precompute.models.role_model import RoleModel
 from precompute.scoring.score import Scorer
 from precompute.tokens.corpus import load_corpus
 from precompute.tokens.tokenized import TokenizedResponse
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import ROLES, Pair, Role
+from shards.modelfiles.find import resolve
 from shards.spread import spread
 
 PAIRS = (Pair("dpo", "reverse"), Pair("reference", "reference"))

@@ -14,7 +14,7 @@ from benchmarks.fidelity.dense import NODES, Dense, score
 from benchmarks.fidelity.supports import SUPPORTS, keep, rank, scores_on, stored
 from precompute.check.compare import compare, dense_divergence, dense_teacher, sparse_divergence, support_index
 from precompute.check.sums import Comparison, angle_degrees
-from precompute.models.folders import RoleModel
+from precompute.models.role_model import RoleModel
 from precompute.tokens.tokenized import TokenizedResponse
 from shards import Divergence, TeacherSpec
 from shards.format.encoding.spans import Span

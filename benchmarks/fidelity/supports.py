@@ -15,7 +15,7 @@ from precompute.build.options import BuildOptions
 from precompute.scoring.partitions import Block, Logprobs, l1_distances
 from precompute.scoring.support import find_threshold, token_scores, values_on
 from shards.format.encoding import codec
-from shards.format.manifest import Plan
+from shards.format.plan import Plan
 from shards.format.schema import Values, arrow_schema
 from shards.format.scores import Response, Scores, concatenate
 from shards.format.writer import COMPRESSION_LEVEL

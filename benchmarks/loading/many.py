@@ -9,8 +9,8 @@ import numpy as np
 from benchmarks.loading.options import LoadingOptions
 from benchmarks.loading.synthetic import index_of, make_plan, make_responses, write_planned
 from shards.format.index import RowIndex
-from shards.format.manifest import MANIFEST_FILE, Manifest, ShardEntry, ShardPlan
-from shards.format.plan import shard_file
+from shards.format.manifest import MANIFEST_FILE, Manifest, ShardEntry
+from shards.format.plan import ShardPlan, shard_file
 from shards.format.scores import Response
 from shards.format.writer import write_index, write_json
 

@@ -19,9 +19,9 @@ import numpy as np
 from benchmarks.loading.options import LoadingOptions
 from shards.format.finishing import Findings, finished
 from shards.format.index import RowIndex
-from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, VOCABULARY_FILE, Plan, ShardPlan
+from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, VOCABULARY_FILE
 from shards.format.nodes import StrengthNodes
-from shards.format.plan import canonical_json
+from shards.format.plan import Plan, ShardPlan, canonical_json
 from shards.format.schema import Role
 from shards.format.scores import Response, Scores, segment_starts
 from shards.format.writer import write_index, write_json, write_shard

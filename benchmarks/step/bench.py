@@ -19,11 +19,12 @@ from benchmarks.step.options import StepOptions
 from precompute.build.build import build
 from precompute.build.options import BuildOptions
 from precompute.build.plan import support_rule
-from precompute.models.folders import load_models, resolve
+from precompute.models.folders import load_models
 from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule
 from shards.cli.device import resolve_device
 from shards.format.schema import ROLES, Role
+from shards.modelfiles.find import resolve
 from student.data import CachedResponses
 from student.options import DistillArguments
 from student.trainer import DistillTrainer

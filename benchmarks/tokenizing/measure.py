@@ -17,11 +17,12 @@ from precompute.build.build import build
 from precompute.build.options import BuildOptions
 from precompute.data.reader import DataReader
 from precompute.data.sources import Data
-from precompute.models.folders import identity, load_tokenizer, resolve
+from precompute.models.folders import identity, load_tokenizer
 from precompute.tokens.corpus import load_corpus, rows_sha256
 from precompute.tokens.encode import batches, render, text_of
 from precompute.tokens.tokenize import requests_of
 from shards.format.schema import ROLES
+from shards.modelfiles.find import resolve
 
 TINY = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 

@@ -42,10 +42,10 @@ from shards.format.manifest import (
     SHARD_GLOB,
     VOCABULARY_FILE,
     Manifest,
-    Plan,
     read_manifest,
     read_plan,
 )
+from shards.format.plan import Plan
 from shards.format.writer import (
     exclusive,
     json_bytes,

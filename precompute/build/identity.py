@@ -15,11 +15,11 @@ from shards.format.manifest import (
     PLAN_FILE,
     SHARD_GLOB,
     Manifest,
-    Plan,
     read_manifest,
     read_plan,
     refuse_difference,
 )
+from shards.format.plan import Plan
 from shards.format.schema import Role
 
 

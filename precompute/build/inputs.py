@@ -9,7 +9,7 @@ import torch
 
 from precompute.build.identity import build_identity, holds_build, with_tokens
 from precompute.build.options import BuildOptions
-from precompute.models.folders import ModelFolder, check_vocabularies, identity, load_tokenizer, resolve
+from precompute.models.folders import check_vocabularies, identity, load_tokenizer
 from precompute.models.roles import require_different_models
 from precompute.processes import Processes
 from precompute.tokens.corpus import Corpus, load_corpus, rows_sha256
@@ -18,6 +18,7 @@ from shards.cli.device import resolve_device
 from shards.cli.space import require_writable
 from shards.errors import OptionError
 from shards.format.schema import Role
+from shards.modelfiles.find import ModelFolder, resolve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

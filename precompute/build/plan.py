@@ -12,11 +12,7 @@ from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule, find_threshold
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tokenized import TokenizedResponse
-from shards.format.manifest import (
-    Plan,
-    ShardPlan,
-)
-from shards.format.plan import shard_file
+from shards.format.plan import Plan, ShardPlan, shard_file
 from shards.spread import spread
 
 THRESHOLD_POSITIONS = 16_384

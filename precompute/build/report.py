@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tally import Facts
 from shards.cli.text import counted, duration, skipped_text
-from shards.format.manifest import Manifest, Plan, ShardPlan
+from shards.format.manifest import Manifest
+from shards.format.plan import Plan, ShardPlan
 from shards.format.statistics import distribution_table
 from shards.preferences.directions import Direction
 from shards.teacher.served import lacks

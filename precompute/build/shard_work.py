@@ -13,7 +13,7 @@ from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule
 from precompute.tokens.tokenized import TokenizedResponse
 from shards.format.finishing import Findings
-from shards.format.manifest import Plan, ShardPlan
+from shards.format.plan import Plan, ShardPlan
 from shards.format.scores import Response, Scores
 from shards.format.writer import write_shard
 

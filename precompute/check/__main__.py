@@ -21,7 +21,7 @@ from precompute.check.compare import compare
 from precompute.check.options import CheckOptions
 from precompute.check.report import CheckReport, report_text
 from precompute.check.sums import Comparison
-from precompute.models.folders import ModelFolder, check_vocabularies, identity, load_models, load_tokenizer, resolve
+from precompute.models.folders import check_vocabularies, identity, load_models, load_tokenizer
 from precompute.numerics import numerics
 from precompute.scoring.packing import batched
 from precompute.scoring.score import Scorer
@@ -30,10 +30,11 @@ from shards.cli.command import parse_dataclasses, run_command
 from shards.cli.device import resolve_device
 from shards.errors import CacheMissing, OptionError
 from shards.format.encoding.spans import span
-from shards.format.manifest import Plan
+from shards.format.plan import Plan
 from shards.format.schema import Role
 from shards.format.scores import Response, concatenate
 from shards.format.writer import write_json
+from shards.modelfiles.find import ModelFolder, resolve
 from shards.modelfiles.head import require_room
 from shards.modelfiles.vocabulary import require_same_vocabulary
 

@@ -13,20 +13,9 @@ from precompute.models.role_model import RoleModel, own_logits
 from shards.errors import ModelError
 from shards.format.schema import Role
 from shards.modelfiles.adapter import load_adapter, merge
-from shards.modelfiles.find import ModelFolder, fingerprint, read_tokenizer, resolve
+from shards.modelfiles.find import ModelFolder, fingerprint, read_tokenizer
 from shards.modelfiles.folder import refusing, require_whole
 from shards.modelfiles.vocabulary import require_same_vocabulary
-
-__all__ = [
-    "ModelFolder",
-    "RoleModel",
-    "check_vocabularies",
-    "identity",
-    "load_merged",
-    "load_models",
-    "load_tokenizer",
-    "resolve",
-]
 
 
 def identity(folder: ModelFolder, *, trust_remote_code: bool = False) -> dict[str, Any]:

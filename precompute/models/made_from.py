@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from precompute.models.folders import ModelFolder
 from shards.errors import AlignDistilError, CacheConflict
 from shards.format.manifest import differences, read_json
 from shards.format.schema import Role
+from shards.modelfiles.find import ModelFolder
 
 MADE_FROM_FILE = "made_from.json"
 DIRECTIONS: dict[Role, str] = {"dpo": "chosen preferred", "reverse": "chosen and rejected swapped"}

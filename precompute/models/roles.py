@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from precompute.models.folders import ModelFolder
 from shards.errors import ModelError, OptionError
 from shards.format.schema import ROLES, Role
+from shards.modelfiles.find import ModelFolder
 
 
 def parse_models(items: Sequence[str]) -> dict[Role, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from precompute.models.folders import ModelFolder, identity, load_tokenizer, resolve
+from precompute.models.folders import identity, load_tokenizer
 from precompute.models.tokenizer_identity import tokenizer_identity
 from precompute.numerics import numerics
 from precompute.rollout.options import RolloutOptions
@@ -16,6 +16,7 @@ from precompute.rollout.sampling import Request, Sampling
 from precompute.tokens.prompts import Prompt, load_prompts, prompts_sha256
 from shards.cli.device import resolve_device
 from shards.errors import DataError, ModelError
+from shards.modelfiles.find import ModelFolder, resolve
 from shards.modelfiles.folder import refusing
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from precompute.models.folders import ModelFolder
 from precompute.rollout.sampling import Request, Sampling, until_end
 from shards.errors import ModelError, OptionError, first_line
+from shards.modelfiles.find import ModelFolder
 
 
 def load_vllm(folder: ModelFolder, sampling: Sampling, *, dtype: str, trust_remote_code: bool) -> "VllmEngine":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from precompute.models.folders import RoleModel
+from precompute.models.role_model import RoleModel
 from precompute.scoring.packing import pack, places, row_ends
 from precompute.scoring.partitions import log_partitions
 from precompute.scoring.support import SupportRule, best_log_scores, next_logprob, summarise

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import HfArgumentParser
 
-from precompute.models.folders import ModelFolder, identity, load_tokenizer, resolve
+from precompute.models.folders import identity, load_tokenizer
 from precompute.models.made_from import DIRECTIONS
 from precompute.models.tokenizer_identity import tokenizer_identity
 from precompute.processes import Processes
@@ -32,6 +32,7 @@ from shards.cli.text import counted, skipped_text
 from shards.errors import OptionError
 from shards.format.schema import Role
 from shards.format.writer import exclusive
+from shards.modelfiles.find import ModelFolder, resolve
 
 if TYPE_CHECKING:
     from precompute.teachers.arguments import DPOArguments

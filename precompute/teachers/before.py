@@ -11,10 +11,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
-from precompute.models.folders import ModelFolder
 from shards.cli.outside import naming, naming_saves
 from shards.cli.space import require_training_fits
 from shards.errors import OptionError
+from shards.modelfiles.find import ModelFolder
 
 GENERATION_FILE = "generation_config.json"
 FEW_FULL, FEW_LORA = 1e-5, 1e-4

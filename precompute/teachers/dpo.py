@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from precompute.models.folders import ModelFolder, load_merged, load_tokenizer
+from precompute.models.folders import load_merged, load_tokenizer
 from precompute.models.made_from import MADE_FROM_FILE
 from precompute.teachers.arguments import DPOArguments
 from precompute.teachers.before import (
@@ -29,6 +29,7 @@ from shards.errors import OptionError
 from shards.format.schema import Role
 from shards.format.writer import publish_folder, write_json
 from shards.modelfiles.adapter import lora_config
+from shards.modelfiles.find import ModelFolder
 from shards.modelfiles.generation import keep_generation_config
 from shards.modelfiles.trained_precision import require_float32
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from shards.cli.command import flag
-from shards.format.manifest import Plan
+from shards.format.plan import Plan
 from shards.format.schema import ANCHORS, NEGATIVES
 from shards.teacher.served import lacks
 from shards.teacher.spec import PRESETS, Strength, TeacherSpec

@@ -10,7 +10,7 @@ import pyarrow as pa
 from shards.errors import CacheDamaged
 from shards.format import schema
 from shards.format.encoding import arrays
-from shards.format.manifest import Plan
+from shards.format.plan import Plan
 
 MAX_OPEN_FILES = 256
 SMALL_SHARD_BYTES = 256 * 1024  # read as a whole when opened: two system calls instead of forty

@@ -9,7 +9,7 @@ import numpy as np
 
 from shards.format import schema
 from shards.format.encoding import codec
-from shards.format.manifest import Plan
+from shards.format.plan import Plan
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 

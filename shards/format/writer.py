@@ -15,7 +15,7 @@ import pyarrow as pa
 from shards.errors import CacheConflict
 from shards.format.encoding import arrays, codec
 from shards.format.index import INDEX_FILE, RowIndex
-from shards.format.manifest import Plan, ShardPlan
+from shards.format.plan import Plan, ShardPlan
 from shards.format.scores import Response
 
 COMPRESSION_LEVEL = 3

@@ -12,7 +12,8 @@ from shards.cli.teacher_flags import add_teacher_flags, teacher_of
 from shards.cli.text import labelled
 from shards.cli.trust_text import sampled, trust_table
 from shards.errors import CacheMissing, OptionError
-from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, Plan, read_json
+from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, read_json
+from shards.format.plan import Plan
 from shards.format.scores import Response
 from shards.format.writer import write_text
 from shards.inspect.page import RowView, page

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from shards.cli.text import WIDTH, labelled
-from shards.format.manifest import Manifest, Plan
+from shards.format.manifest import Manifest
 from shards.format.nodes import MIN_STRENGTH
+from shards.format.plan import Plan
 from shards.format.schema import ANCHORS, FORMAT_NAME, FORMAT_VERSION, NEGATIVES, Pair
 from shards.format.scores import Response, segment_starts
 from shards.format.statistics import distribution_table

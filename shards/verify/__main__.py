@@ -22,7 +22,8 @@ from shards.format.batches import ShardOpener, load_batch
 from shards.format.encoding import arrays, codec
 from shards.format.encoding.selection import Selection
 from shards.format.index import RowIndex, indexed_columns, read_index
-from shards.format.manifest import Manifest, Plan, read_manifest
+from shards.format.manifest import Manifest, read_manifest
+from shards.format.plan import Plan
 from shards.format.statistics import Histogram, add_positions, new_histograms, position_columns
 from shards.verify import folder_rules, row_rules
 from shards.verify.names import SeenNames

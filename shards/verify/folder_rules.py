@@ -16,12 +16,11 @@ from shards.format.manifest import (
     SHARD_GLOB,
     VOCABULARY_FILE,
     Manifest,
-    Plan,
     differences,
     file_sha256,
     read_json,
 )
-from shards.format.plan import canonical_json
+from shards.format.plan import Plan, canonical_json
 from shards.format.statistics import Histogram
 from shards.verify.rules import Fault
 

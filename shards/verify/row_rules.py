@@ -13,8 +13,8 @@ import numpy as np
 
 from shards.format import schema
 from shards.format.encoding import compact
-from shards.format.manifest import Plan
 from shards.format.nodes import interpolate
+from shards.format.plan import Plan
 from shards.format.scores import LOGPROB_TOLERANCE, Response, Scores, segment_starts
 from shards.teacher.compose import segment_logsumexp
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from shards.format.manifest import Plan
+from shards.format.plan import Plan
 from student.runs.record import write_record
 
 CARD_FILE = "README.md"

@@ -9,7 +9,8 @@ from transformers.utils.hub import cached_file
 
 from shards import Divergence, ShardCache, TeacherSpec
 from shards.errors import AlignDistilError, ModelError
-from shards.format.manifest import Plan, read_json
+from shards.format.manifest import read_json
+from shards.format.plan import Plan
 from shards.format.writer import write_json
 from student.runs.identity import RUN_FILE
 

@@ -16,7 +16,7 @@ from shards.format import schema
 from shards.format.encoding import compact
 from shards.format.encoding.arrays import Flat, flatten
 from shards.format.encoding.selection import Selection, leaning
-from shards.format.manifest import Plan
+from shards.format.plan import Plan
 from shards.format.schema import Column, Pair, Role
 from shards.format.scores import Response, Scores
 

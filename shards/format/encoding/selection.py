@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from shards.format import schema
-from shards.format.manifest import Plan
+from shards.format.plan import Plan
 from shards.format.schema import Column, Pair, Role
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shards.format.encoding import compact
-from shards.format.manifest import Plan
+from shards.format.plan import Plan
 from shards.format.scores import Scores
 
 
