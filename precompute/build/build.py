@@ -4,8 +4,9 @@ import contextlib
 import hashlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,7 @@ from precompute.build.speed import tokens_per_second
 from precompute.models.folders import load_models
 from precompute.models.made_from import direction_warnings
 from precompute.processes import Processes
+from precompute.scoring.probe import OTHER_HALF, Exact, default_spec, exact_logprobs, precision, probe_rows
 from precompute.scoring.score import Scorer, require_shared_prompts
 from precompute.scoring.support import SupportRule
 from shards import ShardCache
@@ -63,10 +65,13 @@ def build(options: BuildOptions) -> Manifest:
     out = Path(options.out)
     sources = processes.together(lambda: find_sources(options, processes))
     processes.require_equal(sources.identity)
-    if isinstance(processes.together(lambda: read_earlier(out, sources.identity)), Manifest):
+    begun = processes.together(lambda: read_earlier(out, sources.identity))
+    if isinstance(begun, Manifest):
         return _already_built(out, processes)
     processes.together(lambda: require_writable(out))
     inputs = read_inputs(options, sources, processes)
+    # before the models are loaded: one float32 body needs the memory of two in half precision
+    exact = processes.together(lambda: probe(options, inputs) if processes.is_first and begun is None else None)
     scorer = processes.together(lambda: load_scorer(options, inputs, processes))
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -75,7 +80,8 @@ def build(options: BuildOptions) -> Manifest:
         earlier = processes.together(lambda: read_earlier(out, inputs.identity))
         if isinstance(earlier, Manifest):
             return _already_built(out, processes)
-        return Build(out=out, options=options, inputs=inputs, scorer=scorer, processes=processes).run(earlier)
+        work = Build(out=out, options=options, inputs=inputs, scorer=scorer, processes=processes, exact=exact)
+        return work.run(earlier)
 
 
 def _already_built(out: Path, processes: Processes) -> Manifest:
@@ -84,6 +90,24 @@ def _already_built(out: Path, processes: Processes) -> Manifest:
     if processes.is_first:
         print(f"{out}: already built from the same inputs, nothing to do")
     return found
+
+
+def probe(options: BuildOptions, inputs: BuildInputs) -> Exact | None:
+    """Float32 log-probs of a few positions, for the precision probe; None if the bodies are in float32 themselves."""
+    found = inputs.identity["numerics"]
+    if found["dtype"] not in OTHER_HALF and not found.get("tf32"):
+        return None
+    return exact_logprobs(
+        inputs.folders,
+        inputs.vocabulary_size,
+        probe_rows(inputs.corpus.responses),
+        dtype=found["dtype"],
+        device=resolve_device(torch, options.device, 0),
+        batch_tokens=options.batch_tokens,
+        device_map=options.device_map,
+        attn_implementation=options.attn_implementation,
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes) -> Scorer:
@@ -120,6 +144,8 @@ class Build:
     """A build with its inputs and models, on one of its processes: it plans, scores, writes and finishes.
 
     The first process plans, announces and finishes for all. Each process scores and writes its own shards.
+
+    exact: log-probs of float32 bodies, for the precision probe of a new build with other ones.
     """
 
     out: Path
@@ -127,6 +153,7 @@ class Build:
     inputs: BuildInputs
     scorer: Scorer
     processes: Processes
+    exact: Exact | None = None
 
     def run(self, earlier: Plan | None) -> Manifest:
         """The finished cache's manifest. earlier: the plan of an interrupted build of the same inputs."""
@@ -215,6 +242,7 @@ class Build:
         index = corpus.facts.index.encoded()
         index_sha256 = hashlib.sha256(index).hexdigest()
         plan = make_plan(options, inputs.identity, corpus, inputs.vocabulary_size, threshold, index_sha256)
+        plan = replace(plan, precision=self._precision())
         files = {
             INDEX_FILE: index,
             VOCABULARY_FILE: json_bytes(inputs.vocabulary),
@@ -226,6 +254,13 @@ class Build:
             write_bytes(self.out, file, content)
         write_json(self.out, PLAN_FILE, plan.to_json())
         return plan
+
+    def _precision(self) -> dict[str, Any] | None:
+        """What the dtype of the bodies costs; None for float32. Raises NonFiniteLogits for a body that overflows."""
+        if self.exact is None:
+            return None
+        spec, dtype = default_spec(self.options.served_pairs), self.inputs.identity["numerics"]["dtype"]
+        return precision(self.scorer, self.exact, spec, dtype, self.options.batch_tokens).to_json()
 
     def _clean(self) -> None:
         if self.processes.is_first:

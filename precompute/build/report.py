@@ -9,6 +9,7 @@ from shards.format.manifest import Manifest
 from shards.format.plan import Plan, ShardPlan
 from shards.format.statistics import distribution_table
 from shards.preferences.directions import Direction
+from shards.teacher.precision import Precision
 from shards.teacher.served import lacks
 from shards.teacher.spec import DEFAULT_PRESET, PRESETS, TeacherSpec
 
@@ -28,6 +29,8 @@ def plan_text(
         f"({per_position:,.0f} bytes per response token before compression)",
         f"{'projected time':>18}  {_time_text(left, tokens_per_second)}",
     ]
+    if found := Precision.of(plan):
+        lines += [f"{'precision':>18}  {text}" for text in (str(found), *(fault for _, fault in found.faults()))]
     lines += [f"{'note':>18}  {note}" for note in (*corpus.notes, *teacher_notes(plan))]
     return "\n".join(lines)
 

@@ -48,7 +48,8 @@ def trust_table(trust: Trust, sample: str) -> str:
 
 
 def trust_lines(trust: Trust, sample: str) -> dict[str, str]:
-    """Label -> text: coverage, error bound for the strength in use, and the verdict with a line for each reason."""
+    """Label -> text: coverage, error bound for the strength in use, precision of the bodies, and the verdict with a line
+    for each reason."""
     word, reasons = verdict(trust)
     bound = trust.histograms["logprob_bound"]
     return {
@@ -56,6 +57,7 @@ def trust_lines(trust: Trust, sample: str) -> dict[str, str]:
         f"{trust.mean('coverage_reference'):.4f} of the reference's, on {sample}",
         "bound": f"log p* is off by {number(bound.mean)} nat at most on average, {number(bound.quantile(0.99))} at "
         f"99% of the positions; the tail's log partition by {number(trust.mean('tail_bound'))}",
+        **({} if trust.precision is None else {"precision": str(trust.precision)}),
         "verdict": "\n".join([headline(word, reasons), *(f"- {text}" for text in reasons)]),
     }
 

@@ -50,6 +50,8 @@ class Plan:
     log_threshold   a token is kept if the log of its score exceeds this; None for a fixed support
     skipped         responses left out, by reason; truncated: responses cut at max_length; prompt_not_prefix: responses
                     whose prompt tokenises differently without the response
+    precision       what half-precision bodies cost on a sample (`shards.teacher.precision`); None for float32 bodies,
+                    and then not stored
     """
 
     identity: Mapping[str, Any]
@@ -65,6 +67,7 @@ class Plan:
     prompt_not_prefix: int
     index_sha256: str
     shards: tuple[ShardPlan, ...]
+    precision: Mapping[str, Any] | None = None
 
     @cached_property
     def rows(self) -> int:
@@ -140,6 +143,7 @@ class Plan:
             "truncated": self.truncated,
             "prompt_not_prefix": self.prompt_not_prefix,
             "index_sha256": self.index_sha256,
+            **({} if self.precision is None else {"precision": dict(self.precision)}),
             "shards": [shard.to_json() for shard in self.shards],
         }
 
@@ -164,6 +168,7 @@ class Plan:
                 prompt_not_prefix=int(data["prompt_not_prefix"]),
                 index_sha256=str(data["index_sha256"]),
                 shards=tuple(ShardPlan.from_json(shard) for shard in data["shards"]),
+                precision=None if data.get("precision") is None else dict(data["precision"]),
             )
         except (KeyError, TypeError, ValueError, ArithmeticError) as exc:
             raise CacheDamaged(f"{where}: expected a plan of format version {FORMAT_VERSION}, got {exc!r}") from exc

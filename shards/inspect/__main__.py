@@ -28,6 +28,7 @@ from shards.inspect.text import (
 from shards.preferences.directions import measure_directions
 from shards.spread import read_scores, spread
 from shards.teacher.compose import compose
+from shards.teacher.precision import Precision
 from shards.teacher.spec import TeacherSpec
 from shards.teacher.trust import Trust, assess
 
@@ -95,7 +96,9 @@ def _assess(cache: ShardCache, spec: TeacherSpec) -> tuple[Trust, str]:
     """(the measured trust, which responses were measured)."""
     rows = spread(len(cache), SAMPLE_ROWS)
     parts = read_scores(cache, rows, spec)
-    return assess(parts, spec, cache.plan.nodes, cache.plan.vocabulary_size), sampled(len(rows), len(cache))
+    plan = cache.plan
+    trust = assess(parts, spec, plan.nodes, plan.vocabulary_size, Precision.of(plan))
+    return trust, sampled(len(rows), len(cache))
 
 
 def _facts(cache: ShardCache) -> list[str]:

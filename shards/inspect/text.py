@@ -14,6 +14,7 @@ from shards.format.schema import ANCHORS, FORMAT_NAME, FORMAT_VERSION, NEGATIVES
 from shards.format.scores import Response, segment_starts
 from shards.format.statistics import distribution_table
 from shards.teacher.compose import Teacher, compose
+from shards.teacher.precision import Precision
 from shards.teacher.spec import PRESETS, TeacherSpec
 
 TOKEN_WIDTH = 14
@@ -41,6 +42,7 @@ def plan_table(plan: Plan, provenance: Mapping[str, Any]) -> str:
         "data": [data.strip()],
         "options": [_settings(identity.get("options", {})) + threshold],
         "numerics": [_settings(identity.get("numerics", {}))],
+        "precision": [str(precision)] if (precision := Precision.of(plan)) else [],
         "rows": [f"{plan.rows:,}, of which {plan.truncated:,} cut at max_length{skipped}"],
         "tokens": [f"{plan.positions:,} response tokens in {len(plan.shards):,} shards"],
     }

@@ -16,6 +16,7 @@ from shards.format.scores import Scores, segment_starts
 from shards.format.statistics import Histogram, LogHistogram
 from shards.teacher.compose import LOW_STRENGTH, Teacher, compose, segment_logsumexp
 from shards.teacher.divergence import Divergence
+from shards.teacher.precision import Precision
 from shards.teacher.spec import TeacherSpec
 
 GOOD_COVERAGE, LOW_COVERAGE = 0.95, 0.85
@@ -66,6 +67,7 @@ class Trust:
     weak_loss_share   of the loss, sum of lambda_t KL(reference || teacher) over the buckets, at positions under WEAK:
                  the first value of low_strength_loss_share in the training log
     stuck_loss_share   of the loss, at those of them that stay under WEAK even with the last gain node
+    precision        what the bodies' dtype cost, measured by the build; None for float32
     interval_bound   (J - 1,)   sum of logprob_bound over the positions with a strength between nodes j and j + 1
     """
 
@@ -80,6 +82,7 @@ class Trust:
     weak_loss_share: float
     stuck_loss_share: float
     interval_bound: np.ndarray
+    precision: Precision | None = None
 
     @property
     def positions(self) -> int:
@@ -89,10 +92,17 @@ class Trust:
         return self.histograms[name].mean
 
 
-def assess(parts: Iterable[Scores], spec: TeacherSpec, nodes: StrengthNodes, vocabulary_size: int) -> Trust:
+def assess(
+    parts: Iterable[Scores],
+    spec: TeacherSpec,
+    nodes: StrengthNodes,
+    vocabulary_size: int,
+    precision: Precision | None = None,
+) -> Trust:
     """Measure the teacher of `spec` on scores, in memory that does not grow with them.
 
     parts: at least one position in all, with the roles and the pair of `spec`, and with the reference.
+    precision: what the build measured.
     """
     histograms = _histograms(vocabulary_size)
     counts, loss, interval_bound = np.zeros(5), np.zeros(3), np.zeros(len(nodes) - 1)
@@ -125,6 +135,7 @@ def assess(parts: Iterable[Scores], spec: TeacherSpec, nodes: StrengthNodes, voc
         weak_loss_share=weak_loss,
         stuck_loss_share=stuck_loss,
         interval_bound=interval_bound,
+        precision=precision,
     )
 
 

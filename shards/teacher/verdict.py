@@ -39,7 +39,7 @@ Fault = tuple[int, str]
 
 def verdict(trust: Trust) -> tuple[Word, tuple[str, ...]]:
     """(word, reasons): the worst level of all rules, and for each broken one what is wrong and what helps."""
-    faults = [*_coverage(trust), *(_equal(trust) or _strength(trust))]
+    faults = [*_coverage(trust), *(_equal(trust) or _strength(trust)), *_precision(trust)]
     return WORDS[max((level for level, _ in faults), default=0)], tuple(
         text for _, text in sorted(faults, reverse=True)
     )
@@ -53,6 +53,10 @@ def finer_nodes(trust: Trust) -> StrengthNodes:
     gain = spec.gain if spec.strength == "adaptive" else None
     strength = spec.constant_strength if spec.strength == "constant" else None
     return StrengthNodes(gains=_inserted(nodes.gains, j, gain), strengths=_inserted(nodes.strengths, j, strength))
+
+
+def _precision(trust: Trust) -> Iterator[Fault]:
+    return iter(()) if trust.precision is None else trust.precision.faults()
 
 
 def _coverage(trust: Trust) -> Iterator[Fault]:

@@ -17,6 +17,7 @@ from shards.errors import OptionError, first_line
 from shards.modelfiles.adapter import lora_config
 from shards.modelfiles.find import resolve
 from shards.spread import chunks, spread
+from shards.teacher.precision import Precision
 from shards.teacher.trust import assess
 from student.data import CachedResponses
 from student.load import load_model, load_tokenizer
@@ -143,7 +144,8 @@ def _trust_lines(trainer: DistillTrainer) -> dict[str, str]:
     data = trainer.train_dataset
     rows = spread(len(data), SAMPLE_ROWS)
     parts = map(data.scores, chunks(rows, "measuring the teacher"))
-    trust = assess(parts, trainer.args.spec, data.nodes, data.caches[0].plan.vocabulary_size)
+    plan = data.caches[0].plan
+    trust = assess(parts, trainer.args.spec, data.nodes, plan.vocabulary_size, Precision.of(plan))
     return trust_lines(trust, sampled(len(rows), len(data)))
 
 

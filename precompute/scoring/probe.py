@@ -1,0 +1,204 @@
+"""The precision probe: compares bodies in the dtype of a build with float32 ones, on a few rows, before any shard.
+
+`exact_logprobs` runs one float32 body at a time and keeps its log-probs in host memory; `precision` then runs the
+models of the build over the same positions. A sample has at most PROBE_POSITIONS positions, so three roles of a
+vocabulary of 150,000 tokens take 0.9 GB.
+
+Dimensions: C positions of a chunk, N of the sample, V vocabulary.
+"""
+
+import gc
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from safetensors import safe_open
+from tqdm.auto import tqdm
+
+from precompute.models.folders import load_models
+from precompute.scoring.dense import angle_degrees, dense_divergence, dense_teacher
+from precompute.scoring.packing import batched
+from precompute.scoring.partitions import Logprobs, l1_distances
+from precompute.scoring.score import Scorer
+from precompute.tokens.tokenized import AnyRow
+from shards import Divergence, TeacherSpec
+from shards.errors import NonFiniteLogits
+from shards.format.nodes import StrengthNodes
+from shards.format.schema import Pair, Role
+from shards.modelfiles.find import ModelFolder
+from shards.modelfiles.head import require_room
+from shards.spread import QUIET_SECONDS, spread
+from shards.teacher.precision import Precision
+from shards.teacher.spec import PRESETS
+
+PROBE_ROWS, PROBE_TOKENS, PROBE_POSITIONS = 16, 4096, 512
+POSITIONS_AT_A_TIME = 16
+"""Positions compared at a time, over the whole vocabulary in float64."""
+MEMORY_FACTOR = 1.15
+"""Memory of a loaded float32 body over that of its weights."""
+OTHER_HALF = {"float16": "bfloat16", "bfloat16": "float16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exact:
+    """What the rounded bodies are compared with.
+
+    rows       the sample, with a loss mask at the compared positions only
+    against    dtype of the bodies; None if they cannot be run: then there are no log-probs
+    logprobs   role -> (N, V) float32, in host memory
+    """
+
+    rows: Sequence[Any]
+    against: str | None
+    logprobs: Logprobs
+
+
+def probe_rows(rows: Sequence[AnyRow]) -> list[AnyRow]:
+    """A fixed sample: rows spread evenly over all, and of each as many positions, spread evenly over the response."""
+    found, tokens = [], 0
+    for i in spread(len(rows), PROBE_ROWS):
+        tokens += len(rows[i].input_ids)
+        if found and tokens > PROBE_TOKENS:
+            break
+        found.append(rows[i])
+    return [_thinned(row, PROBE_POSITIONS // len(found)) for row in found]
+
+
+def default_spec(pairs: Sequence[Pair]) -> TeacherSpec:
+    """The first preset that these pairs serve, the default one if possible; else their first pair, adaptive."""
+    served = (spec for spec in PRESETS.values() if spec.pair in pairs)
+    return next(served, TeacherSpec(anchor=pairs[0].anchor, negative=pairs[0].negative))
+
+
+def exact_logprobs(
+    folders: Mapping[Role, ModelFolder],
+    vocabulary_size: int,
+    rows: Sequence[Any],
+    *,
+    dtype: str,
+    device: torch.device,
+    batch_tokens: int,
+    attn_implementation: str | None = None,
+    **kwargs: Any,
+) -> Exact:
+    """Log-probs of float32 bodies, one in memory at a time; of the other half-precision dtype where one does not fit.
+
+    dtype: of the build. kwargs go to from_pretrained (device_map, trust_remote_code). Raises ModelError, and
+    NonFiniteLogits for a float32 body.
+    """
+    fits = all(float32_bytes(folder) * MEMORY_FACTOR < free_bytes(device) for folder in folders.values())
+    against = "float32" if fits else OTHER_HALF[dtype]
+    if against == "float32" and (attn_implementation or "").startswith("flash"):
+        attn_implementation = None  # flash attention has no float32
+    found: dict[Role, torch.Tensor] = {}
+    for role, folder in tqdm(folders.items(), f"probing {dtype} against {against}", unit="model", leave=False):
+        models = load_models(
+            {role: folder},
+            vocabulary_size,
+            dtype=against,
+            device=str(device),
+            attn_implementation=attn_implementation,
+            **kwargs,
+        )
+        require_room(models[role].model.config, max(len(row.input_ids) for row in rows), role)
+        scorer = Scorer(models=models, pairs=(), nodes=StrengthNodes(), chunk_positions=128, device=device)
+        try:
+            found[role] = torch.cat([part[role].cpu() for part in logprobs_of(scorer, rows, batch_tokens)])
+        except NonFiniteLogits:
+            if against == "float32":
+                raise
+            return Exact(rows=rows, against=None, logprobs={})
+        finally:
+            del models, scorer
+            _release(device)
+    return Exact(rows=rows, against=against, logprobs=found)
+
+
+def precision(scorer: Scorer, exact: Exact, spec: TeacherSpec, dtype: str, batch_tokens: int) -> Precision:
+    """What the scorer's bodies cost. Raises NonFiniteLogits, naming role, sample and position."""
+    sums, first = np.zeros(6), 0
+    for rounded in logprobs_of(scorer, exact.rows, batch_tokens):
+        stop = first + len(rounded["dpo"])
+        if exact.against is not None:
+            here = {role: l_NV[first:stop].to(scorer.device) for role, l_NV in exact.logprobs.items()}
+            sums += _sums(here, rounded, spec)
+        first = stop
+    positions = first if exact.against is not None else 0
+    signal, error, rounded_count = sums[:3] / max(1, positions)
+    return Precision(
+        dtype=dtype,
+        against=exact.against,
+        positions=positions,
+        negative=spec.negative,
+        signal_nats=float(signal),
+        error_nats=float(error),
+        angle_degrees=angle_degrees(*sums[3:]) or 0.0,
+        rounded_share=float(rounded_count),
+    )
+
+
+def logprobs_of(scorer: Scorer, rows: Sequence[Any], batch_tokens: int) -> Iterator[dict[Role, torch.Tensor]]:
+    """Log-probs of all roles, (C, V), a few positions at a time, in the order of the batches of these rows."""
+    for chunks in scorer.chunks(batched(rows, batch_tokens)):
+        for logprobs, _ in chunks:
+            parts = {role: l_CV.split(POSITIONS_AT_A_TIME) for role, l_CV in logprobs.items()}
+            for part in zip(*parts.values(), strict=True):
+                yield dict(zip(parts, part, strict=True))
+
+
+def float32_bytes(folder: ModelFolder) -> int:
+    """Bytes of a model's weights in float32, with those of an adapter's base."""
+    names = sorted(folder.path.glob("*.safetensors"))
+    return sum(_numel(name) for name in names) * 4 + (float32_bytes(folder.base) if folder.base else 0)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a device; of the machine, if it is a processor."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def _sums(exact: Logprobs, rounded: Logprobs, spec: TeacherSpec) -> np.ndarray:
+    """Sums over positions: signal, its error, positions whose D_t is rounding; squares of both gradients and of their
+    difference."""
+    exact, rounded = ({role: l_CV.double() for role, l_CV in part.items()} for part in (exact, rounded))
+    probs_CV = exact["dpo"].exp()
+    signal_CV, found_CV = (part["dpo"] - part[spec.negative] for part in (exact, rounded))
+    distance_C, rounded_C = (l1_distances(part)[spec.negative] for part in (exact, rounded))
+    gradients = []
+    for part in (exact, rounded):
+        teacher = dense_teacher(part, spec)
+        _, gradient_CV = dense_divergence(exact["reference"], teacher.logprobs, Divergence())
+        gradients.append(gradient_CV * teacher.weight[:, None])
+    values = (
+        (probs_CV * signal_CV.abs()).sum(),
+        (probs_CV * (found_CV - signal_CV).abs()).sum(),
+        (2 * (rounded_C - distance_C).abs() > rounded_C).sum(),
+        *(vector.square().sum() for vector in (*gradients, gradients[0] - gradients[1])),
+    )
+    return np.array([float(value) for value in values])
+
+
+def _thinned(row: AnyRow, positions: int) -> AnyRow:
+    """The row with at most `positions` response positions."""
+    places = np.flatnonzero(row.loss_mask)
+    mask = np.zeros_like(row.loss_mask)
+    mask[places[spread(len(places), positions)]] = True
+    return replace(row, loss_mask=mask)
+
+
+def _numel(file: Path) -> int:
+    with safe_open(file, "np") as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
