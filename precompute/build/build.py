@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from precompute.build.directions import sample_directions
 from precompute.build.identity import read_earlier
 from precompute.build.inputs import BuildInputs, find_sources, read_inputs
@@ -23,16 +21,15 @@ from precompute.build.report import (
     shared_text,
     summary_text,
 )
+from precompute.build.scorer import load_scorer, probe
 from precompute.build.shard_work import ShardWork
 from precompute.build.speed import tokens_per_second
-from precompute.models.folders import load_models
 from precompute.models.made_from import direction_warnings
 from precompute.processes import Processes
-from precompute.scoring.probe import OTHER_HALF, Exact, default_spec, exact_logprobs, precision, probe_rows
-from precompute.scoring.score import Scorer, require_shared_prompts
+from precompute.scoring.probe import Exact, default_spec, precision
+from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule
 from shards import ShardCache
-from shards.cli.device import resolve_device
 from shards.cli.space import require_space, require_writable
 from shards.errors import CacheDamaged
 from shards.format.finishing import Findings, finished
@@ -56,7 +53,6 @@ from shards.format.writer import (
     write_bytes,
     write_json,
 )
-from shards.modelfiles.head import require_room
 
 
 def build(options: BuildOptions) -> Manifest:
@@ -90,53 +86,6 @@ def _already_built(out: Path, processes: Processes) -> Manifest:
     if processes.is_first:
         print(f"{out}: already built from the same inputs, nothing to do")
     return found
-
-
-def probe(options: BuildOptions, inputs: BuildInputs) -> Exact | None:
-    """Float32 log-probs of a few positions, for the precision probe; None if the bodies are in float32 themselves."""
-    found = inputs.identity["numerics"]
-    if found["dtype"] not in OTHER_HALF and not found.get("tf32"):
-        return None
-    return exact_logprobs(
-        inputs.folders,
-        inputs.vocabulary_size,
-        probe_rows(inputs.corpus.responses),
-        dtype=found["dtype"],
-        device=resolve_device(torch, options.device, 0),
-        batch_tokens=options.batch_tokens,
-        device_map=options.device_map,
-        attn_implementation=options.attn_implementation,
-        trust_remote_code=options.trust_remote_code,
-    )
-
-
-def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes) -> Scorer:
-    """The models on this process's device. Raises ModelError if the longest row does not fit into one."""
-    device = resolve_device(torch, options.device, processes.local_rank)
-    models = load_models(
-        inputs.folders,
-        inputs.vocabulary_size,
-        dtype=options.dtype,
-        device=str(device),
-        one_at_a_time=options.models_in_memory == "one",
-        device_map=options.device_map,
-        attn_implementation=options.attn_implementation,
-        trust_remote_code=options.trust_remote_code,
-    )
-    longest, pair = inputs.corpus.facts.longest, inputs.corpus.facts.longest_pair
-    for role, role_model in models.items():
-        require_room(role_model.model.config, longest, role)
-    if options.share_prompts and pair is not None:
-        require_shared_prompts(models, pair, longest)
-    return Scorer(
-        models=models,
-        pairs=options.served_pairs,
-        nodes=options.nodes,
-        chunk_positions=options.chunk_positions,
-        device=device,
-        one_at_a_time=options.models_in_memory == "one",
-        share_prompts=options.share_prompts,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

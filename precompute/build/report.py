@@ -1,10 +1,11 @@
 """What the build prints: the plan before the work, the summary after it."""
 
+import textwrap
 from collections.abc import Sequence
 
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tally import Facts
-from shards.cli.text import counted, duration, skipped_text
+from shards.cli.text import WIDTH, counted, duration, skipped_text
 from shards.format.manifest import Manifest
 from shards.format.plan import Plan, ShardPlan
 from shards.format.statistics import distribution_table
@@ -30,7 +31,9 @@ def plan_text(
         f"{'projected time':>18}  {_time_text(left, tokens_per_second)}",
     ]
     if found := Precision.of(plan):
-        lines += [f"{'precision':>18}  {text}" for text in (str(found), *(fault for _, fault in found.faults()))]
+        texts = (str(found), *(fault for _, fault in found.faults()))
+        label = f"{'precision':>18}  "
+        lines += [textwrap.fill(text, WIDTH, initial_indent=label, subsequent_indent=" " * 20) for text in texts]
     lines += [f"{'note':>18}  {note}" for note in (*corpus.notes, *teacher_notes(plan))]
     return "\n".join(lines)
 

@@ -24,6 +24,7 @@ from precompute.check.sums import Comparison
 from precompute.models.folders import check_vocabularies, identity, load_models, load_tokenizer
 from precompute.numerics import numerics
 from precompute.scoring.packing import batched
+from precompute.scoring.probe import Exact, exact_logprobs, needs_probe, precision, probe_rows
 from precompute.scoring.score import Scorer
 from shards import Divergence, ShardCache, TeacherSpec
 from shards.cli.command import parse_dataclasses, run_command
@@ -57,8 +58,12 @@ def check(options: CheckOptions) -> CheckReport:
     dtype = options.dtype or recorded.get("dtype", "auto")
     attention = options.attn_implementation or recorded.get("attn_implementation")
     found = numerics(dtype, attention, options.device_map, device)
-    scorer = load_scorer(cache, options, folders, dtype=dtype, attn_implementation=attention, device=device)
     rows = pick_rows(len(cache), options.sample, options.seed)
+    # before the models are loaded: a float32 body needs the memory of two in half precision
+    exact = (
+        float32_bodies(cache, options, folders, rows, dtype=dtype, attention=attention) if needs_probe(found) else None
+    )
+    scorer = load_scorer(cache, options, folders, dtype=dtype, attn_implementation=attention, device=device)
     return CheckReport(
         cache=str(cache.folder),
         cache_rows=len(cache),
@@ -70,7 +75,31 @@ def check(options: CheckOptions) -> CheckReport:
         changed=changed,
         numerics=list(numerics_differences(recorded, found)),
         tolerance=tolerance(recorded, found, narrow=_is_narrow(scorer)),
+        precision=None if exact is None else precision(scorer, exact, options.spec, dtype, options.batch_tokens),
         comparison=compare_rows(cache, rows, scorer, options.spec, options.batch_tokens),
+    )
+
+
+def float32_bodies(
+    cache: ShardCache,
+    options: CheckOptions,
+    folders: Mapping[Role, ModelFolder],
+    rows: Sequence[int],
+    *,
+    dtype: str,
+    attention: str | None,
+) -> Exact:
+    """Log-probs of float32 bodies on some of the rows, for the precision of this check's own dtype."""
+    return exact_logprobs(
+        folders,
+        cache.plan.vocabulary_size,
+        probe_rows(cache.read(rows)),
+        dtype=dtype,
+        device=resolve_device(torch, options.device, 0),
+        batch_tokens=options.batch_tokens,
+        device_map=options.device_map,
+        attn_implementation=attention,
+        trust_remote_code=options.trust_remote_code,
     )
 
 

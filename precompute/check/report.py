@@ -12,6 +12,7 @@ from shards import TeacherSpec
 from shards.cli.text import WIDTH
 from shards.format.schema import Role, Values
 from shards.teacher.compose import LOW_STRENGTH
+from shards.teacher.precision import Precision
 
 LABEL_WIDTH = 23
 VALUES: Mapping[Values, str] = {
@@ -30,6 +31,7 @@ class CheckReport:
     places     role -> where the model was taken from
     changed    role -> hashes that are not the manifest's, in words; a role without any is not named
     numerics   what differs from the build's numerics, in words
+    precision  what the dtype of the live bodies costs; None for float32
     """
 
     cache: str
@@ -42,6 +44,7 @@ class CheckReport:
     changed: Mapping[Role, Sequence[str]]
     numerics: Sequence[str]
     tolerance: Tolerance
+    precision: Precision | None
     comparison: Comparison
 
     @property
@@ -65,6 +68,7 @@ class CheckReport:
             "disagreements": self.disagreements,
             "tolerance": asdict(self.tolerance),
             "numerics_differences": list(self.numerics),
+            "precision": None if self.precision is None else self.precision.to_json(),
             "cache": self.cache,
             "cache_rows": self.cache_rows,
             "rows": list(self.rows),
@@ -94,6 +98,7 @@ def _head_lines(report: CheckReport) -> Iterator[str]:
         "values": VALUES[report.values],
         "teacher": str(report.spec),
         "numerics": "; ".join(report.numerics) or "those of the build",
+        **({} if report.precision is None else {"precision": str(report.precision)}),
     }
     for label, text in facts.items():
         yield textwrap.fill(text, WIDTH, initial_indent=f"{label:<10}", subsequent_indent=" " * 10)

@@ -32,7 +32,7 @@ from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair, Role
 from shards.modelfiles.find import ModelFolder
 from shards.modelfiles.head import require_room
-from shards.spread import QUIET_SECONDS, spread
+from shards.spread import spread
 from shards.teacher.precision import Precision
 from shards.teacher.spec import PRESETS
 
@@ -60,13 +60,18 @@ class Exact:
 
 def probe_rows(rows: Sequence[AnyRow]) -> list[AnyRow]:
     """A fixed sample: rows spread evenly over all, and of each as many positions, spread evenly over the response."""
-    found, tokens = [], 0
+    tokens, found = 0, list[AnyRow]()
     for i in spread(len(rows), PROBE_ROWS):
         tokens += len(rows[i].input_ids)
         if found and tokens > PROBE_TOKENS:
             break
         found.append(rows[i])
     return [_thinned(row, PROBE_POSITIONS // len(found)) for row in found]
+
+
+def needs_probe(numerics: Mapping[str, Any]) -> bool:
+    """Whether bodies with these numerics (`precompute.numerics`) round more than float32 ones."""
+    return numerics["dtype"] in OTHER_HALF or bool(numerics.get("tf32"))
 
 
 def default_spec(pairs: Sequence[Pair]) -> TeacherSpec:

@@ -48,8 +48,8 @@ def trust_table(trust: Trust, sample: str) -> str:
 
 
 def trust_lines(trust: Trust, sample: str) -> dict[str, str]:
-    """Label -> text: coverage, error bound for the strength in use, precision of the bodies, and the verdict with a line
-    for each reason."""
+    """Label -> text: coverage, error bound for the strength in use, precision of the bodies, and the verdict with its
+    reasons, a line each."""
     word, reasons = verdict(trust)
     bound = trust.histograms["logprob_bound"]
     return {

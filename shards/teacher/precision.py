@@ -65,7 +65,7 @@ class Precision:
         The difference of two half-precision dtypes is nearly all made by the coarser one, and rounding is proportional
         to its unit. So for the finer one it is divided by the ratio of the units.
         """
-        if self.against not in UNITS:
+        if self.against is None or self.against not in UNITS:
             return 1.0
         return min(1.0, UNITS[self.dtype] / UNITS[self.against])
 
