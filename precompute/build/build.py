@@ -208,8 +208,8 @@ class Build:
         """What the dtype of the bodies costs; None for float32. Raises NonFiniteLogits for a body that overflows."""
         if self.exact is None:
             return None
-        spec, dtype = default_spec(self.options.served_pairs), self.inputs.identity["numerics"]["dtype"]
-        return precision(self.scorer, self.exact, spec, dtype, self.options.batch_tokens).to_json()
+        spec = default_spec(self.options.served_pairs)
+        return precision(self.scorer, self.exact, spec, self.options.batch_tokens).to_json()
 
     def _clean(self) -> None:
         if self.processes.is_first:

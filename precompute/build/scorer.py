@@ -21,7 +21,7 @@ def probe(options: BuildOptions, inputs: BuildInputs) -> Exact | None:
         inputs.folders,
         inputs.vocabulary_size,
         probe_rows(inputs.corpus.responses),
-        dtype=found["dtype"],
+        numerics=found,
         device=resolve_device(torch, options.device, 0),
         batch_tokens=options.batch_tokens,
         device_map=options.device_map,

@@ -10,6 +10,7 @@ import operator
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from precompute.scoring.probe import Exact, exact_logprobs, needs_probe, precisi
 from precompute.scoring.score import Scorer
 from shards import Divergence, ShardCache, TeacherSpec
 from shards.cli.command import parse_dataclasses, run_command
-from shards.cli.device import resolve_device
+from shards.cli.device import resolve_device, resolve_dtype, set_products
 from shards.errors import CacheMissing, OptionError
 from shards.format.encoding.spans import span
 from shards.format.plan import Plan
@@ -55,14 +56,16 @@ def check(options: CheckOptions) -> CheckReport:
         print(f"{role} ({folders[role].name}) changed since the build: {'; '.join(texts)}", flush=True)
 
     recorded = cache.plan.identity.get("numerics", {})
-    dtype = options.dtype or recorded.get("dtype", "auto")
+    dtype = resolve_dtype(options.dtype or recorded.get("dtype", "auto"), device)
+    tf32 = _tf32(options, recorded, dtype, device)
+    set_products(torch, dtype=dtype, tf32=tf32, device=device)
     attention = options.attn_implementation or recorded.get("attn_implementation")
-    found = numerics(dtype, attention, options.device_map, device)
+    found = numerics(dtype, attention, options.device_map, device, tf32=tf32)
     rows = pick_rows(len(cache), options.sample, options.seed)
     # before the models are loaded: a float32 body needs the memory of two in half precision
-    exact = (
-        float32_bodies(cache, options, folders, rows, dtype=dtype, attention=attention) if needs_probe(found) else None
-    )
+    exact = None
+    if needs_probe(found):
+        exact = float32_bodies(cache, options, folders, rows, found, attention)
     scorer = load_scorer(cache, options, folders, dtype=dtype, attn_implementation=attention, device=device)
     return CheckReport(
         cache=str(cache.folder),
@@ -74,8 +77,8 @@ def check(options: CheckOptions) -> CheckReport:
         places={role: folder.name for role, folder in folders.items()},
         changed=changed,
         numerics=list(numerics_differences(recorded, found)),
-        tolerance=tolerance(recorded, found, narrow=_is_narrow(scorer)),
-        precision=None if exact is None else precision(scorer, exact, options.spec, dtype, options.batch_tokens),
+        tolerance=tolerance(recorded, found),
+        precision=None if exact is None else precision(scorer, exact, options.spec, options.batch_tokens),
         comparison=compare_rows(cache, rows, scorer, options.spec, options.batch_tokens),
     )
 
@@ -85,16 +88,15 @@ def float32_bodies(
     options: CheckOptions,
     folders: Mapping[Role, ModelFolder],
     rows: Sequence[int],
-    *,
-    dtype: str,
+    found: Mapping[str, Any],
     attention: str | None,
 ) -> Exact:
-    """Log-probs of float32 bodies on some of the rows, for the precision of this check's own dtype."""
+    """Log-probs of float32 bodies on some of the rows, for the precision of this check's own numerics."""
     return exact_logprobs(
         folders,
         cache.plan.vocabulary_size,
         probe_rows(cache.read(rows)),
-        dtype=dtype,
+        numerics=found,
         device=resolve_device(torch, options.device, 0),
         batch_tokens=options.batch_tokens,
         device_map=options.device_map,
@@ -212,8 +214,11 @@ def _compared(batch: Sequence[Response], plan: Plan, scorer: Scorer, spec: Teach
         start = stop
 
 
-def _is_narrow(scorer: Scorer) -> bool:
-    return any(role_model.model.dtype == torch.bfloat16 for role_model in scorer.models.values())
+def _tf32(options: CheckOptions, recorded: Mapping[str, Any], dtype: str, device: torch.device) -> bool:
+    """Whether products are rounded to TF32: as asked for, else as in the build if this dtype and device can."""
+    if options.tf32 is not None:
+        return options.tf32
+    return bool(recorded.get("tf32")) and dtype == "float32" and device.type == "cuda"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

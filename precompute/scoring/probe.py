@@ -27,6 +27,7 @@ from precompute.scoring.partitions import Logprobs, l1_distances
 from precompute.scoring.score import Scorer
 from precompute.tokens.tokenized import AnyRow
 from shards import Divergence, TeacherSpec
+from shards.cli.device import set_products
 from shards.errors import NonFiniteLogits
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair, Role
@@ -48,12 +49,14 @@ OTHER_HALF = {"float16": "bfloat16", "bfloat16": "float16"}
 class Exact:
     """What the rounded bodies are compared with.
 
+    dtype      of the build: float16, bfloat16, or tf32 for float32 bodies with TF32 products
     rows       the sample, with a loss mask at the compared positions only
-    against    dtype of the bodies; None if they cannot be run: then there are no log-probs
+    against    dtype of these bodies; None if they cannot be run: then there are no log-probs
     logprobs   role -> (N, V) float32, in host memory
     """
 
     rows: Sequence[Any]
+    dtype: str
     against: str | None
     logprobs: Logprobs
 
@@ -85,7 +88,7 @@ def exact_logprobs(
     vocabulary_size: int,
     rows: Sequence[Any],
     *,
-    dtype: str,
+    numerics: Mapping[str, Any],
     device: torch.device,
     batch_tokens: int,
     attn_implementation: str | None = None,
@@ -93,13 +96,15 @@ def exact_logprobs(
 ) -> Exact:
     """Log-probs of float32 bodies, one in memory at a time; of the other half-precision dtype where one does not fit.
 
-    dtype: of the build. kwargs go to from_pretrained (device_map, trust_remote_code). Raises ModelError, and
+    numerics: of the build (`precompute.numerics`). kwargs go to from_pretrained (device_map, trust_remote_code). Raises ModelError, and
     NonFiniteLogits for a float32 body.
     """
     fits = all(float32_bytes(folder) * MEMORY_FACTOR < free_bytes(device) for folder in folders.values())
-    against = "float32" if fits else OTHER_HALF[dtype]
+    dtype = "tf32" if numerics.get("tf32") else numerics["dtype"]
+    against = "float32" if fits or dtype == "tf32" else OTHER_HALF[dtype]
     if against == "float32" and (attn_implementation or "").startswith("flash"):
         attn_implementation = None  # flash attention has no float32
+    set_products(torch, dtype=against, tf32=False, device=device)
     found: dict[Role, torch.Tensor] = {}
     for role, folder in tqdm(folders.items(), f"probing {dtype} against {against}", unit="model", leave=False):
         models = load_models(
@@ -117,14 +122,15 @@ def exact_logprobs(
         except NonFiniteLogits:
             if against == "float32":
                 raise
-            return Exact(rows=rows, against=None, logprobs={})
+            return Exact(rows=rows, dtype=dtype, against=None, logprobs={})
         finally:
             del models, scorer
             _release(device)
-    return Exact(rows=rows, against=against, logprobs=found)
+    set_products(torch, dtype=numerics["dtype"], tf32=dtype == "tf32", device=device)
+    return Exact(rows=rows, dtype=dtype, against=against, logprobs=found)
 
 
-def precision(scorer: Scorer, exact: Exact, spec: TeacherSpec, dtype: str, batch_tokens: int) -> Precision:
+def precision(scorer: Scorer, exact: Exact, spec: TeacherSpec, batch_tokens: int) -> Precision:
     """What the scorer's bodies cost. Raises NonFiniteLogits, naming role, sample and position."""
     sums, first = np.zeros(6), 0
     for rounded in logprobs_of(scorer, exact.rows, batch_tokens):
@@ -136,7 +142,7 @@ def precision(scorer: Scorer, exact: Exact, spec: TeacherSpec, dtype: str, batch
     positions = first if exact.against is not None else 0
     signal, error, rounded_count = sums[:3] / max(1, positions)
     return Precision(
-        dtype=dtype,
+        dtype=exact.dtype,
         against=exact.against,
         positions=positions,
         negative=spec.negative,

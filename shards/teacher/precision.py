@@ -4,26 +4,26 @@ The target multiplies l_dpo - l_negative by w_t, and lambda_t = beta / w_t multi
 rounding counts more here than in plain distillation (docs/fidelity.md has the outcomes behind the thresholds).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from shards.errors import CacheDamaged
 from shards.format.plan import Plan
+from shards.modelfiles.precision import SPACINGS
 
 GOOD_DEGREES, BAD_DEGREES = 5.0, 15.0
 """Angle of the gradient up to which a student is not measurably worse, and from which on it misses what is to be
 gained: 1.5 degrees (float16) changed neither reward nor KL, 27 degrees (bfloat16) cost 38% of the reward."""
 MUCH_ROUNDING = 0.1
 """Share of positions at which more than half of D_t is rounding."""
-UNITS: Mapping[str, float] = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""The distance of 1 from the next larger number, of the half-precision dtypes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
     """What bodies in `dtype` cost against bodies in `against`, over a few response positions of a sample.
 
+    dtype           float16, bfloat16, or tf32 for float32 bodies with TF32 products
     against         float32; or the other half-precision dtype, if a float32 copy of a body did not fit: the difference
                     of two roundings then bounds the error of each; None if nothing could be measured
     positions       of the sample
@@ -63,11 +63,11 @@ class Precision:
         """Part of the measured error that is expected of `dtype` itself.
 
         The difference of two half-precision dtypes is nearly all made by the coarser one, and rounding is proportional
-        to its unit. So for the finer one it is divided by the ratio of the units.
+        to its spacing. So for the finer one it is divided by the ratio of the spacings.
         """
-        if self.against is None or self.against not in UNITS:
+        if self.against is None or self.against == "float32":
             return 1.0
-        return min(1.0, UNITS[self.dtype] / UNITS[self.against])
+        return min(1.0, SPACINGS[self.dtype] / SPACINGS[self.against])
 
     def faults(self) -> Iterator[tuple[int, str]]:
         """(1 for care or 2 for not good, what is wrong and what helps)."""
