@@ -96,8 +96,8 @@ def exact_logprobs(
 ) -> Exact:
     """Log-probs of float32 bodies, one in memory at a time; of the other half-precision dtype where one does not fit.
 
-    numerics: of the build (`precompute.numerics`). kwargs go to from_pretrained (device_map, trust_remote_code). Raises ModelError, and
-    NonFiniteLogits for a float32 body.
+    numerics: of the build (`precompute.numerics`). kwargs go to from_pretrained (device_map, trust_remote_code). Raises
+    ModelError, and NonFiniteLogits for a float32 body.
     """
     fits = all(float32_bytes(folder) * MEMORY_FACTOR < free_bytes(device) for folder in folders.values())
     dtype = "tf32" if numerics.get("tf32") else numerics["dtype"]
