@@ -61,14 +61,14 @@ def build(near, out, **options):
 
 
 def plant(monkeypatch):
-    """Float16 bodies whose layers round to bfloat16."""
+    """Float16 bodies whose products round to bfloat16."""
     own = folders._load_full
 
     def load(*args, **kwargs):
         model = own(*args, **kwargs)
         if model.dtype == torch.float16:
-            for layer in model.base_model.layers:
-                layer.register_forward_hook(lambda module, given, found: found.bfloat16().half())
+            for part in (part for part in model.base_model.modules() if isinstance(part, torch.nn.Linear)):
+                part.register_forward_hook(lambda module, given, found: found.bfloat16().half())
         return model
 
     monkeypatch.setattr(folders, "_load_full", load)

@@ -10,7 +10,7 @@ from typing import Any
 
 from precompute.build.directions import sample_directions
 from precompute.build.identity import read_earlier
-from precompute.build.inputs import BuildInputs, find_sources, read_inputs
+from precompute.build.inputs import BuildInputs, find_sources, load_scorer, probe, read_inputs
 from precompute.build.options import BuildOptions
 from precompute.build.plan import log_threshold, make_plan, support_rule
 from precompute.build.report import (
@@ -21,7 +21,6 @@ from precompute.build.report import (
     shared_text,
     summary_text,
 )
-from precompute.build.scorer import load_scorer, probe
 from precompute.build.shard_work import ShardWork
 from precompute.build.speed import tokens_per_second
 from precompute.models.made_from import direction_warnings

@@ -1,4 +1,4 @@
-"""The inputs of a build: models, tokenizers and data by their hashes; then, if there is work to do, the tokens."""
+"""The inputs of a build: models, tokenizers and data by their hashes; if there is work to do, the tokens and models."""
 
 import functools
 from dataclasses import dataclass
@@ -9,9 +9,11 @@ import torch
 
 from precompute.build.identity import build_identity, holds_build, with_tokens
 from precompute.build.options import BuildOptions
-from precompute.models.folders import check_vocabularies, identity, load_tokenizer
+from precompute.models.folders import check_vocabularies, identity, load_models, load_tokenizer
 from precompute.models.roles import require_different_models
 from precompute.processes import Processes
+from precompute.scoring.probe import Exact, exact_logprobs, needs_probe, probe_rows
+from precompute.scoring.score import Scorer, require_shared_prompts
 from precompute.tokens.corpus import Corpus, load_corpus, rows_sha256
 from precompute.tokens.share import load_on_first
 from shards.cli.device import resolve_device, resolve_dtype, set_products
@@ -19,6 +21,7 @@ from shards.cli.space import require_writable
 from shards.errors import OptionError
 from shards.format.schema import Role
 from shards.modelfiles.find import ModelFolder, resolve
+from shards.modelfiles.head import require_room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,3 +108,50 @@ def read_inputs(options: BuildOptions, sources: BuildSources, processes: Process
     corpus = load_on_first(lambda: sources.corpus or load(), processes, rows_sha256=expected)
     asked = with_tokens(sources.identity, corpus.tokens_sha256)
     return BuildInputs(folders=sources.folders, vocabulary=sources.vocabulary, corpus=corpus, identity=asked)
+
+
+def probe(options: BuildOptions, inputs: BuildInputs) -> Exact | None:
+    """Float32 log-probs of a few positions, for the precision probe; None if the bodies are in float32 themselves."""
+    found = inputs.identity["numerics"]
+    if not needs_probe(found):
+        return None
+    return exact_logprobs(
+        inputs.folders,
+        inputs.vocabulary_size,
+        probe_rows(inputs.corpus.responses),
+        numerics=found,
+        device=resolve_device(torch, options.device, 0),
+        batch_tokens=options.batch_tokens,
+        device_map=options.device_map,
+        attn_implementation=options.attn_implementation,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes) -> Scorer:
+    """The models on this process's device. Raises ModelError if the longest row does not fit into one."""
+    device = resolve_device(torch, options.device, processes.local_rank)
+    models = load_models(
+        inputs.folders,
+        inputs.vocabulary_size,
+        dtype=options.dtype,
+        device=str(device),
+        one_at_a_time=options.models_in_memory == "one",
+        device_map=options.device_map,
+        attn_implementation=options.attn_implementation,
+        trust_remote_code=options.trust_remote_code,
+    )
+    longest, pair = inputs.corpus.facts.longest, inputs.corpus.facts.longest_pair
+    for role, role_model in models.items():
+        require_room(role_model.model.config, longest, role)
+    if options.share_prompts and pair is not None:
+        require_shared_prompts(models, pair, longest)
+    return Scorer(
+        models=models,
+        pairs=options.served_pairs,
+        nodes=options.nodes,
+        chunk_positions=options.chunk_positions,
+        device=device,
+        one_at_a_time=options.models_in_memory == "one",
+        share_prompts=options.share_prompts,
+    )
