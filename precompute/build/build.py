@@ -17,8 +17,8 @@ from precompute.build.report import (
     bytes_per_position,
     corpus_warnings,
     directions_text,
+    dtype_text,
     plan_text,
-    precision_text,
     shared_text,
     summary_text,
 )
@@ -169,7 +169,7 @@ class Build:
         speed = tokens_per_second(self.scorer, corpus.responses, work.rule, options.batch_tokens)
         all_speed = speed and speed * self.processes.world_size
         print(plan_text(work.plan, corpus, work.left, options.top_k, all_speed))
-        print(precision_text(self.scorer.models))
+        print(dtype_text(self.scorer.models))
         if options.share_prompts:
             print(shared_text(corpus.facts))
         if work.left:

@@ -33,18 +33,16 @@ def plan_text(
         f"{'projected time':>18}  {_time_text(left, tokens_per_second)}",
     ]
     if found := Precision.of(plan):
-        texts = (str(found), *(fault for _, fault in found.faults()))
-        label = f"{'precision':>18}  "
-        lines += [textwrap.fill(text, WIDTH, initial_indent=label, subsequent_indent=" " * 20) for text in texts]
+        lines += [_wrapped("precision", text) for text in (str(found), *(fault for _, fault in found.faults()))]
     lines += [f"{'note':>18}  {note}" for note in (*corpus.notes, *teacher_notes(plan))]
     return "\n".join(lines)
 
 
-def precision_text(models: Mapping[Role, RoleModel]) -> str:
+def dtype_text(models: Mapping[Role, RoleModel]) -> str:
     """The dtype of the bodies, and how their hidden states are multiplied with the output layers."""
     dtypes = dict.fromkeys(str(model.dtype).removeprefix("torch.") for model in models.values())
     layers = dict.fromkeys(model.output_layer.why for model in models.values())
-    return f"{'dtype':>18}  {', '.join(dtypes)} bodies; output layers: {'; '.join(layers)}"
+    return _wrapped("dtype", f"{', '.join(dtypes)} bodies; output layers: {'; '.join(layers)}")
 
 
 def shared_text(facts: Facts) -> str:
@@ -105,3 +103,7 @@ def _time_text(left: int, tokens_per_second: float | None) -> str:
     if tokens_per_second is None:
         return "after the first shard; models are moved to the device in turn"
     return f"{duration(left / tokens_per_second)} at {tokens_per_second:,.0f} response tokens/s"
+
+
+def _wrapped(label: str, text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=f"{label:>18}  ", subsequent_indent=" " * 20)
