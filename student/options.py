@@ -34,7 +34,7 @@ class DistillArguments(LoraFlags, TeacherFlags, TrainingArguments):
 
     # the other flags of the teacher are in TeacherFlags; only a training can fit a strength
     strength: Literal["adaptive", "constant", "learned"] | None = flag(  # type: ignore[assignment]
-        None, "gain * D_t + 1e-3, beta / kl_coef, or 1e-3 + softplus(offset + slope * D_t)"
+        None, "gain * D_t + min_strength, beta / kl_coef, or min_strength + softplus(offset + slope * D_t)"
     )
     learned_offset: float | None = flag(None, "offset of a learned strength; default: fitted on the cached pairs")
     learned_slope: float | None = flag(None, "slope of a learned strength; default: fitted on the cached pairs")

@@ -358,6 +358,8 @@ def test_a_checkpoint_of_another_run_is_refused(sparse_cache, student_folder, tm
     checkpoint = str(tmp_path / "a" / "checkpoint-1")
     for overrides, field in (
         ({"gain": 5.0}, "teacher.gain"),
+        ({"min_strength": 0.02}, "teacher.min_strength"),
+        ({"max_weight": 0.3}, "teacher.max_weight"),
         ({"seed": 7}, "seed"),
         ({"learning_rate": 0.1}, "learning_rate"),
     ):
