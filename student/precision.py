@@ -90,5 +90,6 @@ class _Skipped(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._scale is not None:
             before, self._scale = self._scale, self.trainer.accelerator.scaler.get_scale()
-            self.trainer.optimizer._is_overflow = self._scale < before
+            optimizer: Any = self.trainer.optimizer
+            optimizer._is_overflow = self._scale < before
             self.trainer.skipped_steps += self._scale < before
