@@ -9,7 +9,6 @@ from test_student_loss import V, batch_of, distil, soft_cap, tied
 
 from shards import Divergence
 from shards.modelfiles.head import LogitTransform
-from student.loss import forward
 from student.loss.fused import FusedLoss
 from student.loss.products import HalfProducts, half_of
 from student.loss.sparse import SparseTargets
@@ -51,13 +50,11 @@ def test_logits_are_exact_products_of_the_rounded_inputs(half):
 
 @pytest.mark.parametrize(("half", "degrees"), [(torch.float16, 0.05), (torch.bfloat16, 0.6)])
 @pytest.mark.parametrize("maker", [plain, with_bias, tied, soft_cap])
-def test_gradients_with_half_products_are_near_those_with_float32_ones(
-    sparse_cache, trio, monkeypatch, maker, half, degrees
-):
+def test_gradients_with_half_products_are_near_those_with_float32_ones(sparse_cache, trio, maker, half, degrees):
     model, batch = maker(trio), batch_of(sparse_cache, ROWS)
     exact = gradients(distil(model, batch, chunk=5), model)
-    monkeypatch.setattr(forward, "half_of", lambda *_: half)
-    for name, grad in gradients(distil(model, batch, chunk=5), model).items():
+    found = gradients(distil(model, batch, chunk=5, half_of=lambda *_: half), model)
+    for name, grad in found.items():
         assert 0 < angle(grad, exact[name]) < degrees, name
 
 

@@ -6,6 +6,7 @@ and without targets that is unchanged.
 Dimensions: B sequences, T tokens, N response positions, C positions of a chunk, V vocabulary, H hidden size.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,12 +33,20 @@ class DistillForward:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, vocabulary_size: int, divergence: Divergence, chunk_positions: int
+        self,
+        model: PreTrainedModel,
+        *,
+        vocabulary_size: int,
+        divergence: Divergence,
+        chunk_positions: int,
+        half_of: Callable[[torch.Tensor, torch.Tensor, torch.dtype | None], torch.dtype | None] = half_of,
     ) -> None:
+        """half_of: which dtype the inputs of the output layer's products are rounded to; another one emulates a GPU."""
         self.model = model
         self.vocabulary_size = vocabulary_size
         self.divergence = divergence
         self.chunk_positions = chunk_positions
+        self.half_of = half_of
         self._transform = LogitTransform.of(model.config)
         self._fused = FusedLoss(
             vocabulary_size=vocabulary_size,
@@ -127,7 +136,7 @@ class DistillForward:
         """The dtype of the output layer's products if they have half-precision inputs; None otherwise."""
         device = hidden_NH.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return half_of(hidden_NH, head.weight, autocast) if why_not_fused(head) is None else None
+        return self.half_of(hidden_NH, head.weight, autocast) if why_not_fused(head) is None else None
 
     @staticmethod
     def _wide(hidden_NH: torch.Tensor) -> torch.Tensor:

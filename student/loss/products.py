@@ -34,6 +34,11 @@ def half_of(hidden: torch.Tensor, weight: torch.Tensor, autocast: torch.dtype | 
     """
     if hidden.device.type != "cuda" or "dtype_out" not in torch.ops.aten.mm.overloads():
         return None
+    return half_on_gpu(hidden, weight, autocast)
+
+
+def half_on_gpu(hidden: torch.Tensor, weight: torch.Tensor, autocast: torch.dtype | None) -> torch.dtype | None:
+    """`half_of` on a GPU, for tensors on any device."""
     if hidden.dtype == weight.dtype and hidden.dtype in HALVES:
         return hidden.dtype
     return torch.float16 if autocast == torch.float16 else None
