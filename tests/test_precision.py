@@ -1,283 +1,148 @@
-"""The precision probe: what half-precision bodies cost is measured before the first shard, and is said everywhere."""
+"""student.train in half precision: on a CPU as on a GPU, resumed bit for bit, equal on two ranks, and said."""
 
-import dataclasses
-import json
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from conftest import build_cache, build_options
-from fake_cache import make_cache
-from tiny import make_pairs, make_trio, write_jsonl
+from test_training import arguments, launch, moved, plain_sgd, recipe, same_weights, student_folder, weights
+from transformers import TrainerCallback
 
-from precompute.build.options import BuildOptions
-from precompute.check.__main__ import main as check_main
-from precompute.models import folders
-from precompute.models.folders import load_models
-from precompute.models.role_model import RoleModel
-from precompute.scoring import probe
-from precompute.scoring.dense import angle_degrees
-from precompute.scoring.score import Scorer
-from shards import ShardCache, TeacherSpec
-from shards.errors import CacheDamaged, NonFiniteLogits
-from shards.format.manifest import MANIFEST_FILE
-from shards.format.nodes import StrengthNodes
-from shards.format.plan import Plan
-from shards.format.schema import Pair
-from shards.inspect.__main__ import main as inspect
-from shards.modelfiles.find import resolve
-from shards.teacher.precision import BAD_DEGREES, GOOD_DEGREES, MUCH_ROUNDING, Precision
-from student.train.__main__ import main as train
+from shards.errors import NonFiniteLogits, OptionError
+from student.options import DistillArguments
+from student.precision import choose_autocast, precision_text
+from student.train import __main__ as command
+from student.train.__main__ import train
 
-MEASURED = Precision(
-    dtype="bfloat16",
-    against="float32",
-    positions=100,
-    negative="reverse",
-    signal_nats=0.09,
-    error_nats=0.03,
-    angle_degrees=1.0,
-    rounded_share=0.0,
-)
+HALF = ["fp16", "bf16"]
+ROUNDING = {"fp16": 0.02, "bf16": 0.15}
+"""Largest relative change of a step of the tiny student; 0.9% and 7% were seen."""
+__all__ = ["student_folder"]  # a fixture
 
 
-@pytest.fixture(scope="module")
-def near(tmp_path_factory):
-    """A trio whose models are as close to each other as a reference and its DPO model, and pairs."""
-    folder = tmp_path_factory.mktemp("near")
-    return make_trio(folder, size=0.003), write_jsonl(folder / "pairs.jsonl", make_pairs(12))
+@pytest.mark.parametrize("half", HALF)
+@pytest.mark.parametrize("use_peft", [False, True], ids=["whole", "lora"])
+def test_a_run_in_half_precision_resumes_bit_for_bit(sparse_cache, student_folder, tmp_path, half, use_peft):
+    settings = recipe(num_train_epochs=1, use_peft=use_peft, **{half: True})
+    train(arguments(sparse_cache, student_folder, tmp_path / "unbroken", **settings))
+    checkpoint = tmp_path / "unbroken" / "checkpoint-3"
+    assert (checkpoint / "scaler.pt").is_file() == (half == "fp16")
+    train(arguments(sparse_cache, student_folder, tmp_path / "b", resume_from_checkpoint=str(checkpoint), **settings))
+    assert same_weights(tmp_path / "b", tmp_path / "unbroken")
 
 
-@pytest.fixture(scope="module")
-def halves(near, tmp_path_factory):
-    """Caches of the near trio, by dtype."""
-    out = tmp_path_factory.mktemp("halves")
-    return {dtype: build(near, out / dtype, dtype=dtype) for dtype in ("float32", "float16", "bfloat16")}
+def test_a_resumed_run_has_the_scale_of_its_checkpoint(sparse_cache, student_folder, tmp_path):
+    settings = recipe(num_train_epochs=1, fp16=True)
+    train(arguments(sparse_cache, student_folder, tmp_path / "a", **settings))
+    scaler = tmp_path / "a" / "checkpoint-3" / "scaler.pt"
+    state = torch.load(scaler)
+    state["scale"] = 1024.0
+    size = scaler.stat().st_size
+    torch.save(state, scaler)
+    assert scaler.stat().st_size == size
+    folder = str(scaler.parent)
+    resumed = train(arguments(sparse_cache, student_folder, tmp_path / "b", resume_from_checkpoint=folder, **settings))
+    assert [entry["loss_scale"] for entry in resumed.state.log_history if "loss_scale" in entry][-1] == 1024.0
 
 
-def build(near, out, **options):
-    trio, pairs = near
-    return build_cache(build_options(trio, pairs, out, top_k=5, max_top_k=12, **options))
+@pytest.mark.parametrize("half", HALF)
+def test_a_step_in_half_precision_is_near_the_step_in_float32_and_any_split_of_it_nearer(
+    sparse_cache, student_folder, tmp_path, half
+):
+    steps = {}
+    for name, settings in {
+        "float32": {},
+        "whole": {half: True},
+        "split": {half: True, "per_device_train_batch_size": 3},
+    }.items():
+        train(arguments(sparse_cache, student_folder, tmp_path / name, **plain_sgd(**settings)))
+        steps[name] = moved(weights(student_folder), weights(tmp_path / name))
+    size = steps["float32"].norm()
+    rounding = ROUNDING[half]
+    assert 0 < (steps["whole"] - steps["float32"]).norm() < rounding * size
+    assert (steps["whole"] - steps["split"]).norm() < rounding * size
 
 
-def plant(monkeypatch):
-    """Float16 bodies whose products round to bfloat16."""
-    own = folders._load_full
-
-    def load(*args, **kwargs):
-        model = own(*args, **kwargs)
-        if model.dtype == torch.float16:
-            for part in (part for part in model.base_model.modules() if isinstance(part, torch.nn.Linear)):
-                part.register_forward_hook(lambda module, given, found: found.bfloat16().half())
-        return model
-
-    monkeypatch.setattr(folders, "_load_full", load)
-
-
-def levels(**changes):
-    return [level for level, _ in dataclasses.replace(MEASURED, **changes).faults()]
+@pytest.mark.parametrize("half", HALF)
+def test_two_ranks_in_half_precision_give_what_one_process_gives(sparse_cache, student_folder, tmp_path, half):
+    common = {"num_train_epochs": 1, "save_strategy": "no", "global_batch_size": 12, half: "true"}
+    two = launch(sparse_cache, student_folder, tmp_path / "two", per_device_train_batch_size=2, **common)
+    settings = plain_sgd(max_steps=-1, per_device_train_batch_size=4) | common | {half: True}
+    one = train(arguments(sparse_cache, student_folder, tmp_path / "one", **settings)).state.log_history
+    for mine, theirs in zip(one[:-1], two[:-1], strict=True):
+        for name in ("loss", "kl_teacher", "low_strength_gradient_share"):
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-2), name
+        assert theirs.get("loss_scale") == mine.get("loss_scale")
+    steps = [moved(weights(student_folder), weights(tmp_path / name)) for name in ("one", "two")]
+    assert (steps[0] - steps[1]).norm() < ROUNDING[half] * steps[0].norm()
 
 
-# ---- what is measured
+class Watch(TrainerCallback):
+    """Keeps the weights and the next rate after every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, args, state, control, model=None, lr_scheduler=None, **kwargs):
+        self.seen.append(
+            (torch.cat([p.detach().flatten().clone() for p in model.parameters()]), lr_scheduler.get_last_lr())
+        )
 
 
-def test_bfloat16_bodies_lose_more_than_float16_ones_and_float32_ones_are_not_measured(halves):
-    assert Precision.of(halves["float32"].plan) is None
-    coarse, fine = (Precision.of(halves[dtype].plan) for dtype in ("bfloat16", "float16"))
-    assert (coarse.dtype, fine.dtype, coarse.against) == ("bfloat16", "float16", "float32")
-    assert coarse.error_nats > 4 * fine.error_nats > 0
-    assert coarse.angle_degrees > 4 * fine.angle_degrees > 0
-    assert coarse.signal_nats == fine.signal_nats
+def test_a_skipped_step_leaves_weights_and_schedule_and_is_logged_with_its_loss(
+    sparse_cache, student_folder, tmp_path, monkeypatch
+):
+    watch, plain = Watch(), command.DistillTrainer
 
+    def scaled_too_far(**kwargs):
+        trainer = plain(callbacks=[watch], **kwargs)
+        trainer.accelerator.scaler._init_scale = 2.0**26
+        return trainer
 
-def test_the_plan_of_float32_bodies_has_no_precision(halves):
-    assert "precision" not in halves["float32"].plan.to_json()
-    assert "precision" in halves["float16"].plan.to_json()
-
-
-def test_a_planted_rounding_is_found(near, halves, tmp_path, monkeypatch):
-    plant(monkeypatch)
-    planted = Precision.of(build(near, tmp_path / "cache", dtype="float16").plan)
-    honest = Precision.of(halves["float16"].plan)
-    assert planted.dtype == "float16"
-    assert planted.angle_degrees > 2 * honest.angle_degrees and planted.error_nats > 2 * honest.error_nats
-
-
-def test_the_probe_equals_the_dense_formulas(near):
-    """Signal, error, angle and D_t written out in float64."""
-    trio, _ = near
-    found_at = {role: resolve(str(folder)) for role, folder in trio.items()}
-    rows = probe.probe_rows(corpus_rows(near))
-    numerics = {"dtype": "bfloat16"}
-    device = torch.device("cpu")
-    exact = probe.exact_logprobs(found_at, 18, rows, numerics=numerics, device=device, batch_tokens=64)
-    models = load_models(found_at, 18, dtype="bfloat16", device="cpu")
-    scorer = Scorer(models=models, pairs=(), nodes=StrengthNodes(), chunk_positions=7, device=device)
-    spec = TeacherSpec(gain=3.0)
-    found = probe.precision(scorer, exact, spec, 64)
-
-    parts = list(probe.logprobs_of(scorer, rows, 64))
-    rounded = {role: torch.cat([part[role] for part in parts]).double().numpy() for role in trio}
-    true = {role: l_NV.double().numpy() for role, l_NV in exact.logprobs.items()}
-    signal, seen = (part["dpo"] - part["reverse"] for part in (true, rounded))
-    mass = np.exp(true["dpo"])
-    assert found.positions == len(mass) == sum(int(row.loss_mask.sum()) for row in rows)
-    assert found.signal_nats == pytest.approx((mass * abs(signal)).sum(-1).mean(), rel=1e-9)
-    assert found.error_nats == pytest.approx((mass * abs(seen - signal)).sum(-1).mean(), rel=1e-9)
-    distances = [abs(np.exp(part["dpo"]) - np.exp(part["reverse"])).sum(-1) for part in (true, rounded)]
-    assert found.rounded_share == pytest.approx((2 * abs(distances[1] - distances[0]) > distances[1]).mean())
-    gradients = [
-        gradient(part, distance, true["reference"]) for part, distance in zip((true, rounded), distances, strict=True)
-    ]
-    squares = [float((g**2).sum()) for g in (*gradients, gradients[0] - gradients[1])]
-    assert found.angle_degrees == pytest.approx(angle_degrees(*squares), rel=1e-6)
-
-
-def gradient(part, distance_N, student_NV):
-    strength_N = 3.0 * distance_N + 1e-3
-    logits_NV = part["dpo"] + strength_N[:, None] * (part["dpo"] - part["reverse"])
-    teacher_NV = logits_NV - np.log(np.exp(logits_NV).sum(-1, keepdims=True))
-    ratio_NV, mass_NV = student_NV - teacher_NV, np.exp(student_NV)
-    return (0.1 / strength_N)[:, None] * mass_NV * (ratio_NV - (mass_NV * ratio_NV).sum(-1, keepdims=True))
-
-
-def corpus_rows(near):
-    from precompute.models.folders import load_tokenizer
-    from precompute.tokens.corpus import load_corpus
-
-    tokenizer = load_tokenizer(resolve(str(near[0]["reference"])))
-    return load_corpus(str(near[1]), tokenizer=tokenizer, max_length=64, progress=False).responses
-
-
-def test_a_sample_is_spread_over_the_rows_and_small(near):
-    rows = corpus_rows(near)
-    picked = probe.probe_rows([*rows] * 100)
-    assert len(picked) == probe.PROBE_ROWS
-    assert picked[0].sample_id == rows[0].sample_id and picked[-1].sample_id == rows[-1].sample_id
-    long = dataclasses.replace(
-        rows[0], input_ids=np.ones(3000, np.int32), loss_mask=np.r_[np.zeros(1000, bool), np.ones(2000, bool)]
+    monkeypatch.setattr(command, "DistillTrainer", scaled_too_far)
+    trainer = train(
+        arguments(sparse_cache, student_folder, tmp_path, **recipe(num_train_epochs=2, warmup_steps=0, fp16=True))
     )
-    (only,) = probe.probe_rows([long] * 5)
-    assert only.loss_mask.sum() == probe.PROBE_POSITIONS
-    assert np.flatnonzero(only.loss_mask)[[0, -1]].tolist() == [1000, 2999]
+    logged = [entry for entry in trainer.state.log_history if "loss_scale" in entry]
+    skipped = [entry["skipped_steps"] for entry in logged]
+    assert skipped[0] == 1 and 0 in skipped, "the scale was too large at first, and then small enough"
+    for step in range(1, len(logged)):
+        (before, rate_before), (after, rate_after) = watch.seen[step - 1 : step + 1]
+        assert torch.equal(before, after) == (rate_before == rate_after) == bool(skipped[step])
+        assert logged[step]["loss_scale"] == logged[step - 1]["loss_scale"] / (2 if skipped[step] else 1)
+    assert all(0 < entry["loss"] < 100 and 0 < entry["kl_teacher"] < 100 for entry in logged)
 
 
-def test_where_a_float32_body_does_not_fit_two_roundings_are_compared(near, halves, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "free_bytes", lambda device: 1000)
-    found = Precision.of(build(near, tmp_path / "cache", dtype="float16").plan)
-    coarse, fine = (Precision.of(halves[dtype].plan) for dtype in ("bfloat16", "float16"))
-    assert found.against == "bfloat16"
-    assert 0.5 * coarse.error_nats < found.error_nats < 2 * coarse.error_nats  # made by bfloat16
-    assert found.error_nats > fine.error_nats
-    assert found.expected_error == 1 / 8 and "a float32 body does not fit" in str(found)
+def test_a_body_that_leaves_float16s_range_ends_the_run_in_one_line(sparse_cache, trio, tmp_path):
+    from tiny import nudged, save
 
-
-def test_the_size_of_a_float32_body_is_that_of_its_weights(near):
-    from tiny import load
-
-    folder = near[0]["dpo"]
-    assert probe.float32_bytes(resolve(str(folder))) == 4 * load(folder).num_parameters()
-
-
-def test_a_body_that_overflows_in_the_sample_ends_the_build_before_its_plan(near, tmp_path, monkeypatch):
-    own = RoleModel.hidden
-
-    def hidden(self, input_ids_BT, *args):
-        found = own(self, input_ids_BT, *args)
-        overflows = self.dtype == torch.float16 and self.role == "reverse" and len(input_ids_BT) > 1
-        return found * 1e6 if overflows else found
-
-    monkeypatch.setattr(RoleModel, "hidden", hidden)
-    with pytest.raises(NonFiniteLogits, match=r"reverse: expected finite .* for sample .* at token"):
-        build(near, tmp_path / "cache", dtype="float16")
-    assert not (tmp_path / "cache" / "plan.json").exists()
-
-
-def test_an_interrupted_build_keeps_the_precision_of_its_plan(near, halves, tmp_path, monkeypatch):
-    out = tmp_path / "cache"
-    build(near, out, dtype="bfloat16", tokens_per_shard=20)
-    before = Precision.of(ShardCache(out).plan)
-    (out / MANIFEST_FILE).unlink()
-    (out / "part-00000.arrow").unlink()
-    monkeypatch.setattr(probe, "exact_logprobs", None)  # would fail if it were called again
-    assert Precision.of(build(near, out, dtype="bfloat16", tokens_per_shard=20).plan) == before
-
-
-# ---- what is said of it
+    model = nudged(trio["reference"], 7, 0.1)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(1e6)
+    folder = save(model, tmp_path / "wide")
+    with pytest.raises(NonFiniteLogits, match=r"^step 1: expected a finite loss, got nan under fp16 autocast; if the "):
+        train(arguments(sparse_cache, folder, tmp_path / "out", **plain_sgd(fp16=True)))
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("gpu", "given", "expected"),
     [
-        ({}, []),
-        ({"angle_degrees": GOOD_DEGREES}, []),
-        ({"angle_degrees": GOOD_DEGREES + 0.1}, [1]),
-        ({"angle_degrees": BAD_DEGREES + 0.1}, [2]),
-        ({"rounded_share": MUCH_ROUNDING}, []),
-        ({"rounded_share": MUCH_ROUNDING + 0.01}, [1]),
-        ({"against": None}, [1]),
-        ({"dtype": "float16", "against": "bfloat16", "angle_degrees": 8 * GOOD_DEGREES}, []),
-        ({"dtype": "float16", "against": "bfloat16", "angle_degrees": 8 * GOOD_DEGREES + 1}, [1]),
-        ({"against": "float16", "angle_degrees": GOOD_DEGREES + 0.1}, [1]),
+        (True, {}, "fp16 autocast with loss scaling (the default on a GPU), weights in float32"),
+        (True, {"fp16": True}, "fp16 autocast with loss scaling, weights in float32"),
+        (True, {"bf16": True}, "bf16 autocast, weights in float32; it turns the gradient several times as much as "),
+        (True, {"fp16": False}, "float32"),
+        (True, {"bf16": False, "tf32": True}, "float32 with TF32 products"),
+        (False, {}, "float32 (the default on a CPU)"),
+        (False, {"fp16": True}, "fp16 autocast with loss scaling, weights in float32"),
     ],
-)
-def test_the_verdict_follows_the_thresholds(changes, expected):
-    assert levels(**changes) == expected
+)  # fmt: skip
+def test_the_plan_says_the_precision_and_whether_it_is_the_default(monkeypatch, gpu, given, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    options = SimpleNamespace(**{"fp16": None, "bf16": None, "tf32": None, "use_cpu": False} | given)
+    options.device = torch.device("cuda" if gpu else "cpu")
+    choose_autocast(options)
+    assert precision_text(options).startswith(expected)
 
 
-def test_the_remedy_is_the_next_finer_dtype():
-    def texts(dtype):
-        return " ".join(text for _, text in dataclasses.replace(MEASURED, dtype=dtype, angle_degrees=20.0).faults())
-
-    assert "build with --dtype float16, or float32" in texts("bfloat16")
-    assert texts("float16").endswith("build with --dtype float32")
-    assert texts("tf32").endswith("build with --tf32 false")
-
-
-def test_a_plan_keeps_its_precision_to_three_digits(tmp_path):
-    plan = make_cache(tmp_path / "cache").plan
-    with_precision = dataclasses.replace(plan, precision=dataclasses.replace(MEASURED, error_nats=0.0312345).to_json())
-    again = Plan.from_json(json.loads(json.dumps(with_precision.to_json())), "here")
-    assert Precision.of(again) == dataclasses.replace(MEASURED, error_nats=0.0312)
-    assert again.sha256 != plan.sha256
-    with pytest.raises(CacheDamaged, match=r"precision: expected dtype, against, .* got dtype"):
-        Precision.of(dataclasses.replace(plan, precision={"dtype": "float16"}))
-
-
-def test_it_is_in_the_plan_on_the_screen_in_inspect_and_in_the_students_first_lines(near, tmp_path, capsys):
-    out = tmp_path / "cache"
-    build(near, out, dtype="bfloat16")
-    said = "bfloat16 bodies on 65 positions: l_dpo - l_reverse off by"
-    assert said in one_line(capsys.readouterr().out)
-    inspect([str(out)])
-    shown = one_line(capsys.readouterr().out)
-    assert said in shown and "bodies in bfloat16 turn the gradient by" in shown and "verdict not good" in shown
-    model = str(near[0]["reference"])
-    train(["--shards", str(out), "--model", model, "--output_dir", str(tmp_path / "student"), "--max_steps", "1",
-           "--warmup_steps", "0",
-           "--use_cpu", "true", "--report_to", "none"])  # fmt: skip
-    lines = one_line(capsys.readouterr().out)
-    assert said in lines and "bodies in bfloat16 turn the gradient by" in lines
-
-
-def test_check_measures_it_too(near, halves, tmp_path, capsys):
-    report = tmp_path / "report.json"
-    check_main(["--shards", str(halves["bfloat16"].folder), "--json", str(report)])
-    found = Precision(**json.loads(report.read_text())["precision"])
-    built = Precision.of(halves["bfloat16"].plan)
-    assert found.dtype == "bfloat16" and 0.5 < found.error_nats / built.error_nats < 2
-    assert "precision bfloat16 bodies on" in one_line(capsys.readouterr().out)
-    check_main(["--shards", str(halves["float32"].folder), "--json", str(report)])
-    assert json.loads(report.read_text())["precision"] is None
-
-
-def test_the_teacher_of_the_probe_is_the_default_one_where_it_is_served():
-    both = [Pair("dpo", "reverse"), Pair("reference", "reference")]
-    assert probe.default_spec(both) == TeacherSpec.preset("aligndistil")
-    assert probe.default_spec(both[1:]) == TeacherSpec.preset("adaptive")
-    assert probe.default_spec([Pair("dpo", "reference")]) == TeacherSpec(anchor="dpo", negative="reference")
-    assert BuildOptions(models=["dpo=a", "reference=b"], data="d").served_pairs == (both[1],)
-
-
-def one_line(text):
-    return " ".join(text.split())
+def test_both_half_precisions_at_once_are_refused(tmp_path):
+    with pytest.raises(OptionError, match="fp16 and bf16"):
+        DistillArguments(output_dir=str(tmp_path), use_cpu=True, fp16=True, bf16=True)

@@ -33,11 +33,11 @@ def batch_of(cache, rows, preset="aligndistil", reduction="sequence", fillers=0)
     return collator(data.__getitems__(items))
 
 
-def distil(model, batch, *, name="reverse_kl", chunk=256, jsd_weight=0.5):
+def distil(model, batch, *, name="reverse_kl", chunk=256, jsd_weight=0.5, **more):
     """The package's loss of one batch, through the replaced forward; the model is unchanged afterwards."""
     base = model if hasattr(model, "get_decoder") and not hasattr(model, "get_base_model") else model.get_base_model()
     divergence = Divergence(name=name, jsd_weight=jsd_weight)
-    forward = DistillForward(base, vocabulary_size=V, divergence=divergence, chunk_positions=chunk)
+    forward = DistillForward(base, vocabulary_size=V, divergence=divergence, chunk_positions=chunk, **more)
     forward.install()
     try:
         out = model(
@@ -134,6 +134,16 @@ def test_the_analytic_gradient_is_that_of_autograd_over_the_buckets(sparse_cache
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
     (theirs,) = torch.autograd.grad(expected.sum(), logits)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_size_of_a_positions_gradient_is_the_sum_over_the_vocabulary(sparse_cache, name):
+    targets = SparseTargets(batch_of(sparse_cache, [0, 1, 2]))
+    divergence = Divergence(name=name, jsd_weight=0.3)
+    grad = torch.randn(len(targets.support_count), V, generator=torch.Generator().manual_seed(0))
+    _, student, tail = divergence.with_gradient_(grad, targets.buckets, torch)
+    size = divergence.gradient_size(student, tail, targets.buckets, torch)
+    torch.testing.assert_close(size, grad.abs().sum(-1))
 
 
 def bucket_terms(name, student, target, c=0.3):

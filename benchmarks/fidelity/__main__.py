@@ -19,10 +19,12 @@ from benchmarks.fidelity.dense import Dense, load_roles, read_rows, score
 from benchmarks.fidelity.learned import judged
 from benchmarks.fidelity.options import FidelityOptions, trios_or_toy
 from benchmarks.fidelity.report import page
+from benchmarks.fidelity.student import student_angles
 from benchmarks.fidelity.supports import SUPPORTS
 from benchmarks.online.__main__ import run as run_online
 from benchmarks.online.options import OnlineOptions
 from benchmarks.plots import require_matplotlib
+from precompute.tokens.tokenized import TokenizedResponse
 from shards import TeacherSpec
 from shards.cli.command import run_command
 from shards.format.schema import Role
@@ -62,6 +64,7 @@ def measure_trio(name: str, folders: Mapping[Role, Path], data: str, options: Fi
             )
         ],
         "parameters": lambda: measure.parameter_angles(models, rows[: options.parameter_rows], top_k),
+        "student": lambda: student(folders, rows[: options.student_rows], top_k),
         "learned": lambda: learned(name, folders, data, options, top_k),
         "online": lambda: online(name, folders, data, options),
     }
@@ -73,6 +76,15 @@ def measure_trio(name: str, folders: Mapping[Role, Path], data: str, options: Fi
             found[step] = work()
             found["facts"]["seconds"][step] = round(time.perf_counter() - started, 1)
     return found
+
+
+def student(folders: Mapping[Role, Path], rows: Sequence[TokenizedResponse], top_k: int) -> list[measure.Row]:
+    """Angles of a student's gradient in half precision; empty without rows."""
+    if not rows:
+        return []
+    models = load_roles(folders, "float32")
+    scores = measure.default_scores(score(models, rows, sum(int(row.loss_mask.sum()) for row in rows)), top_k)
+    return student_angles(models["reference"].model.requires_grad_(True), rows, scores)
 
 
 def learned(
