@@ -71,6 +71,8 @@ class Late(Transfer):
         return tensor.clone()
 
     def fetch(self, tensors):
+        if len(tensors) == 1:  # not the values of a chunk
+            return Transfer().fetch(tensors)
         number = sum(word == "begun" for word, _ in self.log)
         self.log.append(("begun", number))
         return _LateFetch(self, number, tensors)
@@ -261,20 +263,27 @@ def test_models_in_turn_give_the_same_values_late_too(scorer):
         same(mine, theirs)
 
 
-def test_what_is_not_finite_is_named_one_chunk_later(scorer):
+@pytest.mark.parametrize(("where", "value"), [("hidden states", torch.nan), ("logits", 1e6)])
+def test_what_is_not_finite_is_named_one_chunk_later(scorer, where, value):
     class Broken(RoleModel):
         def hidden(self, *args):
             found = super().hidden(*args)
             if len(found) > 1:
-                found[1, 7] = torch.nan
+                found[1, 7] = value
             return found
+
+        def logits(self, hidden_NH):
+            return super().logits(hidden_NH).masked_fill((hidden_NH == 1e6).all(-1, keepdim=True), torch.inf)
 
     models = {**scorer.models, "dpo": Broken("dpo", make_llama(1), V)}
     late = dataclasses.replace(scorer, models=models, transfer=Late())
-    expected = r"^dpo: expected finite logits, got nan for sample 3/chosen at token 8$"
-    with pytest.raises(NonFiniteLogits, match=expected):
+    got = "nan" if where == "hidden states" else "inf"
+    with pytest.raises(
+        NonFiniteLogits, match=f"^dpo: expected finite {where}, got {got} for sample 3/chosen at token 8$"
+    ):
         list(late.score([[BATCHES[1][0], BATCHES[2][0]]], RULE))
-    assert [entry for entry in late.transfer.log if entry[0] == "begun"] == [("begun", number) for number in range(3)]
+    begun = [entry for entry in late.transfer.log if entry[0] == "begun"]
+    assert len(begun) == (2 if where == "hidden states" else 3)
 
 
 def test_entries_behind_the_counts_are_left_on_the_device():

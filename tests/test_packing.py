@@ -21,7 +21,8 @@ from transformers import (
 from precompute.build.build import build
 from precompute.models.role_model import RoleModel
 from precompute.scoring.packing import batches_by_length, pack, packed_length, units
-from precompute.scoring.score import hidden_states, require_shared_prompts
+from precompute.scoring.score import hidden_states
+from precompute.scoring.sharing import require_shared_prompts
 from precompute.tokens.tokenized import SharedPrompts, TokenizedResponse
 from shards import ShardCache
 from shards.errors import CacheConflict, ModelError, OptionError

@@ -152,7 +152,7 @@ class Works:
         scorer = self.bench.scorer
         states = dict(zip(scorer.models, self.hidden, strict=True))
         packed = pack(self.bench.rows, share_prompts=False).moved(lambda tensor: tensor.to(scorer.device))
-        for _ in scorer.chunks_of(Hidden(self.bench.rows, states, packed)):
+        for _ in scorer.chunks_of(Hidden(self.bench.rows, states, packed, None)):
             pass
 
     @torch.no_grad()

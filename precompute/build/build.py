@@ -31,7 +31,8 @@ from precompute.feeding.writers import writers_for
 from precompute.models.folders import load_models
 from precompute.models.made_from import direction_warnings
 from precompute.processes import Processes
-from precompute.scoring.score import Scorer, require_shared_prompts
+from precompute.scoring.score import Scorer
+from precompute.scoring.sharing import require_shared_prompts
 from precompute.scoring.support import SupportRule
 from shards import ShardCache
 from shards.cli.device import resolve_device

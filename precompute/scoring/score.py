@@ -12,31 +12,35 @@ import torch
 
 from precompute.feeding.order import ahead, one_behind
 from precompute.feeding.stages import Stages
-from precompute.feeding.transfer import Transfer
+from precompute.feeding.transfer import Fetch, Transfer
 from precompute.models.role_model import RoleModel
 from precompute.scoring.device_scores import DeviceScores, FetchedScores, joined
+from precompute.scoring.finite import finite_states, require_finite_states, require_finite_where
 from precompute.scoring.packing import Packed, pack, places, row_ends
 from precompute.scoring.partitions import log_partitions
 from precompute.scoring.support import SupportRule, best_log_scores, next_logprob, summarised
 from precompute.tokens.tokenized import Row
-from shards.errors import ModelError, NonFiniteLogits, first_line
+from shards.errors import NonFiniteLogits
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair, Role
 from shards.format.scores import Scores, concatenate
+from shards.modelfiles.precision import remedy
 
 Batch = Sequence[Row]
-PACKING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
-"""Largest distance of two hidden states that rounding explains, relative to their length, by the body's dtype."""
 Chunk = tuple[dict[Role, torch.Tensor], torch.Tensor]
 """Log-probs of all roles, (C, V) float32, and the actual next ids, (C,)."""
 
 
 class Hidden(NamedTuple):
-    """A batch with its hidden states: role -> (N, H), at the tokens that predict its response tokens."""
+    """A batch with its hidden states: role -> (N, H), at the tokens that predict its response tokens.
+
+    finite: whether all states of each role are; None if that was required before.
+    """
 
     batch: Batch
     states: dict[Role, torch.Tensor]
     packed: Packed
+    finite: Fetch | None
 
     @property
     def next_ids(self) -> torch.Tensor:
@@ -82,6 +86,8 @@ class Scorer:
         for chunk, fetched in one_behind(self._fetched(batches, rule)):
             with self.stages.waiting("results"):
                 found = fetched.wait()
+            if not parts:
+                self._require_finite_states(chunk.hidden)
             self._require_finite(found.log_partition, chunk)
             parts.append(found.scores)
             if chunk.is_last:
@@ -109,6 +115,7 @@ class Scorer:
 
     def chunks_of(self, hidden: Hidden) -> Iterator[Chunk]:
         """The chunks of one batch."""
+        self._require_finite_states(hidden)
         for chunk in self._parts(hidden):
             logprobs, log_partition = self._logprobs(chunk)
             self._require_finite({role: found_C.cpu().numpy() for role, found_C in log_partition.items()}, chunk)
@@ -119,18 +126,22 @@ class Scorer:
         prepared = ahead(self._prepared, batches, self.transfer.ahead)
         if not self.one_at_a_time:
             for batch, packed in self._received(prepared):
-                yield Hidden(batch, {role: self._states(model, packed) for role, model in self.models.items()}, packed)
+                states = {role: self._states(model, packed) for role, model in self.models.items()}
+                with self.stages.work("bodies"):
+                    finite = self.transfer.fetch([finite_states(states)])
+                yield Hidden(batch, states, packed, finite)
             return
         ready = list(prepared)
         waiting: list[dict[Role, torch.Tensor]] = [{} for _ in ready]
         for role, model in self.models.items():
             with model.on(self.device):
                 fetching = (self.transfer.fetch([self._states(model, packed)]) for _, packed in self._received(ready))
-                for states, found in zip(one_behind(fetching), waiting, strict=True):
-                    (found[role],) = states.wait()
+                for (batch, _), fetched, found in zip(ready, one_behind(fetching), waiting, strict=True):
+                    (found[role],) = fetched.wait()
+                    require_finite_states({role: found[role]}, self.models, batch)
         for batch, packed in self._received(ready):
             back = {role: self.transfer.send(states, self.device) for role, states in waiting.pop(0).items()}
-            yield Hidden(batch, back, packed)
+            yield Hidden(batch, back, packed, None)
 
     def _prepared(self, batch: Batch) -> tuple[Batch, Packed]:
         """The batch packed, in memory from which the device can copy it."""
@@ -188,6 +199,11 @@ class Scorer:
         with model.active():
             return model.logits(hidden_CH).to(self.device)
 
+    def _require_finite_states(self, hidden: Hidden) -> None:
+        if hidden.finite is not None:
+            (finite,) = hidden.finite.wait()
+            require_finite_where(finite.tolist(), hidden.states, self.models, hidden.batch)
+
     @torch.no_grad()
     def _require_finite(self, log_partition: Mapping[Role, np.ndarray], chunk: _Part) -> None:
         for role, partition_C in log_partition.items():
@@ -201,7 +217,7 @@ class Scorer:
             row_N, token_N = places(batch)
             raise NonFiniteLogits(
                 f"{role}: expected finite logits, got {logit} for sample {batch[row_N[position]].sample_id} "
-                f"at token {token_N[position]}"
+                f"at token {token_N[position]}{remedy(self.models[role].dtype)}"
             )
 
 
@@ -217,32 +233,3 @@ def packed_states(model: RoleModel, packed: Packed) -> torch.Tensor:
     with model.active():
         hidden_BTH = model.hidden(packed.input_ids, packed.attention_mask, packed.position_ids)
     return hidden_BTH.flatten(0, 1)[packed.places.to(hidden_BTH.device)]
-
-
-def require_shared_prompts(models: Mapping[Role, RoleModel], pair: Batch, longest: int) -> None:
-    """Run a pair both ways through every body. Raises ModelError if the hidden states differ by more than rounding.
-
-    They differ for layers that ignore a custom mask: state-space and linear attention, flash attention 2. pair: any
-    pair, preferably the longest. longest: tokens of the longest of all rows; if it exceeds an attention window, it is
-    refused without a test.
-    """
-    for role, model in models.items():
-        if (window := model.window) is not None and longest > window:
-            raise ModelError(
-                f"{role}: expected rows of at most {window} tokens, its window of attention, with --share_prompts, got "
-                f"one of {longest}; leave it out"
-            )
-        apart_NH = hidden_states(model, pair).float()
-        try:
-            shared_NH = hidden_states(model, pair, share_prompts=True).float()
-        except (RuntimeError, TypeError, ValueError) as exc:
-            raise ModelError(
-                f"{role}: expected a body that takes a mask and positions of one's own, got {first_line(exc)}; leave "
-                "--share_prompts out"
-            ) from exc
-        off = float(((shared_NH - apart_NH).norm(dim=-1) / apart_NH.norm(dim=-1)).max())
-        if not off <= PACKING_TOLERANCE[model.dtype]:
-            raise ModelError(
-                f"{role}: expected the same hidden states with a shared prompt, got some {off:.1%} off in the pair of "
-                f"{pair[0].sample_id}; leave --share_prompts out"
-            )
