@@ -21,7 +21,8 @@ from transformers import (
 from precompute.build.build import build
 from precompute.models.role_model import RoleModel
 from precompute.scoring.packing import batches_by_length, pack, packed_length, units
-from precompute.scoring.score import hidden_states, require_shared_prompts
+from precompute.scoring.score import hidden_states
+from precompute.scoring.sharing import require_shared_prompts
 from precompute.tokens.tokenized import SharedPrompts, TokenizedResponse
 from shards import ShardCache
 from shards.errors import CacheConflict, ModelError, OptionError
@@ -108,8 +109,10 @@ def test_a_packed_row_holds_the_shared_tokens_once():
         [1, 3, 4, 5, 6, 7, 8, 9, 2, 0, 0],
     ]
     assert packed.position_ids.tolist()[0] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 5, 6]
-    assert packed.rows.tolist() == [0] * 6 + [1] * 7
-    assert packed.tokens.tolist() == [4, 5, 6, 7, 4, 9, 1, 2, 3, 4, 5, 6, 7]
+    rows, tokens = packed.places // 11, packed.places % 11
+    assert rows.tolist() == [0] * 6 + [1] * 7
+    assert tokens.tolist() == [4, 5, 6, 7, 4, 9, 1, 2, 3, 4, 5, 6, 7]
+    assert packed.next_ids.tolist() == [9, 10, 11, 2, 12, 2, 4, 5, 6, 7, 8, 9, 2]
     assert packed.attention_mask[0, 0, 10].tolist() == [True] * 5 + [False] * 4 + [True] * 2
     assert packed.attention_mask[0, 0, 8].tolist() == [True] * 9 + [False] * 2
 

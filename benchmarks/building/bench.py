@@ -17,8 +17,9 @@ from precompute.build.options import BuildOptions
 from precompute.build.plan import log_threshold, make_plan, support_rule
 from precompute.models.folders import load_models
 from precompute.models.role_model import RoleModel
+from precompute.scoring.packing import pack
 from precompute.scoring.partitions import Block, block_size, blocks
-from precompute.scoring.score import Scorer, hidden_states
+from precompute.scoring.score import Hidden, Scorer, hidden_states
 from precompute.scoring.support import SupportRule, token_scores, values_on
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tally import facts_of
@@ -149,8 +150,9 @@ class Works:
     def chunks(self) -> None:
         """Output layers, and the log-probs that their logits become in place."""
         scorer = self.bench.scorer
-        hidden = dict(zip(scorer.models, self.hidden, strict=True))
-        for _ in scorer._chunks(self.bench.rows, hidden):
+        states = dict(zip(scorer.models, self.hidden, strict=True))
+        packed = pack(self.bench.rows, share_prompts=False).moved(lambda tensor: tensor.to(scorer.device))
+        for _ in scorer.chunks_of(Hidden(self.bench.rows, states, packed, None)):
             pass
 
     @torch.no_grad()

@@ -21,9 +21,12 @@ from precompute.build.report import (
     plan_text,
     shared_text,
     summary_text,
+    times_text,
 )
 from precompute.build.shard_work import ShardWork
 from precompute.build.speed import tokens_per_second
+from precompute.feeding.stages import Times
+from precompute.feeding.writers import writers_for
 from precompute.models.made_from import direction_warnings
 from precompute.processes import Processes
 from precompute.scoring.probe import Exact, default_spec, precision
@@ -111,7 +114,7 @@ class Build:
         self.processes.together(lambda: self.announce(work) if self.processes.is_first else None)
         parts = self.processes.gather(work.run(show=self.processes.is_first))
         if self.processes.is_first:
-            self.finish(plan, parts)
+            self.finish(plan, [findings for findings, _ in parts], [times for _, times in parts])
         self.processes.wait()
         return read_manifest(self.out)
 
@@ -154,6 +157,7 @@ class Build:
             left=[shard for shard in plan.shards if shard.file not in there],
             todo=[number for number in mine if plan.shards[number].file not in there],
             unread=deque(number for number in mine if plan.shards[number].file in there),
+            writers=writers_for(self.scorer.device, self.processes.world_size),
         )
 
     def announce(self, work: ShardWork) -> None:
@@ -177,10 +181,11 @@ class Build:
             if found := sample_directions(corpus, self.scorer, sample=sample, batch_tokens=batch_tokens):
                 print(directions_text(found))
 
-    def finish(self, plan: Plan, parts: Sequence[Findings]) -> None:
-        """Write the manifest. parts: what each process found when it read its shards back."""
+    def finish(self, plan: Plan, parts: Sequence[Findings], times: Sequence[Times]) -> None:
+        """Write the manifest. parts: what each process found when it read its shards back; times: of each process."""
         manifest = finished(self.out, plan, parts)
         print(summary_text(manifest))
+        print(times_text(sum(times, Times()), len(times)))
         write_json(self.out, MANIFEST_FILE, manifest.to_json())
         print(f"{self.out}: done")
 

@@ -9,11 +9,14 @@ import torch
 
 from precompute.build.identity import build_identity, holds_build, with_tokens
 from precompute.build.options import BuildOptions
+from precompute.feeding.stages import Stages, marks_for
+from precompute.feeding.transfer import transfer_for
 from precompute.models.folders import check_vocabularies, identity, load_models, load_tokenizer
 from precompute.models.roles import require_different_models
 from precompute.processes import Processes
 from precompute.scoring.probe import Exact, exact_logprobs, needs_probe, probe_rows
-from precompute.scoring.score import Scorer, require_shared_prompts
+from precompute.scoring.score import Scorer
+from precompute.scoring.sharing import require_shared_prompts
 from precompute.tokens.corpus import Corpus, load_corpus, rows_sha256
 from precompute.tokens.share import load_on_first
 from shards.cli.device import resolve_device, resolve_dtype, set_products
@@ -154,4 +157,6 @@ def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes
         device=device,
         one_at_a_time=options.models_in_memory == "one",
         share_prompts=options.share_prompts,
+        transfer=transfer_for(device),
+        stages=Stages(marks_for(device)),
     )

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
+from precompute.feeding.stages import Times
 from precompute.models.role_model import RoleModel
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tally import Facts
@@ -81,6 +82,24 @@ def summary_text(manifest: Manifest) -> str:
         distribution_table(manifest.statistics),
     ]
     return "\n".join(lines)
+
+
+def times_text(times: Times, processes: int) -> str:
+    """Where the time of scoring went, added up over the processes; empty if nothing was scored."""
+    if not times.bodies:
+        return ""
+    shares = {
+        "bodies": times.bodies,
+        "output layers and vocabulary": times.vocabulary,
+        "device idle": times.idle,
+    }
+    parts = ", ".join(f"{seconds / times.wall:.1%} {name}" for name, seconds in shares.items())
+    total = f"{processes} x {duration(times.wall / processes)}" if processes > 1 else duration(times.wall)
+    waits = (f"{getattr(times, name):,.1f} s for {name}" for name in ("input", "results", "writers"))
+    return (
+        f"{'time':>18}  {total} of scoring: {parts}\n"
+        f"{'waits':>18}  {', '.join(waits)}, who worked {times.writing:,.1f} s beside it"
+    )
 
 
 def directions_text(directions: Sequence[Direction]) -> str:

@@ -1,15 +1,19 @@
 """Scores, writes and reads back the shards of one process of a build."""
 
+import contextlib
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
+from precompute.feeding.stages import Times
+from precompute.feeding.writers import Writers
 from precompute.scoring.packing import batches_by_length
-from precompute.scoring.score import Scorer
+from precompute.scoring.score import Batch, Scorer
 from precompute.scoring.support import SupportRule
 from precompute.tokens.tokenized import TokenizedResponse
 from shards.format.finishing import Findings
@@ -18,7 +22,14 @@ from shards.format.scores import Response, Scores
 from shards.format.writer import write_shard
 
 READ_BEHIND = 8
-"""Shards of an earlier run that are read back behind each that is written: the writer must not fall far behind."""
+"""Shards of an earlier run that are read back behind each that is written: the writers must not fall far behind."""
+
+
+class _Task(NamedTuple):
+    """A shard to score."""
+
+    number: int
+    rows: Sequence[TokenizedResponse]
 
 
 @dataclass(kw_only=True)
@@ -28,6 +39,7 @@ class ShardWork:
     left      shards that are not there yet, of all processes
     todo      numbers of those that this one scores and writes
     unread    of those that an earlier run wrote, and that this one reads back
+    writers   most threads that write; so many shards, and the one that is scored, are in memory at a time
     """
 
     out: Path
@@ -39,41 +51,57 @@ class ShardWork:
     left: Sequence[ShardPlan]
     todo: Sequence[int]
     unread: deque[int]
+    writers: int = 1
     findings: Findings = field(init=False)
 
     def __post_init__(self) -> None:
         self.findings = Findings.nothing(self.plan)
 
-    def run(self, *, show: bool) -> Findings:
-        """Do it, with a bar in response tokens. A shard is written and read back while the next one is scored."""
+    def run(self, *, show: bool) -> tuple[Findings, Times]:
+        """Do it, with a bar in response tokens. Shards are written and read back while others are scored."""
+        stages = self.scorer.stages
+        stages.begin()
         total = sum(self.plan.shards[number].positions for number in self.todo)
         bar = tqdm(total=total, unit="tok", desc="scoring", smoothing=0.05, disable=not show)
-        with bar, ThreadPoolExecutor(max_workers=1) as writer:
-            writing: Future[None] | None = None
-            for number in self.todo:
-                responses = self._score(number, bar)
-                if writing is not None:
-                    writing.result()  # two shards in memory at most, and an error is seen
-                writing = writer.submit(self._write, number, responses)
-            if writing is not None:
-                writing.result()
+        with bar, Writers(self.writers, self.findings.merge, stages) as writers:
+            for task, scores in self._scored(bar, writers.check):
+                responses = [row.with_scores(scores[i]) for i, row in enumerate(task.rows)]
+                writers.submit(partial(self._write, task.number, responses))
+        times = stages.end()
         for number in tqdm(self.unread, unit="shard", desc="checking", disable=not (show and self.unread)):
             self.findings.read_back(self.out, self.plan, number)
-        return self.findings
+        return self.findings, times
 
-    def _score(self, number: int, bar: tqdm) -> list[Response]:
-        shard = self.plan.shards[number]
-        rows = self.rows[shard.first_row : shard.first_row + shard.rows]
-        order = batches_by_length(rows, self.batch_tokens, share_prompts=self.scorer.share_prompts)
-        batches = self.scorer.score([[rows[i] for i in batch] for batch in order], self.rule)
-        scores: dict[int, Scores] = {}
-        for batch, found in zip(order, batches, strict=True):
-            scores |= zip(batch, found, strict=True)
-            bar.update(sum(scores[i].num_positions for i in batch))
-        return [row.with_scores(scores[i]) for i, row in enumerate(rows)]
+    def _scored(self, bar: tqdm, check: Callable[[], None]) -> Iterator[tuple[_Task, dict[int, Scores]]]:
+        """The scores of each shard's rows. A shard is begun before the last scores of the one before are read, unless
+        the models are moved to the device in turn, once for every shard. check: called after each batch."""
+        for numbers in [[number] for number in self.todo] if self.scorer.one_at_a_time else [self.todo]:
+            begun: deque[tuple[_Task, Sequence[int]]] = deque()
+            scores: dict[int, Scores] = {}
+            for found in self.scorer.score(self._batches(numbers, begun), self.rule):
+                task, batch = begun.popleft()
+                scores |= zip(batch, found, strict=True)
+                bar.update(sum(part.num_positions for part in found))
+                check()
+                if len(scores) == len(task.rows):
+                    yield task, scores
+                    scores = {}
 
-    def _write(self, number: int, responses: Sequence[Response]) -> None:
+    def _batches(self, numbers: Sequence[int], begun: deque[tuple[_Task, Sequence[int]]]) -> Iterator[Batch]:
+        """The batches of these shards; what each is a part of goes to the end of `begun`."""
+        for number in numbers:
+            shard = self.plan.shards[number]
+            rows = self.rows[shard.first_row : shard.first_row + shard.rows]
+            for batch in batches_by_length(rows, self.batch_tokens, share_prompts=self.scorer.share_prompts):
+                begun.append((_Task(number, rows), batch))
+                yield [rows[i] for i in batch]
+
+    def _write(self, number: int, responses: Sequence[Response]) -> Findings:
+        """Write a shard and read it back, and some of an earlier run. On any thread."""
+        found = Findings.nothing(self.plan)
         write_shard(self.out, self.plan.shards[number], self.plan, responses)
-        self.findings.read_back(self.out, self.plan, number)
-        for _ in range(min(READ_BEHIND, len(self.unread))):
-            self.findings.read_back(self.out, self.plan, self.unread.popleft())
+        found.read_back(self.out, self.plan, number)
+        with contextlib.suppress(IndexError):  # none are left
+            for _ in range(READ_BEHIND):
+                found.read_back(self.out, self.plan, self.unread.popleft())
+        return found

@@ -98,7 +98,7 @@ class RoleModel:
         """
         device = self.model.device
         if attention_mask.dim() == 4:  # as numbers to add, which every attention implementation accepts
-            seen = torch.zeros(attention_mask.shape, dtype=self.dtype)
+            seen = torch.zeros(attention_mask.shape, dtype=self.dtype, device=attention_mask.device)
             attention_mask = seen.masked_fill_(~attention_mask, torch.finfo(self.dtype).min)
         inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask, "position_ids": position_ids_BT}
         given = {name: tensor.to(device) for name, tensor in inputs.items() if tensor is not None}

@@ -6,7 +6,7 @@ would make large numbers of them.
 Dimensions: N response positions of a batch, H hidden size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -25,8 +25,22 @@ def require_finite_states(
 
     hidden: role -> (N, H). The host waits for the device once, for all roles together.
     """
+    require_finite_where(finite_states(hidden).tolist(), hidden, models, batch)
+
+
+def finite_states(hidden: Mapping[Role, torch.Tensor]) -> torch.Tensor:
+    """Whether all states of each role are finite, (roles,), on the device of the first; nobody waits for it."""
     home = next(iter(hidden.values())).device
-    finite = torch.stack([states_NH.isfinite().all().to(home) for states_NH in hidden.values()]).tolist()
+    return torch.stack([states_NH.isfinite().all().to(home) for states_NH in hidden.values()])
+
+
+def require_finite_where(
+    finite: Iterable[bool],
+    hidden: Mapping[Role, torch.Tensor],
+    models: Mapping[Role, RoleModel],
+    batch: Sequence[Row],
+) -> None:
+    """Raise NonFiniteLogits for the first role whose states are not all finite."""
     for (role, states_NH), fine in zip(hidden.items(), finite, strict=True):
         if not fine:
             _refuse(role, states_NH, models[role].dtype, batch)

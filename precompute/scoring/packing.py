@@ -9,8 +9,8 @@ are those of the row alone, up to rounding.
 Dimensions: B packed rows, T their tokens, N response tokens of the batch.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -26,14 +26,21 @@ class Packed:
     input_ids         (B, T) int64; no token sees padding
     attention_mask    (B, T) int64, or, with shared prompts, (B, 1, T, T) bool: which tokens each token sees
     position_ids      (B, T) int64; None without shared prompts, when positions count from 0
-    rows, tokens      (N,) each: place of the token before each response token, which predicts it, in the batch's order
+    places            (N,) int64: b * T + t of the token before each response token, which predicts it, in the batch's
+                      order
+    next_ids          (N,) int64: the response tokens
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     position_ids: torch.Tensor | None
-    rows: np.ndarray
-    tokens: np.ndarray
+    places: torch.Tensor
+    next_ids: torch.Tensor
+
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Packed":
+        """The same with every tensor moved."""
+        there = {f.name: tensor for f in fields(Packed) if (tensor := getattr(self, f.name)) is not None}
+        return replace(self, **{name: move(tensor) for name, tensor in there.items()})
 
 
 def units(rows: Sequence[Row]) -> list[list[int]]:
@@ -71,12 +78,13 @@ def pack(batch: Sequence[Row], *, share_prompts: bool) -> Packed:
         moved = [at + i * np.where(at < shared, 0, begin - shared) for i, at in enumerate(before)]
         places.append(np.concatenate(moved))
     ids_BT, mask_BT = pad(ids)
+    row_N = np.repeat(np.arange(len(groups)), [len(found) for found in places])
     return Packed(
         input_ids=ids_BT,
         attention_mask=_visible(ids_BT.shape[1], own) if share_prompts else mask_BT,
         position_ids=pad(positions)[0] if share_prompts else None,
-        rows=np.repeat(np.arange(len(groups)), [len(found) for found in places]),
-        tokens=np.concatenate(places),
+        places=torch.from_numpy(row_N * ids_BT.shape[1] + np.concatenate(places)),
+        next_ids=torch.from_numpy(np.concatenate([row.input_ids[row.loss_mask] for row in batch]).astype(np.int64)),
     )
 
 

@@ -3,30 +3,57 @@
 Dimensions: B responses of a batch, T tokens, N response positions of the batch, C positions of a chunk, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from precompute.feeding.order import ahead, one_behind
+from precompute.feeding.stages import Stages
+from precompute.feeding.transfer import Fetch, Transfer
 from precompute.models.role_model import RoleModel
-from precompute.scoring.finite import require_finite_states
-from precompute.scoring.packing import pack, places, row_ends
+from precompute.scoring.device_scores import DeviceScores, FetchedScores, joined
+from precompute.scoring.finite import finite_states, require_finite_states, require_finite_where
+from precompute.scoring.packing import Packed, pack, places, row_ends
 from precompute.scoring.partitions import log_partitions
-from precompute.scoring.support import SupportRule, best_log_scores, next_logprob, summarise
+from precompute.scoring.support import SupportRule, best_log_scores, next_logprob, summarised
 from precompute.tokens.tokenized import Row
-from shards.errors import ModelError, NonFiniteLogits, first_line
+from shards.errors import NonFiniteLogits
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair, Role
 from shards.format.scores import Scores, concatenate
-from shards.modelfiles.precision import remedy, spacing
+from shards.modelfiles.precision import remedy
 
 Batch = Sequence[Row]
-SAME_STATES, SPACINGS_APART = 1e-3, 6.4
-"""Largest distance of two hidden states that rounding explains, relative to their length: the first in float32, and so
-many spacings of the body's dtype (0.05 in bfloat16)."""
 Chunk = tuple[dict[Role, torch.Tensor], torch.Tensor]
 """Log-probs of all roles, (C, V) float32, and the actual next ids, (C,)."""
+
+
+class Hidden(NamedTuple):
+    """A batch with its hidden states: role -> (N, H), at the tokens that predict its response tokens.
+
+    finite: whether all states of each role are; None if that was required before.
+    """
+
+    batch: Batch
+    states: dict[Role, torch.Tensor]
+    packed: Packed
+    finite: Fetch | None
+
+    @property
+    def next_ids(self) -> torch.Tensor:
+        """The response tokens, (N,)."""
+        return self.packed.next_ids
+
+
+class _Part(NamedTuple):
+    """Some positions of a batch."""
+
+    hidden: Hidden
+    positions: slice
+    is_last: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,17 +77,22 @@ class Scorer:
     device: torch.device
     one_at_a_time: bool = False
     share_prompts: bool = False
+    transfer: Transfer = field(default_factory=Transfer)
+    stages: Stages = field(default_factory=Stages)
 
-    def score(self, batches: Sequence[Batch], rule: SupportRule) -> Iterator[list[Scores]]:
-        """The scores of each response, batch after batch."""
-        for batch, chunks in zip(batches, self.chunks(batches), strict=True):
-            joined = concatenate(
-                [
-                    summarise(logprobs, next_ids_C, rule=rule, pairs=self.pairs, nodes=self.nodes)
-                    for logprobs, next_ids_C in chunks
-                ]
-            )
-            yield [joined.slice(start, stop) for start, stop in row_ends(batch)]
+    def score(self, batches: Iterable[Batch], rule: SupportRule) -> Iterator[list[Scores]]:
+        """The scores of each response, batch after batch; those of a chunk are read when the next one is begun."""
+        parts: list[Scores] = []
+        for chunk, fetched in one_behind(self._fetched(batches, rule)):
+            with self.stages.waiting("results"):
+                found = fetched.wait()
+            if not parts:
+                self._require_finite_states(chunk.hidden)
+            self._require_finite(found.log_partition, chunk)
+            parts.append(found.scores)
+            if chunk.is_last:
+                whole, parts = concatenate(parts), []
+                yield [whole.slice(start, stop) for start, stop in row_ends(chunk.hidden.batch)]
 
     def next_logprobs(self, batches: Sequence[Batch]) -> Iterator[list[dict[Role, np.ndarray]]]:
         """The log-probs of each response's own tokens, role -> (N,), without choosing the kept tokens."""
@@ -78,100 +110,126 @@ class Scorer:
 
     def chunks(self, batches: Sequence[Batch]) -> Iterator[Iterator[Chunk]]:
         """The chunks of each batch: log-probs of all roles and the actual next ids, position after position."""
-        for batch, hidden in zip(batches, self._hidden(batches), strict=True):
-            yield self._chunks(batch, hidden)
+        for hidden in self.hidden(batches):
+            yield self.chunks_of(hidden)
 
-    def _hidden(self, batches: Sequence[Batch]) -> Iterator[dict[Role, torch.Tensor]]:
-        """For each batch, role -> hidden states (N, H) that predict its response tokens."""
+    def chunks_of(self, hidden: Hidden) -> Iterator[Chunk]:
+        """The chunks of one batch."""
+        self._require_finite_states(hidden)
+        for chunk in self._parts(hidden):
+            logprobs, log_partition = self._logprobs(chunk)
+            self._require_finite({role: found_C.cpu().numpy() for role, found_C in log_partition.items()}, chunk)
+            yield logprobs, hidden.next_ids[chunk.positions]
+
+    def hidden(self, batches: Iterable[Batch]) -> Iterator[Hidden]:
+        """The hidden states that predict the response tokens of each batch."""
+        prepared = ahead(self._prepared, batches, self.transfer.ahead)
         if not self.one_at_a_time:
-            for batch in batches:
-                states = {role: self._states(model, batch) for role, model in self.models.items()}
-                require_finite_states(states, self.models, batch)
-                yield states
+            for batch, packed in self._received(prepared):
+                states = {role: self._states(model, packed) for role, model in self.models.items()}
+                with self.stages.work("bodies"):
+                    finite = self.transfer.fetch([finite_states(states)])
+                yield Hidden(batch, states, packed, finite)
             return
-        waiting: list[dict[Role, torch.Tensor]] = [{} for _ in batches]
+        ready = list(prepared)
+        waiting: list[dict[Role, torch.Tensor]] = [{} for _ in ready]
         for role, model in self.models.items():
             with model.on(self.device):
-                for batch, found in zip(batches, waiting, strict=True):
-                    found[role] = self._states(model, batch).cpu()
+                fetching = (self.transfer.fetch([self._states(model, packed)]) for _, packed in self._received(ready))
+                for (batch, _), fetched, found in zip(ready, one_behind(fetching), waiting, strict=True):
+                    (found[role],) = fetched.wait()
                     require_finite_states({role: found[role]}, self.models, batch)
-        while waiting:
-            yield waiting.pop(0)
+        for batch, packed in self._received(ready):
+            back = {role: self.transfer.send(states, self.device) for role, states in waiting.pop(0).items()}
+            yield Hidden(batch, back, packed, None)
 
-    def _states(self, model: RoleModel, batch: Batch) -> torch.Tensor:
-        return hidden_states(model, batch, share_prompts=self.share_prompts)
+    def _prepared(self, batch: Batch) -> tuple[Batch, Packed]:
+        """The batch packed, in memory from which the device can copy it."""
+        return batch, pack(batch, share_prompts=self.share_prompts).moved(self.transfer.pinned)
+
+    def _received(self, prepared: Iterable[tuple[Batch, Packed]]) -> Iterator[tuple[Batch, Packed]]:
+        """Packed batches, on the device."""
+        batches = iter(prepared)
+        while True:
+            with self.stages.waiting("input"):
+                found = next(batches, None)
+            if found is None:
+                return
+            batch, packed = found
+            yield batch, packed.moved(lambda tensor: self.transfer.send(tensor, self.device))
+
+    def _states(self, model: RoleModel, packed: Packed) -> torch.Tensor:
+        with self.stages.work("bodies"):
+            return packed_states(model, packed)
+
+    def _fetched(self, batches: Iterable[Batch], rule: SupportRule) -> Iterator[tuple[_Part, FetchedScores]]:
+        """Each chunk's scores, on their way to the host."""
+        for hidden in self.hidden(batches):
+            for chunk in self._parts(hidden):
+                with self.stages.work("vocabulary"):
+                    scores = self._summary(chunk, rule)
+                    fetched = scores.fetch(self.transfer)
+                yield chunk, fetched
+
+    def _parts(self, hidden: Hidden) -> Iterator[_Part]:
+        total = len(hidden.next_ids)
+        for start in range(0, total, self.chunk_positions):
+            stop = min(start + self.chunk_positions, total)
+            yield _Part(hidden, slice(start, stop), stop == total)
 
     @torch.no_grad()
-    def _chunks(self, batch: Batch, hidden: Mapping[Role, torch.Tensor]) -> Iterator[Chunk]:
-        row_N, token_N = places(batch)
-        next_ids = np.concatenate([row.input_ids[row.loss_mask] for row in batch])
-        next_ids_N = torch.from_numpy(next_ids.astype(np.int64)).to(self.device)
-        for start in range(0, len(row_N), self.chunk_positions):
-            chunk = slice(start, start + self.chunk_positions)
-            logprobs = {}
-            for role, model in self.models.items():
-                with model.active():
-                    logits_CV = model.logits(hidden[role][chunk]).to(self.device)
-                partition_C1 = log_partitions(logits_CV)
-                self._require_finite(partition_C1, logits_CV, role, batch, row_N[chunk], token_N[chunk])
-                logprobs[role] = logits_CV.sub_(partition_C1)
-            yield logprobs, next_ids_N[chunk]
+    def _summary(self, chunk: _Part, rule: SupportRule) -> DeviceScores:
+        logprobs, log_partition = self._logprobs(chunk)
+        next_ids_C = chunk.hidden.next_ids[chunk.positions]
+        found = list(summarised(logprobs, next_ids_C, rule=rule, pairs=self.pairs, nodes=self.nodes))
+        return replace(joined(found), log_partition=log_partition)
 
-    def _require_finite(
-        self,
-        partition_C1: torch.Tensor,
-        logits_CV: torch.Tensor,
-        role: Role,
-        batch: Batch,
-        row_C: np.ndarray,
-        token_C: np.ndarray,
-    ) -> None:
-        bad_C = ~partition_C1[:, 0].isfinite()
-        if not bool(bad_C.any()):
-            return
-        first = int(bad_C.nonzero()[0, 0])
-        logit = logits_CV[first][~logits_CV[first].isfinite()][0].item()
-        raise NonFiniteLogits(
-            f"{role}: expected finite logits, got {logit} for sample {batch[row_C[first]].sample_id} "
-            f"at token {token_C[first]}{remedy(self.models[role].dtype)}"
-        )
+    @torch.no_grad()
+    def _logprobs(self, chunk: _Part) -> tuple[dict[Role, torch.Tensor], dict[Role, torch.Tensor]]:
+        """Log-probs (C, V) and log partitions (C,) of each role; the latter are not finite where a logit is not."""
+        logprobs, log_partition = {}, {}
+        for role in self.models:
+            logits_CV = self._logits(role, chunk.hidden.states[role][chunk.positions])
+            partition_C1 = log_partitions(logits_CV)
+            logprobs[role], log_partition[role] = logits_CV.sub_(partition_C1), partition_C1[:, 0]
+        return logprobs, log_partition
+
+    def _logits(self, role: Role, hidden_CH: torch.Tensor) -> torch.Tensor:
+        model = self.models[role]
+        with model.active():
+            return model.logits(hidden_CH).to(self.device)
+
+    def _require_finite_states(self, hidden: Hidden) -> None:
+        if hidden.finite is not None:
+            (finite,) = hidden.finite.wait()
+            require_finite_where(finite.tolist(), hidden.states, self.models, hidden.batch)
+
+    @torch.no_grad()
+    def _require_finite(self, log_partition: Mapping[Role, np.ndarray], chunk: _Part) -> None:
+        for role, partition_C in log_partition.items():
+            bad = np.flatnonzero(~np.isfinite(partition_C))
+            if not len(bad):
+                continue
+            position = chunk.positions.start + int(bad[0])
+            logits_V = self._logits(role, chunk.hidden.states[role][position : position + 1])[0]
+            logit = logits_V[~logits_V.isfinite()][0].item()
+            batch = chunk.hidden.batch
+            row_N, token_N = places(batch)
+            raise NonFiniteLogits(
+                f"{role}: expected finite logits, got {logit} for sample {batch[row_N[position]].sample_id} "
+                f"at token {token_N[position]}{remedy(self.models[role].dtype)}"
+            )
 
 
 @torch.no_grad()
 def hidden_states(model: RoleModel, batch: Batch, *, share_prompts: bool = False) -> torch.Tensor:
     """The model's hidden states, (N, H), at the token before each response token, which predicts it."""
-    packed = pack(batch, share_prompts=share_prompts)
+    return packed_states(model, pack(batch, share_prompts=share_prompts))
+
+
+@torch.no_grad()
+def packed_states(model: RoleModel, packed: Packed) -> torch.Tensor:
+    """The same for a batch that is packed."""
     with model.active():
         hidden_BTH = model.hidden(packed.input_ids, packed.attention_mask, packed.position_ids)
-    return hidden_BTH[packed.rows, packed.tokens]
-
-
-def require_shared_prompts(models: Mapping[Role, RoleModel], pair: Batch, longest: int) -> None:
-    """Run a pair both ways through every body. Raises ModelError if the hidden states differ by more than rounding.
-
-    They differ for layers that ignore a custom mask: state-space and linear attention, flash attention 2. pair: any
-    pair, preferably the longest. longest: tokens of the longest of all rows; if it exceeds an attention window, it is
-    refused without a test.
-    """
-    for role, model in models.items():
-        if (window := model.window) is not None and longest > window:
-            raise ModelError(
-                f"{role}: expected rows of at most {window} tokens, its window of attention, with --share_prompts, got "
-                f"one of {longest}; leave it out"
-            )
-        apart_NH = hidden_states(model, pair)
-        require_finite_states({role: apart_NH}, models, pair)
-        try:
-            shared_NH = hidden_states(model, pair, share_prompts=True)
-        except (RuntimeError, TypeError, ValueError) as exc:
-            raise ModelError(
-                f"{role}: expected a body that takes a mask and positions of one's own, got {first_line(exc)}; leave "
-                "--share_prompts out"
-            ) from exc
-        length_N = apart_NH.float().norm(dim=-1)
-        off = float(((shared_NH.float() - apart_NH.float()).norm(dim=-1) / length_N).max())
-        if not off <= max(SAME_STATES, SPACINGS_APART * spacing(model.dtype)):
-            raise ModelError(
-                f"{role}: expected the same hidden states with a shared prompt, got some {off:.1%} off in the pair of "
-                f"{pair[0].sample_id}; leave --share_prompts out"
-            )
+    return hidden_BTH.flatten(0, 1)[packed.places.to(hidden_BTH.device)]

@@ -5,12 +5,14 @@ tokens kept at a position, M kept in all.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from precompute.feeding.transfer import Transfer
+from precompute.scoring.device_scores import DeviceScores
 from precompute.scoring.partitions import (
     LN_2,
     Block,
@@ -83,21 +85,35 @@ def best_log_scores(logprobs: Logprobs, highest: int, *, pairs: Sequence[Pair], 
 def summarise(
     logprobs: Logprobs, next_ids_C: torch.Tensor, *, rule: SupportRule, pairs: Sequence[Pair], nodes: StrengthNodes
 ) -> Scores:
-    """All stored values for a chunk of positions.
+    """All stored values for a chunk of positions, on the host. See `summarised`."""
+    found = summarised(logprobs, next_ids_C, rule=rule, pairs=pairs, nodes=nodes)
+    return concatenate([scores.fetch(Transfer()).wait().scores for scores in found])
+
+
+def summarised(
+    logprobs: Logprobs, next_ids_C: torch.Tensor, *, rule: SupportRule, pairs: Sequence[Pair], nodes: StrengthNodes
+) -> Iterator[DeviceScores]:
+    """All stored values for a chunk of positions, block after block, on the device of the log-probs.
 
     logprobs: role -> (C, V), full vocabulary, nats; next_ids_C: the actual next tokens. Values keep their dtype.
     """
-    found = []
     next_ids = next_ids_C.split(block_size(logprobs["dpo"]))
     for block, block_next_ids_C in zip(blocks(logprobs), next_ids, strict=True):
         kept_CV = rule.select(token_scores(block, block.score_strengths(pairs, nodes)))
-        found.append(values_on(block, block_next_ids_C, kept_CV, pairs=pairs, nodes=nodes))
-    return concatenate(found)
+        yield device_values(block, block_next_ids_C, kept_CV, pairs=pairs, nodes=nodes)
 
 
 def values_on(
     block: Block, next_ids_C: torch.Tensor, kept_CV: torch.Tensor, *, pairs: Sequence[Pair], nodes: StrengthNodes
 ) -> Scores:
+    """The stored values of positions, for given kept tokens, (C, V) bool, on the host."""
+    found = device_values(block, next_ids_C, kept_CV, pairs=pairs, nodes=nodes)
+    return found.fetch(Transfer()).wait().scores
+
+
+def device_values(
+    block: Block, next_ids_C: torch.Tensor, kept_CV: torch.Tensor, *, pairs: Sequence[Pair], nodes: StrengthNodes
+) -> DeviceScores:
     """The stored values of positions, for given kept tokens, (C, V) bool."""
     position_M, ids_M = kept_CV.nonzero(as_tuple=True)  # row-major: ids ascend inside a position
     outside = {
@@ -105,17 +121,18 @@ def values_on(
     }
     work_CV = torch.empty_like(block.bits["dpo"])
     live = block.logprobs
-    return Scores(
-        support_count=_numpy(torch.bincount(position_M, minlength=len(kept_CV)).int()),
-        support_ids=_numpy(ids_M.int()),
-        logprobs={role: _numpy(l_CV[position_M, ids_M]) for role, l_CV in live.items()},
-        next_logprob={role: next_logprob(l_CV, next_ids_C) for role, l_CV in live.items()},
-        tail_logprob={role: _numpy(logsumexp(l_CV, work_CV)[:, 0]) for role, l_CV in outside.items()},
-        l1_distance={negative: _numpy(distance_C) for negative, distance_C in block.distances.items()},
+    return DeviceScores(
+        support_count=torch.bincount(position_M, minlength=len(kept_CV)).int(),
+        support_ids=ids_M.int(),
+        logprobs={role: l_CV[position_M, ids_M] for role, l_CV in live.items()},
+        next_logprob={role: l_CV.gather(1, next_ids_C[:, None])[:, 0] for role, l_CV in live.items()},
+        tail_logprob={role: logsumexp(l_CV, work_CV)[:, 0] for role, l_CV in outside.items()},
+        l1_distance=block.distances,
         tail_logpartition={
-            pair: _numpy(tail_logpartition(outside[pair.anchor], block.bits, pair, strengths_CJ[:, 1:]))
+            pair: tail_logpartition(outside[pair.anchor], block.bits, pair, strengths_CJ[:, 1:])
             for pair, strengths_CJ in block.node_strengths(pairs, nodes).items()
         },
+        log_partition={},
     )
 
 

@@ -1,0 +1,48 @@
+"""Refuses bodies whose hidden states change if rows are packed in another way than one by one.
+
+Dimensions: N response positions of a batch, H hidden size.
+"""
+
+from collections.abc import Mapping
+
+from precompute.models.role_model import RoleModel
+from precompute.scoring.finite import require_finite_states
+from precompute.scoring.score import Batch, hidden_states
+from shards.errors import ModelError, first_line
+from shards.format.schema import Role
+from shards.modelfiles.precision import spacing
+
+SAME_STATES, SPACINGS_APART = 1e-3, 6.4
+"""Largest distance of two hidden states that rounding explains, relative to their length: the first in float32, and so
+many spacings of the body's dtype (0.05 in bfloat16)."""
+
+
+def require_shared_prompts(models: Mapping[Role, RoleModel], pair: Batch, longest: int) -> None:
+    """Run a pair both ways through every body. Raises ModelError if the hidden states differ by more than rounding.
+
+    They differ for layers that ignore a custom mask: state-space and linear attention, flash attention 2. pair: any
+    pair, preferably the longest. longest: tokens of the longest of all rows; if it exceeds an attention window, it is
+    refused without a test.
+    """
+    for role, model in models.items():
+        if (window := model.window) is not None and longest > window:
+            raise ModelError(
+                f"{role}: expected rows of at most {window} tokens, its window of attention, with --share_prompts, got "
+                f"one of {longest}; leave it out"
+            )
+        apart_NH = hidden_states(model, pair)
+        require_finite_states({role: apart_NH}, models, pair)
+        try:
+            shared_NH = hidden_states(model, pair, share_prompts=True)
+        except (RuntimeError, TypeError, ValueError) as exc:
+            raise ModelError(
+                f"{role}: expected a body that takes a mask and positions of one's own, got {first_line(exc)}; leave "
+                "--share_prompts out"
+            ) from exc
+        length_N = apart_NH.float().norm(dim=-1)
+        off = float(((shared_NH.float() - apart_NH.float()).norm(dim=-1) / length_N).max())
+        if not off <= max(SAME_STATES, SPACINGS_APART * spacing(model.dtype)):
+            raise ModelError(
+                f"{role}: expected the same hidden states with a shared prompt, got some {off:.1%} off in the pair of "
+                f"{pair[0].sample_id}; leave --share_prompts out"
+            )
