@@ -35,10 +35,11 @@ def plan_text(
 
 
 def precision_text(models: Mapping[Role, RoleModel]) -> str:
-    """The dtype of the bodies, and how their hidden states are multiplied with the output layers."""
+    """The dtype of the bodies, and how their hidden states are multiplied with their output layers."""
     dtypes = dict.fromkeys(str(model.dtype).removeprefix("torch.") for model in models.values())
     layers = dict.fromkeys(model.output_layer.why for model in models.values())
-    return f"{'dtype':>18}  {', '.join(dtypes)} bodies; output layers: {'; '.join(layers)}"
+    lines = [f"{'dtype':>18}  {', '.join(dtypes)}", *(f"{'output layers':>18}  {why}" for why in layers)]
+    return "\n".join(lines)
 
 
 def shared_text(facts: Facts) -> str:
