@@ -122,7 +122,7 @@ def test_a_cache_has_paid_for_itself_when_the_seconds_saved_are_those_of_the_bui
         {"vocabulary": 20},
         {"loader_batches": 1},
         {"growth": [0.0]},
-        {"dtype": "float16"},
+        {"dtype": "half"},
     ],
 )
 def test_flags_that_cannot_be_are_refused(flags):

@@ -40,10 +40,10 @@ def plan_text(
 
 
 def dtype_text(models: Mapping[Role, RoleModel]) -> str:
-    """The dtype of the bodies, and how their hidden states are multiplied with the output layers."""
+    """The dtype of the bodies, and how their hidden states are multiplied with their output layers."""
     dtypes = dict.fromkeys(str(model.dtype).removeprefix("torch.") for model in models.values())
     layers = dict.fromkeys(model.output_layer.why for model in models.values())
-    return _wrapped("dtype", f"{', '.join(dtypes)} bodies; output layers: {'; '.join(layers)}")
+    return "\n".join([_wrapped("dtype", ", ".join(dtypes)), *(_wrapped("output layers", why) for why in layers)])
 
 
 def shared_text(facts: Facts) -> str:

@@ -38,7 +38,7 @@ class OutputLayer:
             moved = copy.deepcopy(module).to(device) if own else module
             return cls(module=moved, halves=True, why=f"{_name(dtype)} weights as they are, summed in float32")
         wide = copy.deepcopy(module).float().to(device)
-        return cls(module=wide, halves=False, why=f"a float32 copy of {_name(dtype)} weights: {reason}")
+        return cls(module=wide, halves=False, why=f"float32 copy of {_name(dtype)} weights: {reason}")
 
     @property
     def device(self) -> torch.device:
@@ -71,12 +71,12 @@ def why_no_product(device: torch.device, dtype: torch.dtype) -> str | None:
     It can since torch 2.8, on CUDA GPUs; builds for other GPUs refuse.
     """
     if device.type == "cpu":
-        return "a CPU has no product of halves that is summed in float32"
+        return "a CPU has no product of halves"
     small = torch.ones(16, 16, dtype=dtype, device=device)
     try:
         found = torch.mm(small, small, out_dtype=torch.float32)
     except (TypeError, RuntimeError):  # TypeError: before torch 2.8; NotImplementedError is a RuntimeError
-        return f"torch {torch.__version__} has no product of halves that is summed in float32 on {device.type}"
+        return f"torch {torch.__version__.partition('+')[0]} has no product of halves on {device.type}"
     assert found.dtype == torch.float32
     return None
 
