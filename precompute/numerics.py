@@ -5,14 +5,20 @@ from typing import Any
 
 import torch
 
+from shards.cli.device import Kernels
+
 LIBRARIES = ("aligndistil-offline", "torch", "transformers", "tokenizers", "jinja2", "numpy", "pyarrow")
 
 
 def numerics(
-    dtype: str, attn_implementation: str | None, device_map: str | None, device: torch.device
+    dtype: str,
+    attn_implementation: str | None,
+    device_map: str | None,
+    device: torch.device,
+    kernels: Kernels = "torch",
 ) -> dict[str, Any]:
     """What rounding depends on, apart from the models: equal numerics and inputs give equal values."""
-    return {
+    found: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": attn_implementation,
         "device_map": device_map,
@@ -21,3 +27,8 @@ def numerics(
         "num_threads": torch.get_num_threads() if device.type == "cpu" else None,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
+    if (
+        kernels == "triton"
+    ):  # plain torch is not named, so that caches from before there were kernels keep their identity
+        found["kernels"] = f"triton {importlib.metadata.version('triton')}"
+    return found

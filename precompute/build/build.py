@@ -30,7 +30,7 @@ from precompute.processes import Processes
 from precompute.scoring.score import Scorer, require_shared_prompts
 from precompute.scoring.support import SupportRule
 from shards import ShardCache
-from shards.cli.device import resolve_device
+from shards.cli.device import resolve_device, resolve_kernels
 from shards.cli.space import require_space, require_writable
 from shards.errors import CacheDamaged
 from shards.format.finishing import Findings, finished
@@ -112,6 +112,7 @@ def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes
         device=device,
         one_at_a_time=options.models_in_memory == "one",
         share_prompts=options.share_prompts,
+        kernels=resolve_kernels(options.kernels, device.type),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from precompute.models.roles import parse_models
 from precompute.tokens.data_options import DataOptions
 from shards.cli.command import flag, require_at_least
+from shards.cli.device import AskedKernels
 from shards.cli.launcher import launched_processes
 from shards.errors import OptionError
 from shards.format.nodes import DEFAULT_GAIN_NODES, DEFAULT_STRENGTH_NODES, StrengthNodes
@@ -38,6 +39,9 @@ class BuildOptions(DataOptions):
 
     dtype: Literal["auto", "bfloat16", "float32"] = flag("auto", "dtype of the models' bodies; heads are float32")
     device: str = flag("auto", "device of models and scores: auto, cpu, cuda, cuda:1, ...")
+    kernels: AskedKernels = flag(
+        "auto", "what computes over the vocabulary; auto: Triton kernels on a CUDA device, else plain torch"
+    )
     device_map: str | None = flag(None, "as in transformers' from_pretrained")
     models_in_memory: Literal["all", "one"] = flag(
         "all", "one: each model is on the device only while it computes the hidden states of a shard"

@@ -11,9 +11,11 @@ import torch
 
 from precompute.models.role_model import RoleModel
 from precompute.scoring.packing import pack, places, row_ends
-from precompute.scoring.partitions import log_partitions
-from precompute.scoring.support import SupportRule, best_log_scores, next_logprob, summarise
+from precompute.scoring.pending import Pending
+from precompute.scoring.support import SupportRule, next_logprob
+from precompute.scoring.vocabulary import Vocabulary, normalised_, vocabulary
 from precompute.tokens.tokenized import Row
+from shards.cli.device import Kernels
 from shards.errors import ModelError, NonFiniteLogits, first_line
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair, Role
@@ -22,8 +24,8 @@ from shards.format.scores import Scores, concatenate
 Batch = Sequence[Row]
 PACKING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """Largest distance of two hidden states that rounding explains, relative to their length, by the body's dtype."""
-Chunk = tuple[dict[Role, torch.Tensor], torch.Tensor]
-"""Log-probs of all roles, (C, V) float32, and the actual next ids, (C,)."""
+Chunk = tuple[Mapping[Role, torch.Tensor], torch.Tensor]
+"""Log-probs (or logits) of all roles, (C, V) float32, and the actual next ids, (C,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +49,29 @@ class Scorer:
     device: torch.device
     one_at_a_time: bool = False
     share_prompts: bool = False
+    kernels: Kernels = "torch"
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What computes over the whole vocabulary."""
+        return vocabulary(self.kernels, self.pairs, self.nodes)
 
     def score(self, batches: Sequence[Batch], rule: SupportRule) -> Iterator[list[Scores]]:
         """The scores of each response, batch after batch."""
-        for batch, chunks in zip(batches, self.chunks(batches), strict=True):
-            joined = concatenate(
-                [
-                    summarise(logprobs, next_ids_C, rule=rule, pairs=self.pairs, nodes=self.nodes)
-                    for logprobs, next_ids_C in chunks
-                ]
-            )
+        for batch, chunks in zip(batches, self._logits(batches), strict=True):
+            pending = (self.vocabulary.summarise(logits, next_ids_C, rule) for logits, next_ids_C in chunks)
+            joined = concatenate(list(self._fetched(pending, batch)))
             yield [joined.slice(start, stop) for start, stop in row_ends(batch)]
+
+    def _fetched(self, pending: Iterator[Pending], batch: Batch) -> Iterator[Scores]:
+        """The scores of each chunk, fetched while the device already works on the next one."""
+        start, part = 0, next(pending, None)
+        while part is not None:
+            after = next(pending, None)
+            self._require_finite(part.partitions, batch, start)
+            scores = part.fetch()
+            yield scores
+            start, part = start + scores.num_positions, after
 
     def next_logprobs(self, batches: Sequence[Batch]) -> Iterator[list[dict[Role, np.ndarray]]]:
         """The log-probs of each response's own tokens, role -> (N,), without choosing the kept tokens."""
@@ -68,13 +82,30 @@ class Scorer:
 
     def ranked_scores(self, batches: Sequence[Batch], highest: int) -> Iterator[np.ndarray]:
         """Logs of the best `highest` token scores of every position, descending, (N, highest); for the threshold."""
-        for chunks in self.chunks(batches):
-            yield np.concatenate(
-                [best_log_scores(logprobs, highest, pairs=self.pairs, nodes=self.nodes) for logprobs, _ in chunks]
-            )
+        for batch, chunks in zip(batches, self._logits(batches), strict=True):
+            start, parts = 0, []
+            for logits, next_ids_C in chunks:
+                partitions, ranked_CK = self.vocabulary.best_log_scores(logits, highest)
+                self._require_finite(partitions, batch, start)
+                start += len(next_ids_C)
+                parts.append(ranked_CK)
+            yield np.concatenate(parts)
 
     def chunks(self, batches: Sequence[Batch]) -> Iterator[Iterator[Chunk]]:
         """The chunks of each batch: log-probs of all roles and the actual next ids, position after position."""
+        for batch, chunks in zip(batches, self._logits(batches), strict=True):
+            yield self._normalised(chunks, batch)
+
+    def _normalised(self, chunks: Iterator[Chunk], batch: Batch) -> Iterator[Chunk]:
+        start = 0
+        for logits, next_ids_C in chunks:
+            partitions, logprobs = normalised_(logits)
+            self._require_finite(partitions, batch, start)
+            yield logprobs, next_ids_C
+            start += len(next_ids_C)
+
+    def _logits(self, batches: Sequence[Batch]) -> Iterator[Iterator[Chunk]]:
+        """The same with logits in the place of log-probs."""
         for batch, hidden in zip(batches, self._hidden(batches), strict=True):
             yield self._chunks(batch, hidden)
 
@@ -97,37 +128,30 @@ class Scorer:
 
     @torch.no_grad()
     def _chunks(self, batch: Batch, hidden: Mapping[Role, torch.Tensor]) -> Iterator[Chunk]:
-        row_N, token_N = places(batch)
         next_ids = np.concatenate([row.input_ids[row.loss_mask] for row in batch])
         next_ids_N = torch.from_numpy(next_ids.astype(np.int64)).to(self.device)
-        for start in range(0, len(row_N), self.chunk_positions):
+        for start in range(0, len(next_ids_N), self.chunk_positions):
             chunk = slice(start, start + self.chunk_positions)
-            logprobs = {}
+            logits = {}
             for role, model in self.models.items():
                 with model.active():
-                    logits_CV = model.logits(hidden[role][chunk]).to(self.device)
-                partition_C1 = log_partitions(logits_CV)
-                self._require_finite(partition_C1, logits_CV, role, batch, row_N[chunk], token_N[chunk])
-                logprobs[role] = logits_CV.sub_(partition_C1)
-            yield logprobs, next_ids_N[chunk]
+                    logits[role] = model.logits(hidden[role][chunk]).to(self.device)
+            yield logits, next_ids_N[chunk]
 
     @staticmethod
-    def _require_finite(
-        partition_C1: torch.Tensor,
-        logits_CV: torch.Tensor,
-        role: Role,
-        batch: Batch,
-        row_C: np.ndarray,
-        token_C: np.ndarray,
-    ) -> None:
-        bad_C = ~partition_C1[:, 0].isfinite()
-        if not bool(bad_C.any()):
+    def _require_finite(partitions: Mapping[Role, torch.Tensor], batch: Batch, start: int) -> None:
+        """Raise NonFiniteLogits if a partition of the positions from `start` is not finite: then a logit is not."""
+        values = torch.stack(list(partitions.values())).cpu().numpy()
+        if np.isfinite(values).all():
             return
-        first = int(bad_C.nonzero()[0, 0])
-        logit = logits_CV[first][~logits_CV[first].isfinite()][0].item()
+        role, values_C = next(
+            found for found in zip(partitions, values, strict=True) if not np.isfinite(found[1]).all()
+        )
+        first = int(np.flatnonzero(~np.isfinite(values_C))[0])
+        row_N, token_N = places(batch)
         raise NonFiniteLogits(
-            f"{role}: expected finite logits, got {logit} for sample {batch[row_C[first]].sample_id} "
-            f"at token {token_C[first]}"
+            f"{role}: expected finite logits, got {values_C[first]} for sample "
+            f"{batch[row_N[start + first]].sample_id} at token {token_N[start + first]}"
         )
 
 

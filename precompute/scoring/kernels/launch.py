@@ -1,0 +1,188 @@
+"""TritonVocabulary: launches the kernels for a chunk. Nothing here waits for the device.
+
+Dimensions: C positions of a chunk, V vocabulary, J strength nodes.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+
+from precompute.scoring.kernels.keep import keep_tokens, own_thresholds
+from precompute.scoring.kernels.measure import measure
+from precompute.scoring.kernels.pack import pack_tokens, write_scores
+from precompute.scoring.pending import DeviceScores, Logits
+from precompute.scoring.support import SupportRule
+from shards.format.nodes import StrengthNodes
+from shards.format.schema import NEGATIVES, ROLES, Pair, Role
+
+NOBODY = -1
+"""For `keep_tokens`: no position is left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonVocabulary:
+    """The kernels, for the given pairs and nodes. The logits of a role need contiguous rows, at any distance.
+
+    tile_rows, tile_lanes, num_warps   the shape of a tile, and the warps of a program (0011-vocabulary-kernels.md)
+    """
+
+    pairs: tuple[Pair, ...]
+    nodes: StrengthNodes
+    tile_rows: int = 4
+    tile_lanes: int = 512
+    num_warps: int = 16
+
+    def summarise(self, logits: Logits, next_ids_C: torch.Tensor, rule: SupportRule) -> DeviceScores:
+        chunk = _Chunk.measured(self, logits, next_ids_C)
+        keep = chunk.kept(rule)
+        return chunk.packed(keep, len(next_ids_C) * rule.highest)
+
+    def best_log_scores(self, logits: Logits, highest: int) -> tuple[Mapping[Role, torch.Tensor], np.ndarray]:
+        values_CV = next(iter(logits.values()))
+        next_ids_C = torch.zeros(len(values_CV), dtype=torch.long, device=values_CV.device)
+        chunk = _Chunk.measured(self, logits, next_ids_C)
+        scores_CV = torch.empty_like(values_CV, memory_format=torch.contiguous_format)
+        chunk.launch(write_scores, *chunk.numbers, scores_CV, *chunk.sizes)
+        best_CK = scores_CV.topk(highest, dim=-1).values.log()
+        return dict(zip(chunk.roles, chunk.partition, strict=True)), best_CK.cpu().numpy()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """What `keep_tokens` writes; see there."""
+
+    counts: torch.Tensor
+    bits: torch.Tensor
+    tails: torch.Tensor
+    tail_partitions: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chunk:
+    """A chunk of measured positions: what `measure` writes, and how kernels are launched on it."""
+
+    vocabulary: TritonVocabulary
+    logits: Logits
+    roles: tuple[Role, ...]
+    peak: torch.Tensor
+    log_sum: torch.Tensor
+    partition: torch.Tensor
+    next_logprob: torch.Tensor
+    distance: torch.Tensor
+    teacher_sum: torch.Tensor
+
+    @classmethod
+    def measured(cls, vocabulary: TritonVocabulary, logits: Logits, next_ids_C: torch.Tensor) -> "_Chunk":
+        roles = tuple(role for role in ROLES if role in logits)
+        first_CV = logits[roles[0]]
+        if any(logits[role].dtype != torch.float32 or logits[role].stride(1) != 1 for role in roles):
+            raise TypeError("expected float32 logits with contiguous rows")
+
+        def new(rows: int) -> torch.Tensor:
+            return first_CV.new_empty(rows, len(first_CV))
+
+        negatives = sum(role in NEGATIVES for role in roles)
+        chunk = cls(
+            vocabulary=vocabulary,
+            logits=logits,
+            roles=roles,
+            peak=new(len(roles)),
+            log_sum=new(len(roles)),
+            partition=new(len(roles)),
+            next_logprob=new(len(roles)),
+            distance=new(negatives),
+            teacher_sum=new(2 * len(vocabulary.pairs)),
+        )
+        outputs = (chunk.partition, chunk.next_logprob, chunk.distance, chunk.teacher_sum)
+        chunk.launch(measure, next_ids_C, chunk.peak, chunk.log_sum, *outputs, *chunk.sizes)
+        return chunk
+
+    @property
+    def numbers(self) -> tuple[torch.Tensor, ...]:
+        return self.peak, self.log_sum, self.distance, self.teacher_sum
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """V and C."""
+        positions, size = self.logits[self.roles[0]].shape
+        return size, positions
+
+    @property
+    def negatives(self) -> tuple[Role, ...]:
+        return tuple(role for role in self.roles if role in NEGATIVES)
+
+    def kept(self, rule: SupportRule) -> _Kept:
+        """Select by the one threshold; then, where that keeps too few or too many, by one of the position's own."""
+        size, positions = self.sizes
+        nodes, shape = self.vocabulary.nodes, self.vocabulary
+        tiles = triton.cdiv(size, shape.tile_rows * shape.tile_lanes)
+        counts, wanted, cuts = self.peak.new_zeros(3, positions, dtype=torch.int32)
+        keep = _Kept(
+            counts=counts,
+            bits=torch.empty(positions, tiles, shape.tile_lanes, dtype=torch.uint8, device=self.peak.device),
+            tails=torch.empty_like(self.peak),
+            tail_partitions=self.peak.new_empty(len(shape.pairs), positions, len(nodes) - 1),
+        )
+        threshold = math.inf if rule.log_threshold is None else math.exp(rule.log_threshold)
+        thresholds = self.peak.new_full((positions,), threshold)
+        chosen = (*self.numbers, wanted, thresholds, cuts, counts, keep.bits, keep.tails, keep.tail_partitions)
+        if rule.log_threshold is not None:
+            self.launch(keep_tokens, *chosen, *self.sizes, NOBODY)
+        own = (*self.numbers, counts, wanted, thresholds, cuts)
+        self.launch(own_thresholds, *own, *self.sizes, rule.lowest, rule.highest)
+        self.launch(keep_tokens, *chosen, *self.sizes, 0)
+        return keep
+
+    def packed(self, keep: _Kept, capacity: int) -> DeviceScores:
+        ids = torch.empty(capacity, dtype=torch.int32, device=self.peak.device)
+        logprobs = self.peak.new_empty(len(self.roles), capacity)
+        ends = keep.counts.cumsum(0, dtype=torch.long)
+        given = (self.peak, self.log_sum, keep.bits, keep.counts, ends, ids, logprobs)
+        self.launch(pack_tokens, *given, *self.sizes, capacity)
+        return DeviceScores(
+            roles=self.roles,
+            negatives=self.negatives,
+            pairs=self.vocabulary.pairs,
+            support_count=keep.counts,
+            support_ids=ids,
+            logprobs=logprobs,
+            next_logprob=self.next_logprob,
+            tail_logprob=keep.tails,
+            l1_distance=self.distance,
+            tail_logpartition=keep.tail_partitions,
+            partition=self.partition,
+        )
+
+    def launch(self, kernel: Any, *arguments: Any) -> None:
+        """A program for each position. A kernel takes of the constants those that it names."""
+        rows = [self.logits[role] for role in self.roles]
+        constants = self.constants
+        taken = {name: constants[name] for name in kernel.arg_names if name in constants}
+        kernel[(len(rows[0]),)](
+            tuple(rows),
+            tuple(row_CV.stride(0) for row_CV in rows),
+            *arguments,
+            **taken,
+            num_warps=self.vocabulary.num_warps,
+            enable_fp_fusion=False,  # a score must be the same number in every kernel
+        )
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What the kernels are compiled for."""
+        shape, nodes, place = self.vocabulary, self.vocabulary.nodes, self.roles.index
+        return {
+            "REFERENCE": place("reference"),
+            "NEGATIVES": tuple(place(role) for role in self.negatives),
+            "PAIRS": tuple((place(pair.anchor), place(pair.negative)) for pair in shape.pairs),
+            "GAINS": (nodes.gains[1], nodes.gains[-2]),
+            "NODE_GAINS": nodes.gains[1:],
+            "NODE_STRENGTHS": nodes.strengths[1:],
+            "R": shape.tile_rows,
+            "L": shape.tile_lanes,
+        }
