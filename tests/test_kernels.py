@@ -50,7 +50,11 @@ def one_token():
 
 
 def huge():
-    return {role: (l_CV * 3000).clamp(-1e4, 1e4) for role, l_CV in near(2, 40, spread=1.0).items()}
+    """Far apart, and far from 0 on both sides."""
+    logits = {role: (l_CV * 3000).clamp(-1e4, 1e4) for role, l_CV in near(3, 40, spread=1.0).items()}
+    for l_CV in logits.values():
+        l_CV[1] = l_CV[1] / 3000 - 1e4
+    return logits
 
 
 def tied():

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from shards import Divergence
+from shards.cli.device import Kernels
 from shards.errors import ModelError
 from shards.modelfiles.head import LogitTransform, body_of, probe_ids, require_same_logits, require_width
 from student.loss.fused import FusedLoss, Sums, why_not_fused
@@ -31,18 +32,26 @@ class DistillForward:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, vocabulary_size: int, divergence: Divergence, chunk_positions: int
+        self,
+        model: PreTrainedModel,
+        *,
+        vocabulary_size: int,
+        divergence: Divergence,
+        chunk_positions: int,
+        kernels: Kernels = "torch",
     ) -> None:
         self.model = model
         self.vocabulary_size = vocabulary_size
         self.divergence = divergence
         self.chunk_positions = chunk_positions
+        self.kernels: Kernels = kernels
         self._transform = LogitTransform.of(model.config)
         self._fused = FusedLoss(
             vocabulary_size=vocabulary_size,
             divergence=divergence,
             transform=self._transform,
             chunk_positions=chunk_positions,
+            kernels=kernels,
         )
         self._own_forward = model.forward
         self._check_head()
@@ -97,7 +106,7 @@ class DistillForward:
         found, kept = [], []
         for positions, part in targets.chunks(self.chunk_positions):
             logits_CV = self._logits(hidden_NH[positions], head)
-            value_C, student_M, student_tail_C = sparse_divergence(logits_CV, part, self.divergence)
+            value_C, student_M, student_tail_C = sparse_divergence(logits_CV, part, self.divergence, self.kernels)
             kept.append(student_M)
             next_logit_C = logits_CV.gather(-1, next_ids_N[positions, None])[:, 0]
             columns = (
@@ -150,7 +159,7 @@ class DistillForward:
 
     def _chunk(self, hidden_CH: torch.Tensor, targets: SparseTargets, head: Any) -> Sums:
         logits_CV = self._logits(hidden_CH, head)
-        return loss_sums(*sparse_divergence(logits_CV, targets, self.divergence), targets)
+        return loss_sums(*sparse_divergence(logits_CV, targets, self.divergence, self.kernels), targets)
 
     @staticmethod
     def _float_head(module: Any, dtype: torch.dtype) -> Any:

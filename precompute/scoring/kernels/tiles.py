@@ -68,7 +68,7 @@ def load_bits(logits, strides, row, ids_RL, V, norms):
     """Each role's log-probs of a tile. The largest logit is subtracted first, so that large logits lose no digits."""
     found = ()
     for r in tl.static_range(len(logits)):
-        x_RL = tl.load(logits[r] + row * strides[r] + ids_RL, mask=ids_RL < V, other=0.0)
+        x_RL = tl.load(logits[r] + row * strides[r] + ids_RL, mask=ids_RL < V, other=norms[r][0])
         found = found + (tl.fma(x_RL - norms[r][0], LOG2_E, -norms[r][1]),)
     return found
 
