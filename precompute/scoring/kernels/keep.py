@@ -23,10 +23,10 @@ from precompute.scoring.kernels.tiles import (
 LAST_ID = tl.constexpr(0x7FFFFFFF)
 
 
-@triton.jit(do_not_specialize=["strides", "V", "C", "left_out"])
+@triton.jit(do_not_specialize=["stride_0", "stride_1", "stride_2", "V", "C", "left_out"])
 def keep_tokens(
-    logits, strides, peaks, log_sums, distances, teacher_sums, wanted, thresholds, cuts,
-    counts, kept, tails, tail_partitions, V, C, left_out,
+    logits, stride_0, stride_1, stride_2, peaks, log_sums, distances, teacher_sums,
+    wanted, thresholds, cuts, counts, kept, tails, tail_partitions, V, C, left_out,
     REFERENCE: tl.constexpr, NEGATIVES: tl.constexpr, PAIRS: tl.constexpr, GAINS: tl.constexpr,
     NODE_GAINS: tl.constexpr, NODE_STRENGTHS: tl.constexpr, R: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
@@ -40,7 +40,7 @@ def keep_tokens(
     tails (roles, C)                   log of the mass that is not kept, nats
     tail_partitions (pairs, C, J - 1)  the same for the teacher's logits at the nodes above 0, nats
     """
-    row = tl.program_id(0).to(tl.int64)
+    row, strides = tl.program_id(0).to(tl.int64), (stride_0, stride_1, stride_2)
     if tl.load(wanted + row) == left_out:
         return
     norms = load_norms(peaks, log_sums, row, C, len(logits))
@@ -131,9 +131,10 @@ def kth_largest(
     return key, above, at_least
 
 
-@triton.jit(do_not_specialize=["strides", "V", "C", "lowest", "highest"])
+@triton.jit(do_not_specialize=["stride_0", "stride_1", "stride_2", "V", "C", "lowest", "highest"])
 def own_thresholds(
-    logits, strides, peaks, log_sums, distances, teacher_sums, counts, wanted, thresholds, cuts, V, C, lowest, highest,
+    logits, stride_0, stride_1, stride_2, peaks, log_sums, distances, teacher_sums,
+    counts, wanted, thresholds, cuts, V, C, lowest, highest,
     REFERENCE: tl.constexpr, NEGATIVES: tl.constexpr, PAIRS: tl.constexpr, GAINS: tl.constexpr,
     R: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
@@ -141,7 +142,7 @@ def own_thresholds(
 
     Of equal scores the lowest ids are kept. `wanted` is 0, and nothing is read, where the count is right.
     """
-    row = tl.program_id(0).to(tl.int64)
+    row, strides = tl.program_id(0).to(tl.int64), (stride_0, stride_1, stride_2)
     count = tl.load(counts + row)
     k = tl.where(count < lowest, lowest, tl.where(count > highest, highest, 0))
     tl.store(wanted + row, k)

@@ -33,7 +33,7 @@ class TritonVocabulary:
 
     pairs: tuple[Pair, ...]
     nodes: StrengthNodes
-    tile_rows: int = 4
+    tile_rows: int = 8
     tile_lanes: int = 512
     num_warps: int = 16
 
@@ -50,6 +50,20 @@ class TritonVocabulary:
         chunk.launch(write_scores, *chunk.numbers, scores_CV, *chunk.sizes)
         best_CK = scores_CV.topk(highest, dim=-1).values.log()
         return dict(zip(chunk.roles, chunk.partition, strict=True)), best_CK.cpu().numpy()
+
+    def constants(self, roles: tuple[Role, ...]) -> dict[str, Any]:
+        """What the kernels are compiled for."""
+        negatives = (role for role in roles if role in NEGATIVES)
+        return {
+            "REFERENCE": roles.index("reference"),
+            "NEGATIVES": tuple(map(roles.index, negatives)),
+            "PAIRS": tuple((roles.index(pair.anchor), roles.index(pair.negative)) for pair in self.pairs),
+            "GAINS": (self.nodes.gains[1], self.nodes.gains[-2]),
+            "NODE_GAINS": self.nodes.gains[1:],
+            "NODE_STRENGTHS": self.nodes.strengths[1:],
+            "R": self.tile_rows,
+            "L": self.tile_lanes,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,28 +175,14 @@ class _Chunk:
     def launch(self, kernel: Any, *arguments: Any) -> None:
         """A program for each position. A kernel takes of the constants those that it names."""
         rows = [self.logits[role] for role in self.roles]
-        constants = self.constants
+        strides = [row_CV.stride(0) for row_CV in (*rows, *rows)][:3]  # with two roles the third is not used
+        constants = self.vocabulary.constants(self.roles)
         taken = {name: constants[name] for name in kernel.arg_names if name in constants}
         kernel[(len(rows[0]),)](
             tuple(rows),
-            tuple(row_CV.stride(0) for row_CV in rows),
+            *strides,
             *arguments,
             **taken,
             num_warps=self.vocabulary.num_warps,
             enable_fp_fusion=False,  # a score must be the same number in every kernel
         )
-
-    @property
-    def constants(self) -> dict[str, Any]:
-        """What the kernels are compiled for."""
-        shape, nodes, place = self.vocabulary, self.vocabulary.nodes, self.roles.index
-        return {
-            "REFERENCE": place("reference"),
-            "NEGATIVES": tuple(place(role) for role in self.negatives),
-            "PAIRS": tuple((place(pair.anchor), place(pair.negative)) for pair in shape.pairs),
-            "GAINS": (nodes.gains[1], nodes.gains[-2]),
-            "NODE_GAINS": nodes.gains[1:],
-            "NODE_STRENGTHS": nodes.strengths[1:],
-            "R": shape.tile_rows,
-            "L": shape.tile_lanes,
-        }

@@ -68,9 +68,10 @@ def row_distances(
     return found
 
 
-@triton.jit(do_not_specialize=["strides", "V", "C"])
+@triton.jit(do_not_specialize=["stride_0", "stride_1", "stride_2", "V", "C"])
 def measure(
-    logits, strides, next_ids, peaks, log_sums, partitions, next_logprobs, distances, teacher_sums, V, C,
+    logits, stride_0, stride_1, stride_2, next_ids,
+    peaks, log_sums, partitions, next_logprobs, distances, teacher_sums, V, C,
     NEGATIVES: tl.constexpr, PAIRS: tl.constexpr, GAINS: tl.constexpr, R: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """Three reads of a position's logits: the roles' partitions, then D_t, then the teachers' partitions.
@@ -81,7 +82,7 @@ def measure(
     distances (negatives, C)      D_t
     teacher_sums (pairs * S, C)   log partition of the teacher at each scored strength, bits
     """
-    row = tl.program_id(0).to(tl.int64)
+    row, strides = tl.program_id(0).to(tl.int64), (stride_0, stride_1, stride_2)
     tile_RL = tile_ids(R, L)
     norms = row_norms(logits, strides, row, V, R, L)
     next_id = tl.load(next_ids + row)

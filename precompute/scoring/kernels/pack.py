@@ -17,9 +17,9 @@ from precompute.scoring.kernels.tiles import (
 )
 
 
-@triton.jit(do_not_specialize=["strides", "V", "C", "capacity"])
+@triton.jit(do_not_specialize=["stride_0", "stride_1", "stride_2", "V", "C", "capacity"])
 def pack_tokens(
-    logits, strides, peaks, log_sums, kept, counts, ends, ids, logprobs, V, C, capacity,
+    logits, stride_0, stride_1, stride_2, peaks, log_sums, kept, counts, ends, ids, logprobs, V, C, capacity,
     R: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """Ids and log-probs of the kept tokens, one position after the other, from the bits of `keep_tokens`.
@@ -28,7 +28,7 @@ def pack_tokens(
     ids (capacity,)              ascending inside a position
     logprobs (roles, capacity)   nats
     """
-    row = tl.program_id(0).to(tl.int64)
+    row, strides = tl.program_id(0).to(tl.int64), (stride_0, stride_1, stride_2)
     norms = load_norms(peaks, log_sums, row, C, len(logits))
     first = tl.load(ends + row) - tl.load(counts + row)
     kept += row * tl.cdiv(V, R * L) * L
@@ -47,14 +47,14 @@ def pack_tokens(
             first += tl.sum(kept_T, 0)
 
 
-@triton.jit(do_not_specialize=["strides", "V", "C"])
+@triton.jit(do_not_specialize=["stride_0", "stride_1", "stride_2", "V", "C"])
 def write_scores(
-    logits, strides, peaks, log_sums, distances, teacher_sums, scores, V, C,
+    logits, stride_0, stride_1, stride_2, peaks, log_sums, distances, teacher_sums, scores, V, C,
     REFERENCE: tl.constexpr, NEGATIVES: tl.constexpr, PAIRS: tl.constexpr, GAINS: tl.constexpr,
     R: tl.constexpr, L: tl.constexpr,
 ):  # fmt: skip
     """scores (C, V): `support.token_scores`, for the sample that the threshold is set on."""
-    row = tl.program_id(0).to(tl.int64)
+    row, strides = tl.program_id(0).to(tl.int64), (stride_0, stride_1, stride_2)
     norms = load_norms(peaks, log_sums, row, C, len(logits))
     strengths = score_strengths(load_column(distances, row, C, len(NEGATIVES)), PAIRS, NEGATIVES, GAINS)
     sums = load_column(teacher_sums, row, C, len(PAIRS) * len(GAINS))

@@ -4,6 +4,10 @@ A program works on one position. It reads the vocabulary in tiles of (R, L): tok
 lane l. Every lane keeps its own running maximum and sum, so that no thread waits for another one before the vocabulary
 is read (docs/decisions/0011-vocabulary-kernels.md). Lanes are put together once, at the end.
 
+So a tile's rows must be in registers of one thread. Triton lays them out so if it does not know that rows of logits
+start at multiples of 16 bytes, and then reads four tokens with one thread. The kernels therefore take strides and V as
+numbers that are not specialised on, one by one, because Triton specialises on the entries of a tuple.
+
 Log-probs are in bits, as in `precompute.scoring.partitions`, unless a name says nats. `logits` and `strides` are tuples
 with one entry for each role, dpo first; REFERENCE, NEGATIVES and PAIRS are indices into them. Products and sums that
 scores depend on are written as `tl.fma`, so that every kernel rounds them alike.
