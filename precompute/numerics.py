@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from shards.cli.device import Kernels
+
 LIBRARIES = ("aligndistil-offline", "torch", "transformers", "tokenizers", "jinja2", "numpy", "pyarrow")
 
 
@@ -15,10 +17,12 @@ def numerics(
     device: torch.device,
     *,
     tf32: bool = False,
+    kernels: Kernels = "torch",
 ) -> dict[str, Any]:
     """What rounding depends on, apart from the models: equal numerics and inputs give equal values.
 
-    dtype: as resolved, never auto. tf32 is recorded only where it is on, so that other caches keep their identity.
+    dtype: as resolved, never auto. tf32 and kernels are recorded only where they are not the default, so that caches
+    from before there were any keep their identity.
     """
     found: dict[str, Any] = {
         "dtype": dtype,
@@ -29,4 +33,8 @@ def numerics(
         "num_threads": torch.get_num_threads() if device.type == "cpu" else None,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
-    return found | {"tf32": True} if tf32 else found
+    if tf32:
+        found["tf32"] = True
+    if kernels == "triton":
+        found["kernels"] = f"triton {importlib.metadata.version('triton')}"
+    return found

@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from shards import Divergence
 from shards.cli.command import flag
-from shards.cli.device import Dtype, resolve_trained_dtype
+from shards.cli.device import AskedKernels, Dtype, resolve_trained_dtype
 from shards.cli.launcher import launched_processes
 from shards.cli.lora_flags import LoraFlags
 from shards.cli.outside import naming
@@ -44,6 +44,9 @@ class DistillArguments(LoraFlags, TeacherFlags, TrainingArguments):
     jsd_weight: float = flag(0.5, "the teacher's share in the mixture of the generalised JSD")
     reduction: Literal["sequence", "token"] = flag("sequence", "mean over each sequence first, or over all tokens")
     chunk_positions: int = flag(256, "response positions with logits in memory at a time")
+    kernels: AskedKernels = flag(
+        "auto", "what computes over the vocabulary; auto: Triton kernels on a CUDA device, else plain torch"
+    )
     global_batch_size: int | None = flag(
         None,
         f"sequences per optimizer step, {DEFAULT_GLOBAL_BATCH_SIZE} unless accumulation is given; sets accumulation",

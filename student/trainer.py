@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from shards.cli.device import resolve_kernels
 from shards.errors import OptionError
 from shards.modelfiles.head import require_room
 from shards.modelfiles.vocabulary import require_same_vocabulary
@@ -95,6 +96,7 @@ class DistillTrainer(ResumableTrainer):
             vocabulary_size=train_dataset.caches[0].plan.vocabulary_size,
             divergence=args.loss_divergence,
             chunk_positions=args.chunk_positions,
+            kernels=resolve_kernels(args.kernels, args.device.type),
         )
         self.distill_forward.install()
         self.sampler = self._make_sampler(train_dataset, args.per_device_train_batch_size, shuffle=True)

@@ -242,7 +242,7 @@ def test_the_plan_says_whether_the_cache_is_good_for_the_teacher(
     assert sparse["coverage"].startswith(f"{trust.mean('coverage_teacher'):.4f} of the teacher's mass")
     assert sparse["coverage"].endswith("on all 24 responses")
     assert f"{number(trust.mean('logprob_bound'))} nat at most on average" in sparse["bound"]
-    assert "loss  reverse_kl, mean by sequence; gradient on the way forward\n" in printed
+    assert "loss  reverse_kl, mean by sequence; gradient on the way forward; plain torch code\n" in printed
 
     train(arguments(whole_cache, trio_folders["reference"], tmp_path / "whole", **settings))
     whole = capsys.readouterr().out

@@ -9,6 +9,7 @@ import torch
 from precompute.build.options import BuildOptions
 from precompute.models.tokenizer_identity import tokenizer_identity
 from precompute.numerics import numerics
+from shards.cli.device import resolve_kernels
 from shards.errors import CacheConflict
 from shards.format.manifest import (
     MANIFEST_FILE,
@@ -42,7 +43,14 @@ def build_identity(
         "models": models,
         "tokenizer": tokenizer_identity(tokenizer),
         "data": {"rows_sha256": data_sha256},
-        "numerics": numerics(dtype, options.attn_implementation, options.device_map, device, tf32=options.tf32),
+        "numerics": numerics(
+            dtype,
+            options.attn_implementation,
+            options.device_map,
+            device,
+            tf32=options.tf32,
+            kernels=resolve_kernels(options.kernels, device.type),
+        ),
     }
 
 

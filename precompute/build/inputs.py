@@ -19,7 +19,7 @@ from precompute.scoring.score import Scorer
 from precompute.scoring.sharing import require_shared_prompts
 from precompute.tokens.corpus import Corpus, load_corpus, rows_sha256
 from precompute.tokens.share import load_on_first
-from shards.cli.device import resolve_device, resolve_dtype, set_products
+from shards.cli.device import resolve_device, resolve_dtype, resolve_kernels, set_products
 from shards.cli.space import require_writable
 from shards.errors import OptionError
 from shards.format.schema import Role
@@ -157,6 +157,7 @@ def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes
         device=device,
         one_at_a_time=options.models_in_memory == "one",
         share_prompts=options.share_prompts,
+        kernels=resolve_kernels(options.kernels, device.type),
         transfer=transfer_for(device),
         stages=Stages(marks_for(device)),
     )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from precompute.models.roles import parse_models
 from precompute.tokens.data_options import DataOptions
 from shards.cli.command import flag, require_at_least
-from shards.cli.device import Dtype
+from shards.cli.device import AskedKernels, Dtype
 from shards.cli.launcher import launched_processes
 from shards.errors import OptionError
 from shards.format.nodes import DEFAULT_GAIN_NODES, DEFAULT_STRENGTH_NODES, StrengthNodes
@@ -40,6 +40,9 @@ class BuildOptions(DataOptions):
     dtype: Dtype = flag("auto", "of the bodies of all roles; auto: float32 on a CPU, float16 on a GPU")
     tf32: bool = flag(False, "with --dtype float32 on a GPU: round the factors of products to TF32's ten bits")
     device: str = flag("auto", "device of models and scores: auto, cpu, cuda, cuda:1, ...")
+    kernels: AskedKernels = flag(
+        "auto", "what computes over the vocabulary; auto: Triton kernels on a CUDA device, else plain torch"
+    )
     device_map: str | None = flag(None, "as in transformers' from_pretrained")
     models_in_memory: Literal["all", "one"] = flag(
         "all", "one: each model is on the device only while it computes the hidden states of a shard"

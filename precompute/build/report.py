@@ -32,6 +32,7 @@ def plan_text(
         f"{'projected size':>18}  {plan.positions * per_position / 2**20:,.1f} MiB "
         f"({per_position:,.0f} bytes per response token before compression)",
         f"{'projected time':>18}  {_time_text(left, tokens_per_second)}",
+        f"{'vocabulary':>18}  {_kernels_text(plan)}",
     ]
     if found := Precision.of(plan):
         lines += [_wrapped("precision", text) for text in (str(found), *(fault for _, fault in found.faults()))]
@@ -116,6 +117,12 @@ def bytes_per_position(plan: Plan, top_k: int) -> float:
     return sum(
         width[column.level] * column.value_type.bit_width / 8 for column in plan.columns() if width[column.level]
     )
+
+
+def _kernels_text(plan: Plan) -> str:
+    """What computes over the vocabulary."""
+    kernels = plan.identity.get("numerics", {}).get("kernels")
+    return "computed by plain torch code" if kernels is None else f"computed by the kernels of {kernels}"
 
 
 def _time_text(left: int, tokens_per_second: float | None) -> str:

@@ -90,3 +90,8 @@ def _joined(values: Sequence) -> torch.Tensor | dict:
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy()
+
+
+def on_host(values: Mapping[Any, torch.Tensor]) -> dict[Any, np.ndarray]:
+    """The same as arrays; waits for the device."""
+    return {name: tensor.cpu().numpy() for name, tensor in values.items()}

@@ -15,6 +15,7 @@ import torch
 from shards.format.nodes import StrengthNodes, adaptive_strength
 from shards.format.schema import NEGATIVES, Pair, Role
 
+Logits = Mapping[Role, torch.Tensor]
 Logprobs = Mapping[Role, torch.Tensor]
 
 LOG2_E = math.log2(math.e)
@@ -61,8 +62,8 @@ class Block:
 
     def node_strengths(self, pairs: Sequence[Pair], nodes: StrengthNodes) -> dict[Pair, torch.Tensor]:
         """w_j(t) of every pair, (C, J), on the device and in the dtype of the distances."""
-        at = {n: torch.from_numpy(nodes.at(distance_C.cpu().numpy())) for n, distance_C in self.distances.items()}
-        return {pair: at[pair.negative].to(self.distances[pair.negative]) for pair in pairs}
+        at = {n: _node_strengths(distance_C, nodes) for n, distance_C in self.distances.items()}
+        return {pair: at[pair.negative] for pair in pairs}
 
 
 def blocks(logprobs: Logprobs) -> Iterator[Block]:
@@ -77,6 +78,15 @@ def block_size(values_CV: torch.Tensor) -> int:
     if values_CV.device.type != "cpu":
         return len(values_CV)
     return max(1, BLOCK_VALUES // values_CV.shape[1])
+
+
+def _node_strengths(distance_C: torch.Tensor, nodes: StrengthNodes) -> torch.Tensor:
+    """`StrengthNodes.at` on the distances' own device, which the host need not wait for, and in their dtype, (C, J)."""
+    if distance_C.device.type == "cpu":
+        return torch.from_numpy(nodes.at(distance_C.numpy())).to(distance_C)
+    gains_J, strengths_J = distance_C.new_tensor(nodes.gains), distance_C.new_tensor(nodes.strengths)
+    strengths_CJ = torch.maximum(adaptive_strength(distance_C[:, None], gains_J), strengths_J)
+    return torch.cat([torch.zeros_like(strengths_CJ[:, :1]), strengths_CJ[:, 1:]], dim=1)
 
 
 def l1_distances(logprobs: Logprobs) -> Logprobs:
@@ -98,7 +108,7 @@ def teachers(
 
 
 def log_partitions(logits_CV: torch.Tensor) -> torch.Tensor:
-    """Log of the sum of exp(logits), (C, 1), nats; NaN if a logit is not finite.
+    """Log of the sum of exp(logits), (C, 1), nats; if a logit is not finite, that logit or NaN.
 
     log_softmax is not used: on a CPU its running sum has an error of 1e-6, always with the same sign.
     """
@@ -107,7 +117,10 @@ def log_partitions(logits_CV: torch.Tensor) -> torch.Tensor:
 
 def _log_partition(logits_CV: torch.Tensor) -> torch.Tensor:
     bits_CV = logits_CV * LOG2_E
-    return logsumexp(bits_CV, bits_CV).where(logits_CV.amin(-1, keepdim=True).isfinite(), torch.nan)
+    peak_C1, sum_C1 = exp2_sum(bits_CV, out=bits_CV)
+    found_C1 = sum_C1.log2().add_(peak_C1).mul_(LN_2)
+    lowest_C1 = logits_CV.amin(-1, keepdim=True)
+    return found_C1.where(lowest_C1.isfinite(), lowest_C1).where(peak_C1 < torch.inf, peak_C1)
 
 
 def exp2_sum(bits_CV: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@ Dimensions: B responses of a batch, T tokens, N response positions of the batch,
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +14,13 @@ from precompute.feeding.order import ahead, one_behind
 from precompute.feeding.stages import Stages
 from precompute.feeding.transfer import Fetch, Transfer
 from precompute.models.role_model import RoleModel
-from precompute.scoring.device_scores import DeviceScores, FetchedScores, joined
+from precompute.scoring.device_scores import DeviceScores, FetchedScores, on_host
 from precompute.scoring.finite import finite_states, require_finite_states, require_finite_where
 from precompute.scoring.packing import Packed, pack, places, row_ends
-from precompute.scoring.partitions import log_partitions
-from precompute.scoring.support import SupportRule, best_log_scores, next_logprob, summarised
+from precompute.scoring.support import SupportRule, next_logprob
+from precompute.scoring.vocabulary import Vocabulary, normalised_, vocabulary
 from precompute.tokens.tokenized import Row
+from shards.cli.device import Kernels
 from shards.errors import NonFiniteLogits
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair, Role
@@ -27,7 +28,7 @@ from shards.format.scores import Scores, concatenate
 from shards.modelfiles.precision import remedy
 
 Batch = Sequence[Row]
-Chunk = tuple[dict[Role, torch.Tensor], torch.Tensor]
+Chunk = tuple[Mapping[Role, torch.Tensor], torch.Tensor]
 """Log-probs of all roles, (C, V) float32, and the actual next ids, (C,)."""
 
 
@@ -77,8 +78,14 @@ class Scorer:
     device: torch.device
     one_at_a_time: bool = False
     share_prompts: bool = False
+    kernels: Kernels = "torch"
     transfer: Transfer = field(default_factory=Transfer)
     stages: Stages = field(default_factory=Stages)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What computes over the whole vocabulary."""
+        return vocabulary(self.kernels, self.pairs, self.nodes)
 
     def score(self, batches: Iterable[Batch], rule: SupportRule) -> Iterator[list[Scores]]:
         """The scores of each response, batch after batch; those of a chunk are read when the next one is begun."""
@@ -103,22 +110,28 @@ class Scorer:
 
     def ranked_scores(self, batches: Sequence[Batch], highest: int) -> Iterator[np.ndarray]:
         """Logs of the best `highest` token scores of every position, descending, (N, highest); for the threshold."""
-        for chunks in self.chunks(batches):
-            yield np.concatenate(
-                [best_log_scores(logprobs, highest, pairs=self.pairs, nodes=self.nodes) for logprobs, _ in chunks]
-            )
+        for hidden in self.hidden(batches):
+            self._require_finite_states(hidden)
+            yield np.concatenate([self._ranked(chunk, highest) for chunk in self._parts(hidden)])
+
+    @torch.no_grad()
+    def _ranked(self, chunk: _Part, highest: int) -> np.ndarray:
+        log_partition, ranked_CK = self.vocabulary.best_log_scores(self._all_logits(chunk), highest)
+        self._require_finite(on_host(log_partition), chunk)
+        return ranked_CK
 
     def chunks(self, batches: Sequence[Batch]) -> Iterator[Iterator[Chunk]]:
         """The chunks of each batch: log-probs of all roles and the actual next ids, position after position."""
         for hidden in self.hidden(batches):
             yield self.chunks_of(hidden)
 
+    @torch.no_grad()
     def chunks_of(self, hidden: Hidden) -> Iterator[Chunk]:
         """The chunks of one batch."""
         self._require_finite_states(hidden)
         for chunk in self._parts(hidden):
-            logprobs, log_partition = self._logprobs(chunk)
-            self._require_finite({role: found_C.cpu().numpy() for role, found_C in log_partition.items()}, chunk)
+            log_partition, logprobs = normalised_(self._all_logits(chunk))
+            self._require_finite(on_host(log_partition), chunk)
             yield logprobs, hidden.next_ids[chunk.positions]
 
     def hidden(self, batches: Iterable[Batch]) -> Iterator[Hidden]:
@@ -179,20 +192,11 @@ class Scorer:
 
     @torch.no_grad()
     def _summary(self, chunk: _Part, rule: SupportRule) -> DeviceScores:
-        logprobs, log_partition = self._logprobs(chunk)
         next_ids_C = chunk.hidden.next_ids[chunk.positions]
-        found = list(summarised(logprobs, next_ids_C, rule=rule, pairs=self.pairs, nodes=self.nodes))
-        return replace(joined(found), log_partition=log_partition)
+        return self.vocabulary.summarise(self._all_logits(chunk), next_ids_C, rule)
 
-    @torch.no_grad()
-    def _logprobs(self, chunk: _Part) -> tuple[dict[Role, torch.Tensor], dict[Role, torch.Tensor]]:
-        """Log-probs (C, V) and log partitions (C,) of each role; the latter are not finite where a logit is not."""
-        logprobs, log_partition = {}, {}
-        for role in self.models:
-            logits_CV = self._logits(role, chunk.hidden.states[role][chunk.positions])
-            partition_C1 = log_partitions(logits_CV)
-            logprobs[role], log_partition[role] = logits_CV.sub_(partition_C1), partition_C1[:, 0]
-        return logprobs, log_partition
+    def _all_logits(self, chunk: _Part) -> dict[Role, torch.Tensor]:
+        return {role: self._logits(role, chunk.hidden.states[role][chunk.positions]) for role in self.models}
 
     def _logits(self, role: Role, hidden_CH: torch.Tensor) -> torch.Tensor:
         model = self.models[role]

@@ -1,5 +1,7 @@
-"""Finds a command's device, dtype and kind of products. The caller passes torch in: `shards` does not import it."""
+"""A command's device, dtype, kind of products and kernels. The caller passes torch in: `shards` does not import it."""
 
+import importlib.util
+import os
 from types import ModuleType
 from typing import Any, Literal, cast
 
@@ -9,6 +11,9 @@ Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 """--dtype; `resolve_dtype` says what auto is."""
 TENSOR_CORES_SINCE = (8, 0)
 """Compute capability of the first GPUs with TF32 products."""
+Kernels = Literal["torch", "triton"]
+"""What computes over the vocabulary: plain torch on any device, or Triton kernels on a GPU."""
+AskedKernels = Literal["auto", "torch", "triton"]
 
 
 def resolve_device(torch: ModuleType, name: str, local_rank: int = 0) -> Any:
@@ -57,3 +62,28 @@ def set_products(torch: ModuleType, *, dtype: str, tf32: bool, device: Any) -> N
         matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
     else:
         matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+
+
+def resolve_kernels(asked: AskedKernels, device_type: str) -> Kernels:
+    """`auto` is triton on a CUDA device if Triton is installed, else torch. Raises OptionError where triton cannot run.
+
+    Triton runs on a CPU in its interpreter only, which is for tests: with TRITON_INTERPRET=1.
+    """
+    installed = importlib.util.find_spec("triton") is not None
+    return choose_kernels(
+        asked, device_type, installed=installed, interpreted=os.environ.get("TRITON_INTERPRET") == "1"
+    )
+
+
+def choose_kernels(asked: AskedKernels, device_type: str, *, installed: bool, interpreted: bool) -> Kernels:
+    """`resolve_kernels` for the given circumstances. Pure."""
+    if asked == "torch":
+        return "torch"
+    if asked == "auto":
+        return "triton" if device_type == "cuda" and installed and not interpreted else "torch"
+    if not installed:
+        raise OptionError("kernels: expected triton to be installed for --kernels triton, found none")
+    if device_type != ("cpu" if interpreted else "cuda"):
+        where = "the processor with TRITON_INTERPRET=1" if interpreted else "a CUDA device"
+        raise OptionError(f"kernels: expected {where} for --kernels triton, got a device of type {device_type}")
+    return "triton"

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from shards import Divergence
+from shards.cli.device import Kernels
 from shards.errors import ModelError
 from shards.modelfiles.head import LogitTransform, body_of, probe_ids, require_same_logits, require_width
 from student.loss.fused import FusedLoss, Sums, why_not_fused
@@ -39,6 +40,7 @@ class DistillForward:
         vocabulary_size: int,
         divergence: Divergence,
         chunk_positions: int,
+        kernels: Kernels = "torch",
         half_of: Callable[[torch.Tensor, torch.Tensor, torch.dtype | None], torch.dtype | None] = half_of,
     ) -> None:
         """half_of: which dtype the inputs of the output layer's products are rounded to; another one emulates a GPU."""
@@ -46,6 +48,7 @@ class DistillForward:
         self.vocabulary_size = vocabulary_size
         self.divergence = divergence
         self.chunk_positions = chunk_positions
+        self.kernels: Kernels = kernels
         self.half_of = half_of
         self._transform = LogitTransform.of(model.config)
         self._fused = FusedLoss(
@@ -53,6 +56,7 @@ class DistillForward:
             divergence=divergence,
             transform=self._transform,
             chunk_positions=chunk_positions,
+            kernels=kernels,
         )
         self._own_forward = model.forward
         self._check_head()
@@ -113,7 +117,7 @@ class DistillForward:
         found, kept = [], []
         for positions, part in targets.chunks(self.chunk_positions):
             logits_CV = self._logits(hidden_NH[positions], head)
-            value_C, student_M, student_tail_C = sparse_divergence(logits_CV, part, self.divergence)
+            value_C, student_M, student_tail_C = sparse_divergence(logits_CV, part, self.divergence, self.kernels)
             kept.append(student_M)
             next_logit_C = logits_CV.gather(-1, next_ids_N[positions, None])[:, 0]
             columns = (
@@ -187,7 +191,8 @@ class DistillForward:
 
     def _chunk(self, hidden_CH: torch.Tensor, targets: SparseTargets, head: Any) -> Sums:
         logits_CV = self._logits(hidden_CH, head)
-        return loss_sums(*sparse_divergence(logits_CV, targets, self.divergence), targets, self.divergence)
+        found = sparse_divergence(logits_CV, targets, self.divergence, self.kernels)
+        return loss_sums(*found, targets, self.divergence)
 
     @staticmethod
     def _float_head(module: Any, dtype: torch.dtype) -> Any:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from shards import Divergence
+from shards.cli.device import Kernels
 from shards.modelfiles.head import LogitTransform
 from student.loss.products import products_of
-from student.loss.sparse import SparseTargets, loss_sums
+from student.loss.sparse import SparseTargets, gradient_by_, loss_sums
 
 Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """The result of `student.loss.sparse.loss_sums`."""
@@ -34,6 +35,7 @@ class FusedLoss:
     divergence: Divergence
     transform: LogitTransform
     chunk_positions: int
+    kernels: Kernels = "torch"
 
     def __call__(
         self, hidden_NH: torch.Tensor, head: torch.nn.Linear, targets: SparseTargets, half: torch.dtype | None = None
@@ -55,7 +57,7 @@ class FusedLoss:
 
     def _logit_gradient_(self, logits_CV: torch.Tensor, targets: SparseTargets) -> Sums:
         factor_C = targets.coefficient.to(logits_CV.dtype)
-        found = self.divergence.with_gradient_(logits_CV, targets.buckets, torch, factor_C)
+        found = gradient_by_(self.kernels, self.divergence, logits_CV, targets.buckets, factor_C)
         return loss_sums(*found, targets, self.divergence)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from shards import Divergence
+from shards.cli.device import Kernels
 from shards.teacher.compose import LOW_STRENGTH
 from shards.teacher.divergence import Buckets, segment_sum
 
@@ -81,24 +82,35 @@ class SparseTargets:
             yield positions, SparseTargets(parts | {name: getattr(self, name)[positions] for name in _PER_POSITION})
 
 
+def gradient_by_(
+    kernels: Kernels, divergence: Divergence, logits_CV: torch.Tensor, buckets: Buckets, factor_C: Any = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`Divergence.with_gradient_` by torch or by the Triton kernel, which takes float32 logits only."""
+    if kernels == "torch":
+        return divergence.with_gradient_(logits_CV, buckets, torch, factor_C)
+    from student.loss.kernels import with_gradient_  # Triton is not everywhere
+
+    return with_gradient_(divergence, logits_CV, buckets, factor_C)
+
+
 def sparse_divergence(
-    logits_CV: torch.Tensor, targets: SparseTargets, divergence: Divergence
+    logits_CV: torch.Tensor, targets: SparseTargets, divergence: Divergence, kernels: Kernels = "torch"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(divergence (C,), student's log-probs of the kept tokens (M,), its tail log-prob (C,)), in nats.
 
     The divergence is over the buckets: every kept token, and the tail. Only it has a gradient, the analytic one of
     `shards.teacher.divergence`; no teacher vector of size V is built.
     """
-    return _SparseDivergence.apply(logits_CV, targets, divergence)
+    return _SparseDivergence.apply(logits_CV, targets, divergence, kernels)
 
 
 class _SparseDivergence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits_CV: torch.Tensor, targets: SparseTargets, divergence: Divergence
+        ctx: Any, logits_CV: torch.Tensor, targets: SparseTargets, divergence: Divergence, kernels: Kernels
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         grad_CV = logits_CV.clone(memory_format=torch.contiguous_format)
-        value_C, student_M, student_tail_C = divergence.with_gradient_(grad_CV, targets.buckets, torch)
+        value_C, student_M, student_tail_C = gradient_by_(kernels, divergence, grad_CV, targets.buckets)
         ctx.save_for_backward(grad_CV)
         ctx.mark_non_differentiable(student_M, student_tail_C)
         return value_C, student_M, student_tail_C
@@ -106,7 +118,7 @@ class _SparseDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad_CV,) = ctx.saved_tensors
-        return grad_CV * grads[0][:, None], None, None
+        return grad_CV * grads[0][:, None], None, None, None
 
 
 def loss_sums(

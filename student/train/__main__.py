@@ -136,9 +136,11 @@ def _resumed_text(checkpoint: Path | None, left_aside: str, steps: int) -> str:
 
 
 def _loss_path(trainer: DistillTrainer) -> str:
-    """How the output layer's gradient is computed; if it takes a fourth matrix product, why."""
-    reason = trainer.distill_forward.why_not_fused
-    return "gradient on the way forward" if reason is None else f"logits computed twice, because {reason}"
+    """How the output layer's gradient is computed: if it takes a fourth matrix product, why; and by which kernels."""
+    forward = trainer.distill_forward
+    reason = forward.why_not_fused
+    how = "gradient on the way forward" if reason is None else f"logits computed twice, because {reason}"
+    return f"{how}; " + ("plain torch code" if forward.kernels == "torch" else "Triton kernels")
 
 
 def _trust_lines(trainer: DistillTrainer) -> dict[str, str]:
