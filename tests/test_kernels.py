@@ -8,6 +8,7 @@ import torch
 from conftest import ALL_PAIRS, build_cache, build_options
 from kernel_devices import DEVICES, INTERPRETED, speed_up_interpreter
 
+from precompute.feeding.transfer import Transfer
 from precompute.scoring.partitions import Block
 from precompute.scoring.support import SupportRule, token_scores, values_on
 from precompute.scoring.vocabulary import TorchVocabulary
@@ -147,7 +148,7 @@ def test_kernels_keep_what_the_rule_keeps_and_their_values_are_those_of_float64(
     pairs = pairs_for(logits)
     size = logits["dpo"].shape[1]
     next_ids = torch.arange(len(logits["dpo"])) * 7 % size
-    found = kernels(pairs).summarise(on(device, logits), next_ids.to(device), rule).fetch()
+    found = kernels(pairs).summarise(on(device, logits), next_ids.to(device), rule).fetch(Transfer()).wait().scores
 
     block, scores_CV = exact(logits, pairs)
     rounded_CV = scores_CV.float().numpy()
@@ -182,12 +183,18 @@ def test_kernels_keep_what_the_rule_keeps_and_their_values_are_those_of_float64(
 @pytest.mark.parametrize("device", DEVICES)
 def test_kernels_serve_every_pair(device):
     logits, pairs = near(2, 40), tuple(map(Pair.parse, ALL_PAIRS))
-    found = kernels(pairs).summarise(on(device, logits), torch.tensor([0, 39], device=device), SOME).fetch()
+    found = (
+        kernels(pairs)
+        .summarise(on(device, logits), torch.tensor([0, 39], device=device), SOME)
+        .fetch(Transfer())
+        .wait()
+        .scores
+    )
     wanted = TorchVocabulary(pairs=pairs, nodes=NODES).summarise(
         {role: l_CV.clone() for role, l_CV in logits.items()}, torch.tensor([0, 39]), SOME
     )
     assert list(found.tail_logpartition) == list(pairs)
-    for pair, values_CJ in wanted.fetch().tail_logpartition.items():
+    for pair, values_CJ in wanted.fetch(Transfer()).wait().scores.tail_logpartition.items():
         assert np.allclose(found.tail_logpartition[pair], values_CJ, atol=2e-5)
 
 
@@ -197,7 +204,11 @@ def test_values_do_not_depend_on_the_tiles(shape, device):
     logits, next_ids = on(device, near(2, 75)), torch.tensor([3, 70], device=device)
     lanes = shape[1] if device == "cpu" else 32 * shape[1]
     one, other = (
-        kernels(tile_rows=rows, tile_lanes=lanes, num_warps=4).summarise(logits, next_ids, SOME).fetch()
+        kernels(tile_rows=rows, tile_lanes=lanes, num_warps=4)
+        .summarise(logits, next_ids, SOME)
+        .fetch(Transfer())
+        .wait()
+        .scores
         for rows, lanes in ((shape[0], lanes), (2, 512))
     )
     assert np.array_equal(one.support_ids, other.support_ids)
@@ -227,7 +238,7 @@ def test_a_logit_that_is_not_finite_is_the_partition_of_its_position(device):
         for c, value in enumerate(values):
             logits["reverse"][c, 33] = value
         next_ids = torch.zeros(4, dtype=torch.long, device=device)
-        partitions = vocabulary.summarise(on(device, logits), next_ids, SOME).partitions
+        partitions = vocabulary.summarise(on(device, logits), next_ids, SOME).log_partition
         assert [str(value) for value in partitions["reverse"][:3].tolist()] == ["nan", "inf", "-inf"]
         assert partitions["reverse"][3].isfinite()
         assert partitions["dpo"].isfinite().all()
