@@ -102,6 +102,10 @@ def on(device, logits):
     return {role: l_CV.to(device) if device != "cpu" else l_CV for role, l_CV in logits.items()}
 
 
+def fetched(scores):
+    return scores.fetch(Transfer()).wait().scores
+
+
 def kernels(pairs=DEFAULT_PAIRS, **shape):
     shape = shape or ({"tile_rows": 2, "tile_lanes": 16, "num_warps": 1} if INTERPRETED else {})
     return launch.TritonVocabulary(pairs=tuple(pairs), nodes=NODES, **shape)
@@ -148,7 +152,7 @@ def test_kernels_keep_what_the_rule_keeps_and_their_values_are_those_of_float64(
     pairs = pairs_for(logits)
     size = logits["dpo"].shape[1]
     next_ids = torch.arange(len(logits["dpo"])) * 7 % size
-    found = kernels(pairs).summarise(on(device, logits), next_ids.to(device), rule).fetch(Transfer()).wait().scores
+    found = fetched(kernels(pairs).summarise(on(device, logits), next_ids.to(device), rule))
 
     block, scores_CV = exact(logits, pairs)
     rounded_CV = scores_CV.float().numpy()
@@ -194,7 +198,7 @@ def test_kernels_serve_every_pair(device):
         {role: l_CV.clone() for role, l_CV in logits.items()}, torch.tensor([0, 39]), SOME
     )
     assert list(found.tail_logpartition) == list(pairs)
-    for pair, values_CJ in wanted.fetch(Transfer()).wait().scores.tail_logpartition.items():
+    for pair, values_CJ in fetched(wanted).tail_logpartition.items():
         assert np.allclose(found.tail_logpartition[pair], values_CJ, atol=2e-5)
 
 
