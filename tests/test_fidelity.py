@@ -124,7 +124,10 @@ def test_a_student_in_float16_turns_less_than_one_in_bfloat16_and_the_output_lay
     models = load_roles(trio_folders, "float32")
     dense_ = score(models, rows, sum(int(row.loss_mask.sum()) for row in rows))
     model = models["reference"].model.requires_grad_(True)
-    found = {(row["name"], row["max_weight"]): row for row in student_angles(model, rows, exact(dense_, 9))}
+    found = {
+        (row["name"], row["max_weight"]): row
+        for row in student_angles(model, rows, exact(dense_, 9), dense_.vocabulary_size)
+    }
     for cap in CAPS:
         at = [np.array(found[way, cap]["angle"]) for way in WAYS]
         float16_head, bfloat16_head, fp16, bf16 = at

@@ -82,9 +82,9 @@ def student(folders: Mapping[Role, Path], rows: Sequence[TokenizedResponse], top
     """Angles of a student's gradient in half precision; empty without rows."""
     if not rows:
         return []
-    models = load_roles(folders, "float32")
-    scores = measure.default_scores(score(models, rows, sum(int(row.loss_mask.sum()) for row in rows)), top_k)
-    return student_angles(models["reference"].model.requires_grad_(True), rows, scores)
+    dense = score(load_roles(folders, "float32"), rows, sum(int(row.loss_mask.sum()) for row in rows))
+    alone = load_roles({"reference": folders["reference"]}, "float32")["reference"].model  # without adapters of others
+    return student_angles(alone.requires_grad_(True), rows, measure.default_scores(dense, top_k), dense.vocabulary_size)
 
 
 def learned(

@@ -44,14 +44,14 @@ WAYS: dict[str, tuple[torch.dtype | None, Half]] = {
 
 
 def student_angles(
-    model: Any, rows: Sequence[TokenizedResponse], scores: Scores, *, pad_token_id: int = 0
-) -> list[dict]:
+    model: Any, rows: Sequence[TokenizedResponse], scores: Scores, vocabulary_size: int
+) -> list[dict[str, Any]]:
     """For every way and cap of the weight: angles in degrees and ratios of norms to float32's, at every stage.
 
     model: the reference, which is trained. scores: of the rows' positions.
     """
     model.set_attn_implementation("eager")  # of plain matrix products
-    losses = {cap: _Loss(model, rows, scores, cap) for cap in CAPS}
+    losses = {cap: _Loss(model, rows, scores, cap, vocabulary_size) for cap in CAPS}
     found: dict[tuple[str, float | None], dict[str, Any]] = {
         (way, cap): {"name": way, "max_weight": cap, "angle": [], "norm_ratio": []} for cap in CAPS for way in WAYS
     }
@@ -69,17 +69,24 @@ def student_angles(
 class _Loss:
     """The loss of a student on all rows at once, under one cap of the weight."""
 
-    def __init__(self, model: Any, rows: Sequence[TokenizedResponse], scores: Scores, cap: float | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rows: Sequence[TokenizedResponse],
+        scores: Scores,
+        cap: float | None,
+        vocabulary_size: int,
+    ) -> None:
         spec = replace(TeacherSpec(), max_weight=cap)
         collator = Collator(spec=spec, nodes=NODES, reduction="sequence", pad_token_id=0)
         tokens: Any = rows  # input ids and mask are all that is read
-        self.model = model
+        self.model, self.vocabulary_size = model, vocabulary_size
         self.batch = collator(MicroBatch(tokens=tokens, counts=[True] * len(rows), scores=scores))
 
     def __call__(self, autocast: torch.dtype | None, half: Half) -> torch.Tensor:
         forward = DistillForward(
             self.model,
-            vocabulary_size=self.model.config.vocab_size,
+            vocabulary_size=self.vocabulary_size,
             divergence=Divergence(),
             chunk_positions=256,
             half_of=half,
