@@ -15,10 +15,12 @@ def numerics(
     device: torch.device,
     *,
     tf32: bool = False,
+    torch_compile: bool = False,
 ) -> dict[str, Any]:
     """What rounding depends on, apart from the models: equal numerics and inputs give equal values.
 
-    dtype: as resolved, never auto. tf32 is recorded only where it is on, so that other caches keep their identity.
+    dtype: as resolved, never auto. tf32 and torch_compile are recorded only where they are on, so
+    that other caches keep their identity.
     """
     found: dict[str, Any] = {
         "dtype": dtype,
@@ -29,4 +31,4 @@ def numerics(
         "num_threads": torch.get_num_threads() if device.type == "cpu" else None,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
-    return found | {"tf32": True} if tf32 else found
+    return found | {name: True for name, on in (("tf32", tf32), ("torch_compile", torch_compile)) if on}

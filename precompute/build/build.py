@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from precompute.build.directions import sample_directions
-from precompute.build.identity import read_earlier
+from precompute.build.identity import read_earlier, with_sizes
 from precompute.build.inputs import BuildInputs, find_sources, read_inputs
 from precompute.build.options import BuildOptions
 from precompute.build.plan import log_threshold, make_plan, support_rule
 from precompute.build.report import (
+    batches_text,
     bytes_per_position,
     corpus_warnings,
     directions_text,
@@ -24,7 +25,8 @@ from precompute.build.report import (
     times_text,
 )
 from precompute.build.shard_work import ShardWork
-from precompute.build.speed import tokens_per_second
+from precompute.build.speed import tokens_per_second, with_measured_batches
+from precompute.feeding.budget import AUTO
 from precompute.feeding.stages import Stages, Times, marks_for
 from precompute.feeding.transfer import transfer_for
 from precompute.feeding.writers import writers_for
@@ -32,7 +34,7 @@ from precompute.models.folders import load_models
 from precompute.models.made_from import direction_warnings
 from precompute.processes import Processes
 from precompute.scoring.score import Scorer
-from precompute.scoring.sharing import require_shared_prompts
+from precompute.scoring.sharing import require_padding_free, require_shared_prompts
 from precompute.scoring.support import SupportRule
 from shards import ShardCache
 from shards.cli.device import resolve_device
@@ -60,12 +62,15 @@ from shards.format.writer import (
     write_json,
 )
 from shards.modelfiles.head import require_room
+from shards.spread import spread
 
 
 def build(options: BuildOptions) -> Manifest:
     """Build the cache of these options, finish a begun one, or recognise a finished one. Raises AlignDistilError."""
     processes = Processes.join()
     out = Path(options.out)
+    device = processes.together(lambda: resolve_device(torch, options.device, processes.local_rank))
+    options = processes.together(lambda: with_sizes(options, out, device))
     sources = processes.together(lambda: find_sources(options, processes))
     processes.require_equal(sources.identity)
     if isinstance(processes.together(lambda: read_earlier(out, sources.identity)), Manifest):
@@ -73,6 +78,8 @@ def build(options: BuildOptions) -> Manifest:
     processes.together(lambda: require_writable(out))
     inputs = read_inputs(options, sources, processes)
     scorer = processes.together(lambda: load_scorer(options, inputs, processes))
+    if options.batch_tokens == AUTO:
+        options, inputs = with_measured_batches(options, inputs, scorer, processes)
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         processes.together(lambda: stack.enter_context(exclusive(out)) if processes.is_first else None)
@@ -93,6 +100,7 @@ def _already_built(out: Path, processes: Processes) -> Manifest:
 
 def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes) -> Scorer:
     """The models on this process's device. Raises ModelError if the longest row does not fit into one."""
+    assert options.chunk_positions is not None, "with_sizes has set it"
     device = resolve_device(torch, options.device, processes.local_rank)
     models = load_models(
         inputs.folders,
@@ -109,6 +117,11 @@ def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes
         require_room(role_model.model.config, longest, role)
     if options.share_prompts and pair is not None:
         require_shared_prompts(models, pair, longest)
+    if options.padding_free:
+        require_padding_free(models, [inputs.corpus.responses[i] for i in spread(len(inputs.corpus.responses), 4)])
+    if options.torch_compile:
+        for role_model in models.values():
+            role_model.compile()
     return Scorer(
         models=models,
         pairs=options.served_pairs,
@@ -117,6 +130,7 @@ def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes
         device=device,
         one_at_a_time=options.models_in_memory == "one",
         share_prompts=options.share_prompts,
+        padding_free=options.padding_free,
         transfer=transfer_for(device),
         stages=Stages(marks_for(device)),
     )
@@ -181,7 +195,7 @@ class Build:
             rows=self.inputs.corpus.responses,
             scorer=self.scorer,
             rule=self.rule(plan.log_threshold),
-            batch_tokens=self.options.batch_tokens,
+            batch_tokens=self.options.tokens_per_batch,
             left=[shard for shard in plan.shards if shard.file not in there],
             todo=[number for number in mine if plan.shards[number].file not in there],
             unread=deque(number for number in mine if plan.shards[number].file in there),
@@ -198,13 +212,14 @@ class Build:
         warnings = [*direction_warnings(self.inputs.folders, self.inputs.identity["models"]), *corpus_warnings(corpus)]
         for warning in filter(None, [*warnings, require_space(self.out, projected)]):
             print(f"warning: {warning}")
-        speed = tokens_per_second(self.scorer, corpus.responses, work.rule, options.batch_tokens)
+        speed = tokens_per_second(self.scorer, corpus.responses, work.rule, options.tokens_per_batch)
         all_speed = speed and speed * self.processes.world_size
         print(plan_text(work.plan, corpus, work.left, options.top_k, all_speed))
         if options.share_prompts:
             print(shared_text(corpus.facts))
+        print(batches_text(work, options))
         if work.left:
-            sample, batch_tokens = options.sample_rows, options.batch_tokens
+            sample, batch_tokens = options.sample_rows, options.tokens_per_batch
             if found := sample_directions(corpus, self.scorer, sample=sample, batch_tokens=batch_tokens):
                 print(directions_text(found))
 
