@@ -17,12 +17,13 @@ def numerics(
     device: torch.device,
     *,
     tf32: bool = False,
+    torch_compile: bool = False,
     kernels: Kernels = "torch",
 ) -> dict[str, Any]:
     """What rounding depends on, apart from the models: equal numerics and inputs give equal values.
 
-    dtype: as resolved, never auto. tf32 and kernels are recorded only where they are not the default, so that caches
-    from before there were any keep their identity.
+    dtype: as resolved, never auto. tf32, torch_compile and kernels are recorded only where they are not the default, so
+    that other caches keep their identity.
     """
     found: dict[str, Any] = {
         "dtype": dtype,
@@ -33,8 +34,7 @@ def numerics(
         "num_threads": torch.get_num_threads() if device.type == "cpu" else None,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
-    if tf32:
-        found["tf32"] = True
+    found |= {name: True for name, on in (("tf32", tf32), ("torch_compile", torch_compile)) if on}
     if kernels == "triton":
         found["kernels"] = f"triton {importlib.metadata.version('triton')}"
     return found

@@ -110,13 +110,13 @@ def test_the_probe_equals_the_dense_formulas(near):
     rows = probe.probe_rows(corpus_rows(near))
     numerics = {"dtype": "bfloat16"}
     device = torch.device("cpu")
-    exact = probe.exact_logprobs(found_at, 18, rows, numerics=numerics, device=device, batch_tokens=64)
+    exact = probe.exact_logprobs(found_at, 18, rows, numerics=numerics, device=device)
     models = load_models(found_at, 18, dtype="bfloat16", device="cpu")
     scorer = Scorer(models=models, pairs=(), nodes=StrengthNodes(), chunk_positions=7, device=device)
     spec = TeacherSpec(gain=3.0)
-    found = probe.precision(scorer, exact, spec, 64)
+    found = probe.precision(scorer, exact, spec)
 
-    parts = list(probe.logprobs_of(scorer, rows, 64))
+    parts = list(probe.logprobs_of(scorer, rows))
     rounded = {role: torch.cat([part[role] for part in parts]).double().numpy() for role in trio}
     true = {role: l_NV.double().numpy() for role, l_NV in exact.logprobs.items()}
     signal, seen = (part["dpo"] - part["reverse"] for part in (true, rounded))

@@ -15,6 +15,7 @@ from benchmarks.building.options import BuildingOptions
 from benchmarks.step.bench import make_tokenizer, write_models
 from precompute.build.options import BuildOptions
 from precompute.build.plan import log_threshold, make_plan, support_rule
+from precompute.feeding.budget import CPU_BATCH_TOKENS
 from precompute.models.folders import load_models
 from precompute.models.role_model import RoleModel
 from precompute.scoring.packing import pack
@@ -61,6 +62,7 @@ def make_bench(options: BuildingOptions) -> Bench:
         data="random",
         top_k=options.top_k,
         max_top_k=max(BuildOptions.max_top_k, options.top_k),
+        batch_tokens=str(CPU_BATCH_TOKENS),
         chunk_positions=CHUNK,
         tokens_per_shard=positions,
         sample_rows=2,

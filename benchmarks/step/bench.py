@@ -19,6 +19,7 @@ from benchmarks.step.options import StepOptions
 from precompute.build.build import build
 from precompute.build.options import BuildOptions
 from precompute.build.plan import support_rule
+from precompute.feeding.budget import chunk_positions_for
 from precompute.models.folders import load_models
 from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule
@@ -78,7 +79,7 @@ def make_bench(options: StepOptions) -> Bench:
     device = resolve_device(torch, options.device, 0)
     found = {role: resolve(str(folder)) for role, folder in folders.items()}
     models = load_models(found, options.vocabulary, dtype=options.dtype, device=str(device))
-    chunk = asked.chunk_positions
+    chunk = chunk_positions_for(device)
     return Bench(
         trainer=make_trainer(folders["reference"], tokenizer, options, device),
         live={role: models[role].model.requires_grad_(False) for role in ("dpo", "reverse")},

@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from precompute.build.directions import sample_directions
-from precompute.build.identity import read_earlier
+from precompute.build.identity import read_earlier, with_sizes
 from precompute.build.inputs import BuildInputs, find_sources, load_scorer, probe, read_inputs
 from precompute.build.options import BuildOptions
 from precompute.build.plan import log_threshold, make_plan, support_rule
 from precompute.build.report import (
+    batches_text,
     bytes_per_position,
     corpus_warnings,
     directions_text,
@@ -24,7 +27,8 @@ from precompute.build.report import (
     times_text,
 )
 from precompute.build.shard_work import ShardWork
-from precompute.build.speed import tokens_per_second
+from precompute.build.speed import tokens_per_second, with_measured_batches
+from precompute.feeding.budget import AUTO
 from precompute.feeding.stages import Times
 from precompute.feeding.writers import writers_for
 from precompute.models.made_from import direction_warnings
@@ -33,6 +37,7 @@ from precompute.scoring.probe import Exact, default_spec, precision
 from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule
 from shards import ShardCache
+from shards.cli.device import resolve_device
 from shards.cli.space import require_space, require_writable
 from shards.errors import CacheDamaged
 from shards.format.finishing import Findings, finished
@@ -62,6 +67,8 @@ def build(options: BuildOptions) -> Manifest:
     """Build the cache of these options, finish a begun one, or recognise a finished one. Raises AlignDistilError."""
     processes = Processes.join()
     out = Path(options.out)
+    device = processes.together(lambda: resolve_device(torch, options.device, processes.local_rank))
+    options = processes.together(lambda: with_sizes(options, out, device))
     sources = processes.together(lambda: find_sources(options, processes))
     processes.require_equal(sources.identity)
     begun = processes.together(lambda: read_earlier(out, sources.identity))
@@ -72,6 +79,8 @@ def build(options: BuildOptions) -> Manifest:
     # before the models are loaded: one float32 body needs the memory of two in half precision
     exact = processes.together(lambda: probe(options, inputs) if processes.is_first and begun is None else None)
     scorer = processes.together(lambda: load_scorer(options, inputs, processes))
+    if options.batch_tokens == AUTO:
+        options, inputs = with_measured_batches(options, inputs, scorer, processes)
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         processes.together(lambda: stack.enter_context(exclusive(out)) if processes.is_first else None)
@@ -153,7 +162,7 @@ class Build:
             rows=self.inputs.corpus.responses,
             scorer=self.scorer,
             rule=self.rule(plan.log_threshold),
-            batch_tokens=self.options.batch_tokens,
+            batch_tokens=self.options.tokens_per_batch,
             left=[shard for shard in plan.shards if shard.file not in there],
             todo=[number for number in mine if plan.shards[number].file not in there],
             unread=deque(number for number in mine if plan.shards[number].file in there),
@@ -170,14 +179,15 @@ class Build:
         warnings = [*direction_warnings(self.inputs.folders, self.inputs.identity["models"]), *corpus_warnings(corpus)]
         for warning in filter(None, [*warnings, require_space(self.out, projected)]):
             print(f"warning: {warning}")
-        speed = tokens_per_second(self.scorer, corpus.responses, work.rule, options.batch_tokens)
+        speed = tokens_per_second(self.scorer, corpus.responses, work.rule, options.tokens_per_batch)
         all_speed = speed and speed * self.processes.world_size
         print(plan_text(work.plan, corpus, work.left, options.top_k, all_speed))
         print(dtype_text(self.scorer.models))
         if options.share_prompts:
             print(shared_text(corpus.facts))
+        print(batches_text(work, options))
         if work.left:
-            sample, batch_tokens = options.sample_rows, options.batch_tokens
+            sample, batch_tokens = options.sample_rows, options.tokens_per_batch
             if found := sample_directions(corpus, self.scorer, sample=sample, batch_tokens=batch_tokens):
                 print(directions_text(found))
 
@@ -215,7 +225,7 @@ class Build:
         if self.exact is None:
             return None
         spec = default_spec(self.options.served_pairs)
-        return precision(self.scorer, self.exact, spec, self.options.batch_tokens).to_json()
+        return precision(self.scorer, self.exact, spec).to_json()
 
     def _clean(self) -> None:
         if self.processes.is_first:

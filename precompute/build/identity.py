@@ -1,12 +1,14 @@
 """The identity of a build, and what an earlier build left in its folder."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from precompute.build.options import BuildOptions
+from precompute.feeding.budget import AUTO, batch_tokens_for, chunk_positions_for
 from precompute.models.tokenizer_identity import tokenizer_identity
 from precompute.numerics import numerics
 from shards.cli.device import resolve_kernels
@@ -22,6 +24,27 @@ from shards.format.manifest import (
 )
 from shards.format.plan import Plan
 from shards.format.schema import Role
+
+
+def with_sizes(options: BuildOptions, folder: Path, device: torch.device) -> BuildOptions:
+    """The options with the sizes that they leave open.
+
+    batch_tokens auto is the number of an earlier build in the folder, if there is one: bytes depend on it, and free
+    memory may be another now. Otherwise it is the device's; on a CUDA device it stays auto until it is measured.
+    """
+    batch_tokens, chunk_positions = options.batch_tokens, options.chunk_positions
+    if batch_tokens == AUTO:
+        earlier = _earlier_plan(folder)
+        recorded = earlier and earlier.identity.get("options", {}).get("batch_tokens")
+        batch_tokens = str(recorded) if recorded else batch_tokens_for(device)
+    if chunk_positions is None:
+        chunk_positions = chunk_positions_for(device)
+    return replace(options, batch_tokens=batch_tokens, chunk_positions=chunk_positions)
+
+
+def with_batch_tokens(identity: Mapping[str, Any], batch_tokens: int) -> dict[str, Any]:
+    """The identity with the number that was measured."""
+    return {**identity, "options": {**identity["options"], "batch_tokens": batch_tokens}}
 
 
 def build_identity(
@@ -50,6 +73,7 @@ def build_identity(
             device,
             tf32=options.tf32,
             kernels=resolve_kernels(options.kernels, device.type),
+            torch_compile=options.torch_compile,
         ),
     }
 
@@ -76,15 +100,24 @@ def read_earlier(folder: Path, asked: Mapping[str, Any]) -> Manifest | Plan | No
     Tokens are compared where `asked` has them (`with_tokens`).
     Raises CacheConflict, with the first field that differs, if the folder holds another build.
     """
-    for file in (MANIFEST_FILE, PLAN_FILE):
-        path = folder / file
-        if path.exists():
-            earlier = read_manifest(folder) if file == MANIFEST_FILE else read_plan(path)
-            plan = earlier.plan if isinstance(earlier, Manifest) else earlier
-            found = plan.identity if "tokens_sha256" in asked["data"] else without_tokens(plan.identity)
-            refuse_difference(found, asked, f"{folder}: holds another build")
-            return earlier
+    earlier = _earlier(folder)
+    if earlier is not None:
+        plan = earlier.plan if isinstance(earlier, Manifest) else earlier
+        found = plan.identity if "tokens_sha256" in asked["data"] else without_tokens(plan.identity)
+        refuse_difference(found, asked, f"{folder}: holds another build")
+        return earlier
     stray = sorted(folder.glob(SHARD_GLOB))
     if stray:
         raise CacheConflict(f"{folder}: expected no shards without a {PLAN_FILE}, found {stray[0].name}")
     return None
+
+
+def _earlier(folder: Path) -> Manifest | Plan | None:
+    if (folder / MANIFEST_FILE).exists():
+        return read_manifest(folder)
+    return read_plan(folder / PLAN_FILE) if (folder / PLAN_FILE).exists() else None
+
+
+def _earlier_plan(folder: Path) -> Plan | None:
+    earlier = _earlier(folder)
+    return earlier.plan if isinstance(earlier, Manifest) else earlier

@@ -16,7 +16,7 @@ from precompute.models.roles import require_different_models
 from precompute.processes import Processes
 from precompute.scoring.probe import Exact, exact_logprobs, needs_probe, probe_rows
 from precompute.scoring.score import Scorer
-from precompute.scoring.sharing import require_shared_prompts
+from precompute.scoring.sharing import require_padding_free, require_shared_prompts
 from precompute.tokens.corpus import Corpus, load_corpus, rows_sha256
 from precompute.tokens.share import load_on_first
 from shards.cli.device import resolve_device, resolve_dtype, resolve_kernels, set_products
@@ -25,6 +25,7 @@ from shards.errors import OptionError
 from shards.format.schema import Role
 from shards.modelfiles.find import ModelFolder, resolve
 from shards.modelfiles.head import require_room
+from shards.spread import spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +125,6 @@ def probe(options: BuildOptions, inputs: BuildInputs) -> Exact | None:
         probe_rows(inputs.corpus.responses),
         numerics=found,
         device=resolve_device(torch, options.device, 0),
-        batch_tokens=options.batch_tokens,
         device_map=options.device_map,
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
@@ -133,6 +133,7 @@ def probe(options: BuildOptions, inputs: BuildInputs) -> Exact | None:
 
 def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes) -> Scorer:
     """The models on this process's device. Raises ModelError if the longest row does not fit into one."""
+    assert options.chunk_positions is not None, "with_sizes has set it"
     device = resolve_device(torch, options.device, processes.local_rank)
     models = load_models(
         inputs.folders,
@@ -149,6 +150,11 @@ def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes
         require_room(role_model.model.config, longest, role)
     if options.share_prompts and pair is not None:
         require_shared_prompts(models, pair, longest)
+    if options.padding_free:
+        require_padding_free(models, [inputs.corpus.responses[i] for i in spread(len(inputs.corpus.responses), 4)])
+    if options.torch_compile:
+        for role_model in models.values():
+            role_model.compile()
     return Scorer(
         models=models,
         pairs=options.served_pairs,
@@ -157,6 +163,7 @@ def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes
         device=device,
         one_at_a_time=options.models_in_memory == "one",
         share_prompts=options.share_prompts,
+        padding_free=options.padding_free,
         kernels=resolve_kernels(options.kernels, device.type),
         transfer=transfer_for(device),
         stages=Stages(marks_for(device)),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from precompute.feeding.budget import AUTO
 from precompute.models.roles import parse_models
 from precompute.tokens.data_options import DataOptions
 from shards.cli.command import flag, require_at_least
@@ -48,10 +49,16 @@ class BuildOptions(DataOptions):
         "all", "one: each model is on the device only while it computes the hidden states of a shard"
     )
     share_prompts: bool = flag(False, "with --responses both: run the prompt of a pair through a body once, not twice")
+    padding_free: bool = flag(False, "run the rows of a batch as one, without padding; pays with flash attention only")
+    torch_compile: bool = flag(False, "run the models' bodies through torch.compile; needs a compiler")
     attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
     trust_remote_code: bool = flag(False, "run code that comes with a model")
-    batch_tokens: int = flag(8192, "most tokens of one forward pass, including padding")
-    chunk_positions: int = flag(128, "response positions with full-vocabulary log-probs in memory at a time")
+    batch_tokens: str = flag(
+        AUTO, "most tokens of one forward pass, with padding; auto: 8192, on a GPU what its memory holds, up to 16384"
+    )
+    chunk_positions: int | None = flag(
+        None, "response positions with full-vocabulary log-probs in memory at a time; default: 128, on a GPU 512"
+    )
     tokens_per_shard: int = flag(65_536, "response tokens of a shard; a kill loses at most one shard of work")
     rows_per_batch: int = flag(1, "rows of a record batch, the unit of random access")
     sample_rows: int = flag(64, "rows from which the threshold of the support is computed")
@@ -62,13 +69,14 @@ class BuildOptions(DataOptions):
             "max_length",
             "top_k",
             "min_top_k",
-            "batch_tokens",
-            "chunk_positions",
             "tokens_per_shard",
             "rows_per_batch",
             "sample_rows",
         )
-        require_at_least(self, 1, positive)
+        self.batch_tokens = str(self.batch_tokens)
+        if self.batch_tokens != AUTO and not (self.batch_tokens.isdecimal() and int(self.batch_tokens) >= 1):
+            raise OptionError(f"batch_tokens: expected {AUTO}, or 1 or more, got {self.batch_tokens}")
+        require_at_least(self, 1, [*positive, *(["chunk_positions"] if self.chunk_positions is not None else [])])
         if self.support == "adaptive" and self.max_top_k < self.top_k:
             raise OptionError(f"max_top_k: expected at least top_k = {self.top_k}, got {self.max_top_k}")
         if self.support == "adaptive" and self.min_top_k > self.top_k:
@@ -82,6 +90,8 @@ class BuildOptions(DataOptions):
             raise OptionError(f"device_map: expected none with models_in_memory one, got {self.device_map!r}")
         if self.share_prompts and self.responses != "both":
             raise OptionError(f"share_prompts: expected it with --responses both only, got {self.responses}")
+        if self.padding_free and self.share_prompts:
+            raise OptionError("padding_free and share_prompts: expected one of them, got both")
         _ = self.nodes
 
     @property
@@ -107,12 +117,18 @@ class BuildOptions(DataOptions):
     def nodes(self) -> StrengthNodes:
         return StrengthNodes(gains=tuple(self.gain_nodes), strengths=tuple(self.strength_nodes))
 
+    @property
+    def tokens_per_batch(self) -> int:
+        """batch_tokens as a number; it is known where auto is resolved (`precompute.build.sizes`)."""
+        return int(self.batch_tokens)
+
     def identity(self) -> dict[str, Any]:
         """The options that a cache's bytes depend on."""
         names = ["responses", "limit", "max_length", "on_overlong", "on_empty", "support", "top_k", "values"]
         names += ["min_top_k", "max_top_k", "sample_rows"] if self.support == "adaptive" else []
-        names += ["share_prompts"] if self.share_prompts else []
+        names += [name for name in ("share_prompts", "padding_free") if getattr(self, name)]
         names += ["batch_tokens", "chunk_positions", "tokens_per_shard", "rows_per_batch"]
+        batch_tokens = AUTO if self.batch_tokens == AUTO else self.tokens_per_batch
         lists: dict[str, Any] = {"pairs": [str(pair) for pair in self.served_pairs]}
         lists |= {"gain_nodes": list(self.nodes.gains), "strength_nodes": list(self.nodes.strengths)}
-        return {name: getattr(self, name) for name in names} | lists
+        return {name: getattr(self, name) for name in names} | {"batch_tokens": batch_tokens} | lists

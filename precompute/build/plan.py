@@ -64,7 +64,7 @@ def log_threshold(scorer: Scorer, rows: Sequence[TokenizedResponse], options: Bu
     stride = -(-total // THRESHOLD_POSITIONS)
     ranked: list[np.ndarray] = []
     with tqdm(total=total, unit="tok", desc=f"setting the threshold on {len(sample)} rows") as bar:
-        for scores_NK in scorer.ranked_scores(batched(sample, options.batch_tokens), highest):
+        for scores_NK in scorer.ranked_scores(batched(sample, options.tokens_per_batch), highest):
             ranked.append(scores_NK[::stride].copy())
             bar.update(len(scores_NK))
     return find_threshold(np.concatenate(ranked), top_k=options.top_k, lowest=options.min_top_k)

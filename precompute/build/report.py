@@ -3,8 +3,11 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
+from precompute.build.options import BuildOptions
+from precompute.build.shard_work import ShardWork
 from precompute.feeding.stages import Times
 from precompute.models.role_model import RoleModel
+from precompute.scoring.packing import padding_share
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tally import Facts
 from shards.cli.text import WIDTH, counted, duration, skipped_text
@@ -13,9 +16,13 @@ from shards.format.plan import Plan, ShardPlan
 from shards.format.schema import Role
 from shards.format.statistics import distribution_table
 from shards.preferences.directions import Direction
+from shards.spread import spread
 from shards.teacher.precision import Precision
 from shards.teacher.served import lacks
 from shards.teacher.spec import DEFAULT_PRESET, PRESETS, TeacherSpec
+
+PADDED_SHARDS = 8
+"""Shards on which the share of padding is counted."""
 
 
 def plan_text(
@@ -45,6 +52,18 @@ def dtype_text(models: Mapping[Role, RoleModel]) -> str:
     dtypes = dict.fromkeys(str(model.dtype).removeprefix("torch.") for model in models.values())
     layers = dict.fromkeys(model.output_layer.why for model in models.values())
     return "\n".join([_wrapped("dtype", ", ".join(dtypes)), *(_wrapped("output layers", why) for why in layers)])
+
+
+def batches_text(work: ShardWork, options: BuildOptions) -> str:
+    """How large batches are, and how much of them is padding, on some of the shards."""
+    found = f"{'batches':>18}  of up to {work.batch_tokens:,} tokens, "
+    if options.padding_free:
+        return f"{found}without padding"
+    shares = [
+        padding_share(work.rows_of(number), work.batch_tokens, share_prompts=options.share_prompts)
+        for number in spread(len(work.plan.shards), PADDED_SHARDS)
+    ]
+    return f"{found}{sum(shares) / len(shares):.1%} of it padding"
 
 
 def shared_text(facts: Facts) -> str:

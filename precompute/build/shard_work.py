@@ -72,6 +72,11 @@ class ShardWork:
             self.findings.read_back(self.out, self.plan, number)
         return self.findings, times
 
+    def rows_of(self, number: int) -> Sequence[TokenizedResponse]:
+        """The rows of a shard."""
+        shard = self.plan.shards[number]
+        return self.rows[shard.first_row : shard.first_row + shard.rows]
+
     def _scored(self, bar: tqdm, check: Callable[[], None]) -> Iterator[tuple[_Task, dict[int, Scores]]]:
         """The scores of each shard's rows. A shard is begun before the last scores of the one before are read, unless
         the models are moved to the device in turn, once for every shard. check: called after each batch."""
@@ -90,9 +95,9 @@ class ShardWork:
     def _batches(self, numbers: Sequence[int], begun: deque[tuple[_Task, Sequence[int]]]) -> Iterator[Batch]:
         """The batches of these shards; what each is a part of goes to the end of `begun`."""
         for number in numbers:
-            shard = self.plan.shards[number]
-            rows = self.rows[shard.first_row : shard.first_row + shard.rows]
-            for batch in batches_by_length(rows, self.batch_tokens, share_prompts=self.scorer.share_prompts):
+            rows, scorer = self.rows_of(number), self.scorer
+            packing = {"share_prompts": scorer.share_prompts, "padding_free": scorer.padding_free}
+            for batch in batches_by_length(rows, self.batch_tokens, **packing):
                 begun.append((_Task(number, rows), batch))
                 yield [rows[i] for i in batch]
 

@@ -1,15 +1,47 @@
-"""Measures on a few rows how fast a build will go."""
+"""Measures on a few rows how large the batches of a build may be, and how fast it will go."""
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 from tqdm.auto import tqdm
 
+from precompute.build.identity import with_batch_tokens
+from precompute.build.inputs import BuildInputs
+from precompute.build.options import BuildOptions
+from precompute.build.plan import support_rule
+from precompute.feeding.budget import PROBE_TOKENS, CudaMemory, Memory, fitting_tokens
+from precompute.processes import Processes
 from precompute.scoring.packing import batches_by_length
 from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule
+from precompute.tokens.corpus import Corpus
 from precompute.tokens.tokenized import TokenizedResponse
 from shards.spread import QUIET_SECONDS, spread
+
+
+def with_measured_batches(
+    options: BuildOptions, inputs: BuildInputs, scorer: Scorer, processes: Processes
+) -> tuple[BuildOptions, BuildInputs]:
+    """Options and identity with the size of a batch that fits on the device of every process. Raises OptionError."""
+    rule, memory = support_rule(options, inputs.vocabulary_size, None), CudaMemory(scorer.device)
+    found = processes.together(lambda: measured_batch_tokens(scorer, inputs.corpus, rule, memory))
+    smallest = min(processes.gather(found))
+    identity = with_batch_tokens(inputs.identity, smallest)
+    return replace(options, batch_tokens=str(smallest)), replace(inputs, identity=identity)
+
+
+def measured_batch_tokens(scorer: Scorer, corpus: Corpus, rule: SupportRule, memory: Memory) -> int:
+    """The padded tokens of a batch that the device's memory has room for. Raises OptionError if a row has none."""
+    order = np.argsort(-corpus.facts.index.num_tokens, kind="stable")[: max(2, PROBE_TOKENS // corpus.facts.longest)]
+    rows = [corpus.responses[i] for i in order.tolist()]
+
+    def score(batch: Sequence[TokenizedResponse]) -> None:
+        for _ in scorer.score([batch], rule):
+            pass
+
+    return fitting_tokens(rows, len(rows[0].input_ids), score, memory)
 
 
 def tokens_per_second(
@@ -24,7 +56,9 @@ def tokens_per_second(
     rows = [responses[i] for i in spread(len(responses), 16)]
     if scorer.share_prompts:
         rows = [row for i in spread(len(responses), 8) for row in _with_partner(responses, i)]
-    batches = batches_by_length(rows, batch_tokens, share_prompts=scorer.share_prompts)
+    batches = batches_by_length(
+        rows, batch_tokens, share_prompts=scorer.share_prompts, padding_free=scorer.padding_free
+    )
     batch = [rows[i] for i in batches[len(batches) // 2]]
     seconds = []
     for _ in tqdm(range(2), desc="measuring the speed", unit="pass", delay=QUIET_SECONDS, leave=False):

@@ -78,7 +78,7 @@ def check(options: CheckOptions) -> CheckReport:
         changed=changed,
         numerics=list(numerics_differences(recorded, found)),
         tolerance=tolerance(recorded, found),
-        precision=None if exact is None else precision(scorer, exact, options.spec, options.batch_tokens),
+        precision=None if exact is None else precision(scorer, exact, options.spec),
         comparison=compare_rows(cache, rows, scorer, options.spec, options.batch_tokens),
     )
 
@@ -98,7 +98,6 @@ def float32_bodies(
         probe_rows(cache.read(rows)),
         numerics=found,
         device=resolve_device(torch, options.device, 0),
-        batch_tokens=options.batch_tokens,
         device_map=options.device_map,
         attn_implementation=attention,
         trust_remote_code=options.trust_remote_code,

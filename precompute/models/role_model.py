@@ -4,7 +4,8 @@ Dimensions: B sequences, T tokens, N positions, V vocabulary, W width of the out
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -77,6 +78,14 @@ class RoleModel:
         finally:
             body.to(home)
 
+    def compile(self, backend: str = "inductor") -> None:
+        """Run the body through torch.compile from now on, for batches of any shape. Raises ModelError."""
+        if self._peft_model is not None:
+            raise ModelError(
+                f"{self.role}: expected a base of its own with --torch_compile, got one that roles share; leave it out"
+            )
+        self._body = torch.compile(self._body, dynamic=True, backend=backend)
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the body."""
@@ -90,19 +99,35 @@ class RoleModel:
         return min((size for size in found if size is not None), default=None)
 
     def hidden(
-        self, input_ids_BT: torch.Tensor, attention_mask: torch.Tensor, position_ids_BT: torch.Tensor | None = None
+        self,
+        input_ids_BT: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids_BT: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Last hidden states, (B, T, H), in the body's dtype.
 
-        attention_mask: (B, T), which tokens are not padding; or (B, 1, T, T) bool, which tokens each token sees.
+        attention_mask: (B, T), which tokens are not padding; or (B, 1, T, T) bool, which tokens each token sees; or
+        None if all rows stand in one, without padding, where position_ids begin again. lengths: of these rows.
         """
         device = self.model.device
-        if attention_mask.dim() == 4:  # as numbers to add, which every attention implementation accepts
+        if (
+            attention_mask is not None and attention_mask.dim() == 4
+        ):  # as numbers to add, which every attention implementation accepts
             seen = torch.zeros(attention_mask.shape, dtype=self.dtype, device=attention_mask.device)
             attention_mask = seen.masked_fill_(~attention_mask, torch.finfo(self.dtype).min)
         inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask, "position_ids": position_ids_BT}
         given = {name: tensor.to(device) for name, tensor in inputs.items() if tensor is not None}
-        return self._body(**given, use_cache=False)[0]
+        return self._body(**given, **self._flash_lengths(lengths), use_cache=False)[0]
+
+    def _flash_lengths(self, lengths: Sequence[int] | None) -> dict[str, Any]:
+        """For flash attention, which else would wait for the device in every layer to learn where rows begin."""
+        if lengths is None or not str(self.model.config._attn_implementation).startswith("flash_attention"):
+            return {}
+        ends_B = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=self.model.device)
+        longest = max(lengths)
+        cumulated = {"cu_seq_lens_q": ends_B, "cu_seq_lens_k": ends_B}
+        return cumulated | {"max_length_q": longest, "max_length_k": longest}
 
     def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         """Float32 logits over the vocabulary, (N, V), on the device of the output layer. Call it inside `active`."""

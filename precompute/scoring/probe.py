@@ -38,6 +38,8 @@ from shards.teacher.precision import Precision
 from shards.teacher.spec import PRESETS
 
 PROBE_ROWS, PROBE_TOKENS, PROBE_POSITIONS = 16, 4096, 512
+BATCH_TOKENS = 2048
+"""Of a forward pass of the probe; the same for both sides, because the order of the positions follows from it."""
 POSITIONS_AT_A_TIME = 16
 """Positions compared at a time, over the whole vocabulary in float64."""
 MEMORY_FACTOR = 1.15
@@ -90,7 +92,6 @@ def exact_logprobs(
     *,
     numerics: Mapping[str, Any],
     device: torch.device,
-    batch_tokens: int,
     attn_implementation: str | None = None,
     **kwargs: Any,
 ) -> Exact:
@@ -118,7 +119,7 @@ def exact_logprobs(
         require_room(models[role].model.config, max(len(row.input_ids) for row in rows), role)
         scorer = Scorer(models=models, pairs=(), nodes=StrengthNodes(), chunk_positions=128, device=device)
         try:
-            found[role] = torch.cat([part[role].cpu() for part in logprobs_of(scorer, rows, batch_tokens)])
+            found[role] = torch.cat([part[role].cpu() for part in logprobs_of(scorer, rows)])
         except NonFiniteLogits:
             if against == "float32":
                 raise
@@ -130,10 +131,10 @@ def exact_logprobs(
     return Exact(rows=rows, dtype=dtype, against=against, logprobs=found)
 
 
-def precision(scorer: Scorer, exact: Exact, spec: TeacherSpec, batch_tokens: int) -> Precision:
+def precision(scorer: Scorer, exact: Exact, spec: TeacherSpec) -> Precision:
     """What the scorer's bodies cost. Raises NonFiniteLogits, naming role, sample and position."""
     sums, first = np.zeros(6), 0
-    for rounded in logprobs_of(scorer, exact.rows, batch_tokens):
+    for rounded in logprobs_of(scorer, exact.rows):
         stop = first + len(rounded["dpo"])
         if exact.against is not None:
             here = {role: l_NV[first:stop].to(scorer.device) for role, l_NV in exact.logprobs.items()}
@@ -153,9 +154,9 @@ def precision(scorer: Scorer, exact: Exact, spec: TeacherSpec, batch_tokens: int
     )
 
 
-def logprobs_of(scorer: Scorer, rows: Sequence[Any], batch_tokens: int) -> Iterator[dict[Role, torch.Tensor]]:
+def logprobs_of(scorer: Scorer, rows: Sequence[Any]) -> Iterator[dict[Role, torch.Tensor]]:
     """Log-probs of all roles, (C, V), a few positions at a time, in the order of the batches of these rows."""
-    for chunks in scorer.chunks(batched(rows, batch_tokens)):
+    for chunks in scorer.chunks(batched(rows, BATCH_TOKENS)):
         for logprobs, _ in chunks:
             parts = {role: l_CV.split(POSITIONS_AT_A_TIME) for role, l_CV in logprobs.items()}
             for part in zip(*parts.values(), strict=True):

@@ -16,7 +16,7 @@ from precompute.feeding.transfer import Fetch, Transfer
 from precompute.models.role_model import RoleModel
 from precompute.scoring.device_scores import DeviceScores, FetchedScores, on_host
 from precompute.scoring.finite import finite_states, require_finite_states, require_finite_where
-from precompute.scoring.packing import Packed, pack, places, row_ends
+from precompute.scoring.packing import Packed, pack, pack_flat, places, row_ends
 from precompute.scoring.support import SupportRule, next_logprob
 from precompute.scoring.vocabulary import Vocabulary, normalised_, vocabulary
 from precompute.tokens.tokenized import Row
@@ -68,6 +68,9 @@ class Scorer:
     share_prompts: neighbours of one pair in a batch share one prompt (`packing`); the values are the same up to
     rounding, for models that pass `require_shared_prompts`.
 
+    padding_free: the rows of a batch are run as one; the values are the same up to rounding, for models that pass
+    `require_padding_free`.
+
     Raises NonFiniteLogits, naming role, sample and position.
     """
 
@@ -78,6 +81,7 @@ class Scorer:
     device: torch.device
     one_at_a_time: bool = False
     share_prompts: bool = False
+    padding_free: bool = False
     kernels: Kernels = "torch"
     transfer: Transfer = field(default_factory=Transfer)
     stages: Stages = field(default_factory=Stages)
@@ -158,7 +162,8 @@ class Scorer:
 
     def _prepared(self, batch: Batch) -> tuple[Batch, Packed]:
         """The batch packed, in memory from which the device can copy it."""
-        return batch, pack(batch, share_prompts=self.share_prompts).moved(self.transfer.pinned)
+        packed = pack_flat(batch) if self.padding_free else pack(batch, share_prompts=self.share_prompts)
+        return batch, packed.moved(self.transfer.pinned)
 
     def _received(self, prepared: Iterable[tuple[Batch, Packed]]) -> Iterator[tuple[Batch, Packed]]:
         """Packed batches, on the device."""
@@ -235,5 +240,6 @@ def hidden_states(model: RoleModel, batch: Batch, *, share_prompts: bool = False
 def packed_states(model: RoleModel, packed: Packed) -> torch.Tensor:
     """The same for a batch that is packed."""
     with model.active():
-        hidden_BTH = model.hidden(packed.input_ids, packed.attention_mask, packed.position_ids)
+        given = (packed.input_ids, packed.attention_mask, packed.position_ids)
+        hidden_BTH = model.hidden(*given) if packed.lengths is None else model.hidden(*given, packed.lengths)
     return hidden_BTH.flatten(0, 1)[packed.places.to(hidden_BTH.device)]
