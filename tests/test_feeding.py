@@ -11,6 +11,7 @@ from conftest import build_options
 from tiny import make_llama
 
 from precompute.build import build as build_module
+from precompute.build import inputs as inputs_module
 from precompute.build import shard_work
 from precompute.build.build import build
 from precompute.build.report import times_text
@@ -307,7 +308,7 @@ def contents(folder):
 def test_the_bytes_are_the_same_for_any_number_of_writers(trio_folders, pairs_file, tmp_path, monkeypatch, writers):
     build(build_options(trio_folders, pairs_file, tmp_path / "one", **SETTINGS))
     monkeypatch.setattr(build_module, "writers_for", lambda *args: writers)
-    monkeypatch.setattr(build_module, "transfer_for", lambda device: Late())
+    monkeypatch.setattr(inputs_module, "transfer_for", lambda device: Late())
     build(build_options(trio_folders, pairs_file, tmp_path / "more", **SETTINGS))
     assert contents(tmp_path / "more") == contents(tmp_path / "one")
 
