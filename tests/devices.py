@@ -1,0 +1,10 @@
+"""The devices of tests whose paths differ on a GPU: the same body runs on a CPU always, and on a GPU where there is one.
+
+`python -m pytest -m gpu` runs only the latter.
+"""
+
+import pytest
+import torch
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+on_devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
