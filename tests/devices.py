@@ -1,4 +1,4 @@
-"""The devices of tests whose paths differ on a GPU: the same body runs on a CPU always, and on a GPU where there is one.
+"""The devices of tests whose paths differ on a GPU: a body runs on a CPU always, and on a GPU where there is one.
 
 `python -m pytest -m gpu` runs only the latter.
 """

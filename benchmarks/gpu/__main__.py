@@ -35,6 +35,8 @@ def run(options: GpuOptions, command: str) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     results = {"settings": settings(options, command), "parts": found, "floor": floor()}
+    if options.dry_run:
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before a kernel is imported
     own, spare = limits({name: PARTS[name].share for name in options.parts}, options.seconds), 0.0
     for name in options.parts:
         if results["settings"]["gpu"] is None and not options.dry_run and name not in ON_A_CPU:

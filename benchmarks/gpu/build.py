@@ -7,15 +7,16 @@ Dimensions: N response positions of a batch, H hidden size, T tokens, B sequence
 """
 
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import precompute.build.build
 from benchmarks.gpu.models import (
     DTYPES,
     Load,
@@ -33,7 +34,6 @@ from benchmarks.gpu.options import GpuOptions
 from benchmarks.gpu.parts import Cell, Cells, NotHere
 from benchmarks.gpu.shapes import MODELS, SHAPES, Shape, card_of
 from benchmarks.step.measure import interleaved, medians, timed
-from precompute.build.build import Build
 from precompute.build.inputs import BuildInputs
 from precompute.build.options import BuildOptions
 from precompute.build.plan import log_threshold, make_plan
@@ -41,6 +41,7 @@ from precompute.processes import Processes
 from precompute.scoring.score import Scorer, hidden_states
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tally import facts_of
+from shards.errors import OptionError
 from shards.format.schema import ROLES
 
 ROW_SECONDS = 12.0
@@ -89,7 +90,10 @@ def measure(cells: Cells, options: GpuOptions) -> None:
                 trio = make_trio(SHAPES[way.size], DTYPES[way.dtype], device)
                 held = (way.size, way.dtype)
             peak_since(device)
-            bench = Bench.of(trio, way, options)
+            try:
+                bench = Bench.of(trio, way, options)
+            except OptionError as exc:
+                raise NotHere(f"the build refuses it: {exc}") from exc
             cells.put(way.row, bench.stages(options.repeats))
             cells.put(way.row, bench.whole())
             cells.put(way.row, {"peak_bytes": peak_since(device)})
@@ -103,11 +107,11 @@ class Bench:
     load: Load
     vocabulary: int
     device: torch.device
-    build: Build
+    build: precompute.build.build.Build
 
     @classmethod
     def of(cls, trio: Mapping[Any, Any], way: Way, options: GpuOptions) -> "Bench":
-        """Raises NotHere for what this build has no flag for."""
+        """Raises NotHere for what the build has no flag for, or refuses on this machine."""
         load, vocabulary, device = load_of(options), vocabulary_of(options), device_of(options)
         rows = random_rows(load, vocabulary, load.batches)
         facts = facts_of(rows)
@@ -122,12 +126,15 @@ class Bench:
             batch_tokens=load.rows * load.length,
             tokens_per_shard=load.positions,
             sample_rows=2,
-            **_flags(BuildOptions, way),
+            device=str(device),
+            **_flags(way),
         )
         named = {f"token{i}": i for i in range(vocabulary)}
         inputs = BuildInputs(folders={}, vocabulary=named, corpus=corpus, identity={})
-        scorer = make_scorer(trio, vocabulary, asked, device)
-        build = Build(out=Path(asked.out), options=asked, inputs=inputs, scorer=scorer, processes=Processes())
+        scorer = make_scorer(trio, inputs, asked)
+        build = precompute.build.build.Build(
+            out=Path(asked.out), options=asked, inputs=inputs, scorer=scorer, processes=Processes()
+        )
         return cls(shape=SHAPES[way.size], load=load, vocabulary=vocabulary, device=device, build=build)
 
     def stages(self, repeats: int) -> dict[str, Cell]:
@@ -162,36 +169,30 @@ class Bench:
         }
 
     def whole(self) -> dict[str, Cell]:
-        """All shards of the build: scored, written, read back; the second of two times. Then once with a profile."""
-        options, corpus = self.build.options, self.build.inputs.corpus
-        threshold = log_threshold(self.build.scorer, corpus.responses, options, self.build.rule(None).highest)
-        plan = make_plan(options, {}, corpus, self.vocabulary, threshold, index_sha256="")
-
-        def work() -> None:
-            self.build.work(plan).run(show=False)
-
-        seconds = 0.0
-        for _ in range(2):
-            self._clean()
-            seconds = timed(work, self.device)
-        self._clean()
-        idle = idle_share(work, self.device)
-        self._clean()
-        positions = plan.positions
-        tokens = corpus.facts.tokens
-        flop = MODELS * (tokens * self.shape.body_flop(self.load.length)) + positions * MODELS * self.shape.head_flop(
-            self.vocabulary
-        )
+        """All shards, one a batch: scored, written, read back. A first few of them again with a profile."""
+        corpus = self.build.inputs.corpus
+        positions, tokens = int(sum(corpus.facts.index.num_positions)), corpus.facts.tokens
+        seconds = timed(self._run(corpus.responses), self.device)
+        idle = idle_share(self._run(corpus.responses[: self.load.rows * self.load.profiled]), self.device)
+        shutil.rmtree(self.build.out)
+        bodies, heads = self.shape.body_flop(self.load.length), self.shape.head_flop(self.vocabulary)
         return {
             "build_us": 1e6 * seconds / positions,
             "idle": idle,
             "tokens_per_second": tokens / seconds,
-            **mfu(flop / seconds, self.device),
+            **mfu(MODELS * (tokens * bodies + positions * heads) / seconds, self.device),
         }
 
-    def _clean(self) -> None:
+    def _run(self, rows: Sequence[Any]) -> Callable[[], Any]:
+        """The build of these rows, planned, in an empty folder."""
         shutil.rmtree(self.build.out, ignore_errors=True)
         self.build.out.mkdir(parents=True)
+        options, inputs = self.build.options, self.build.inputs
+        corpus = replace(inputs.corpus, responses=rows, facts=facts_of(rows))
+        build = replace(self.build, inputs=replace(inputs, corpus=corpus))
+        threshold = log_threshold(build.scorer, rows, options, build.rule(None).highest)
+        work = build.work(make_plan(options, {}, corpus, self.vocabulary, threshold, index_sha256=""))
+        return lambda: work.run(show=False)
 
 
 class Floor:
@@ -210,26 +211,21 @@ class Floor:
                 model.get_output_embeddings()(hidden_CH)
 
 
-def make_scorer(trio: Mapping[Any, Any], vocabulary: int, asked: BuildOptions, device: torch.device) -> Scorer:
-    """The build's scorer around models that are in memory already."""
-    given = {
-        "models": role_models(trio, vocabulary),
-        "pairs": asked.served_pairs,
-        "nodes": asked.nodes,
-        "chunk_positions": asked.chunk_positions,
-        "device": device,
-    }
-    return Scorer(**given)
+def make_scorer(trio: Mapping[Any, Any], inputs: BuildInputs, asked: BuildOptions) -> Scorer:
+    """The build's own scorer with all that its flags ask for, around models in memory instead of loaded ones."""
+    models = role_models(trio, inputs.vocabulary_size)
+    with patch.object(precompute.build.build, "load_models", lambda *given, **flags: models):
+        return precompute.build.build.load_scorer(asked, inputs, Processes())
 
 
-def _flags(kind: type, way: Way) -> dict[str, Any]:
-    """The flags of a way. Raises NotHere for one that the build does not have."""
-    known = {field.name for field in fields(kind)}
-    wanted: dict[str, Any] = {"dtype": way.dtype} | ({"kernels": way.kernels} if way.kernels == "triton" else {})
-    wanted |= {"torch_compile": True} if way.compiled else {}
-    if missing := sorted(set(wanted) - known):
+def _flags(way: Way) -> dict[str, Any]:
+    """The build's flags for a way. Raises NotHere for one that it does not have."""
+    wanted = {"dtype": way.dtype, "kernels": way.kernels, "torch_compile": way.compiled}
+    default = {"kernels": "torch", "torch_compile": False}
+    found = {name: value for name, value in wanted.items() if name in BuildOptions.__dataclass_fields__}
+    if missing := [name for name in wanted if name not in found and wanted[name] != default.get(name)]:
         raise NotHere(f"the build has no --{missing[0]}")
-    return wanted
+    return found
 
 
 def mfu(flop_per_second: float, device: torch.device) -> dict[str, Cell]:
@@ -240,16 +236,15 @@ def mfu(flop_per_second: float, device: torch.device) -> dict[str, Cell]:
     return {} if card is None else {"mfu": flop_per_second / card.half}
 
 
-def idle_share(work: Any, device: torch.device) -> float:
-    """The share of a work's time in which no kernel and no copy runs on the GPU, by torch's profiler; 1 on a CPU."""
-    activities = [ProfilerActivity.CUDA] if device.type == "cuda" else [ProfilerActivity.CPU]
-    with profile(activities=activities) as profiler:
-        started = time.perf_counter()
+def idle_share(work: Callable[[], Any], device: torch.device) -> float:
+    """The share of the time from a work's first kernel or copy on the GPU to its last in which none runs there; by
+    torch's profiler. 1 on a CPU.
+    """
+    with profile(activities=[ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]) as profiler:
         timed(work, device)
-        micros = 1e6 * (time.perf_counter() - started)
     kind = torch.autograd.DeviceType.CUDA
     spans = sorted((e.time_range.start, e.time_range.end) for e in profiler.events() if e.device_type == kind)
-    return 1 - busy(spans) / micros
+    return 1 - busy(spans) / (max(end for _, end in spans) - spans[0][0]) if spans else 1.0
 
 
 def busy(spans: Sequence[tuple[float, float]]) -> float:

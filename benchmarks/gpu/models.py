@@ -27,13 +27,16 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What is measured with: sequences of a batch, their tokens, prompts; batches of a whole build; the loader's."""
+    """What is measured with: sequences of a batch, their tokens, the prompt's; batches of a whole build and of its
+    profile; sequences of a step, and the loader's batches; positions that the floor's output layer takes at a time.
+    """
 
     rows: int = 8
     length: int = 1024
     prompt: int = 256
     step_rows: int = 4
-    batches: int = 4
+    batches: int = 10
+    profiled: int = 4
     loader_batches: int = 12
     top_k: int = 64
     floor_chunk: int = 1024
@@ -44,7 +47,9 @@ class Load:
         return self.rows * (self.length - self.prompt)
 
 
-TINY_LOAD = Load(rows=2, length=12, prompt=4, step_rows=2, batches=2, loader_batches=3, top_k=8, floor_chunk=8)
+TINY_LOAD = Load(
+    rows=2, length=12, prompt=4, step_rows=2, batches=2, profiled=1, loader_batches=3, top_k=8, floor_chunk=8
+)
 
 
 def load_of(options: GpuOptions) -> Load:

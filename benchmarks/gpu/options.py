@@ -16,7 +16,7 @@ class GpuOptions:
     """Flags of the benchmark. Raises OptionError for values that contradict each other or are out of range."""
 
     parts: list[str] = flag(list(PART_NAMES), "what to measure")
-    seconds: int = flag(450, "for all parts together; each has its share, and what the parts before it left over")
+    seconds: int = flag(430, "for all parts together; each has its share, and what the parts before it left over")
     sizes: list[str] = flag(["1.5B", "0.5B", "7B"], "shapes of the build, in this order; the step takes the first")
     trio: str | None = flag(None, "folder of a real trio (dpo, reverse, reference) for the angles of dtypes")
     repeats: int = flag(3, "times that everything is measured, in turn; medians are reported")

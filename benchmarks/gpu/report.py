@@ -3,7 +3,7 @@
 Of a dry run no figure is shown: every filled cell reads "dry run".
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,17 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column of a part's table: its heading, and the text of a cell's value.
+    """A column of a part's table.
 
-    of      the value's column
+    text    how a number is written; a cell that is text stays as it is
+    scale   what a number is multiplied with first
     over    if given, the value is divided by this column's of the same row
     """
 
     title: str
-    text: Callable[[Any], str]
     of: str
+    text: str = "{:.1f}"
+    scale: float = 1.0
     over: str | None = None
 
     def cell(self, row: Row, *, dry: bool) -> str:
@@ -32,80 +34,51 @@ class Column:
             return ""
         if dry:
             return DRY
-        return self.text(row[self.of] if self.over is None else row[self.of] / row[self.over])
-
-
-def _us(value: float) -> str:
-    return f"{value:.1f}"
-
-
-def _ms(value: float) -> str:
-    return f"{value:.1f}"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _share(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def _gigabytes(value: float) -> str:
-    return f"{value / 1e9:.2f}"
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _degrees(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _nats(value: float) -> str:
-    return f"{value:.4f}"
+        value = row[self.of]
+        if isinstance(value, str):
+            return value
+        return self.text.format(value * self.scale / (1 if self.over is None else row[self.over]))
 
 
 COLUMNS = {
     "tests": ("test", [
-        Column(title="on a GPU", of="gpu", text=str),
-        Column(title="the same body on a CPU", of="cpu", text=str),
+        Column(title="on a GPU", of="gpu"),
+        Column(title="the same body on a CPU", of="cpu"),
     ]),
     "build": ("models, bodies, kernels", [
-        Column(title="floor", of="floor_us", text=_us),
-        Column(title="bodies", of="bodies_us", text=_us),
-        Column(title="output layers", of="heads_us", text=_us),
-        Column(title="vocabulary", of="vocabulary_us", text=_us),
-        Column(title="scoring", of="score_us", text=_us),
-        Column(title="whole build", of="build_us", text=_us),
-        Column(title="build / floor", of="build_us", over="floor_us", text=_ratio),
-        Column(title="GPU idle", of="idle", text=_share),
-        Column(title="tokens/s", of="tokens_per_second", text=_count),
-        Column(title="of the peak", of="mfu", text=_share),
-        Column(title="peak memory, GB", of="peak_bytes", text=_gigabytes),
+        Column(title="floor", of="floor_us"),
+        Column(title="bodies", of="bodies_us"),
+        Column(title="output layers", of="heads_us"),
+        Column(title="vocabulary", of="vocabulary_us"),
+        Column(title="scoring", of="score_us"),
+        Column(title="whole build", of="build_us"),
+        Column(title="build / floor", of="build_us", over="floor_us", text="{:.2f}"),
+        Column(title="GPU idle", of="idle", text="{:.1%}"),
+        Column(title="tokens/s", of="tokens_per_second", text="{:,.0f}"),
+        Column(title="of the peak", of="mfu", text="{:.1%}"),
+        Column(title="peak memory, GB", of="peak_bytes", text="{:.2f}", scale=1e-9),
     ]),
     "step": ("student, products, step", [
-        Column(title="ms", of="step_ms", text=_ms),
-        Column(title="tokens/s", of="tokens_per_second", text=_count),
-        Column(title="of the peak", of="mfu", text=_share),
-        Column(title="peak memory, GB", of="peak_bytes", text=_gigabytes),
-        Column(title="beyond the weights", of="step_bytes", text=_gigabytes),
-        Column(title="loss and output layer, ms", of="loss_ms", text=_ms),
-        Column(title="their memory, GB", of="loss_bytes", text=_gigabytes),
-        Column(title="less gradients", of="loss_less_gradients", text=_gigabytes),
+        Column(title="ms", of="step_ms"),
+        Column(title="tokens/s", of="tokens_per_second", text="{:,.0f}"),
+        Column(title="of the peak", of="mfu", text="{:.1%}"),
+        Column(title="peak memory, GB", of="peak_bytes", text="{:.2f}", scale=1e-9),
+        Column(title="beyond the weights", of="step_bytes", text="{:.2f}", scale=1e-9),
+        Column(title="loss and output layer, ms", of="loss_ms"),
+        Column(title="their memory, GB", of="loss_bytes", text="{:.2f}", scale=1e-9),
+        Column(title="less gradients", of="loss_less_gradients", text="{:.2f}", scale=1e-9),
     ]),
     "dtypes": ("bodies", [
-        Column(title="angle, gain 2", of="angle_2", text=_degrees),
-        Column(title="angle, gain 10", of="angle_10", text=_degrees),
-        Column(title="student in the same dtype, gain 10", of="student_angle_10", text=_degrees),
-        Column(title="error of l_dpo - l_reverse, nats", of="error_nats", text=_nats),
+        Column(title="angle, gain 2", of="angle_2", text="{:.2f}"),
+        Column(title="angle, gain 10", of="angle_10", text="{:.2f}"),
+        Column(title="student in the same dtype, gain 10", of="student_angle_10", text="{:.2f}"),
+        Column(title="error of l_dpo - l_reverse, nats", of="error_nats", text="{:.4f}"),
     ]),
     "loader": ("loader", [
-        Column(title="rows/s alone", of="rows_per_second", text=_count),
-        Column(title="wait, ms", of="wait_ms", text=_ms),
-        Column(title="step, ms", of="step_ms", text=_ms),
-        Column(title="share of a step that waits", of="share", text=_share),
+        Column(title="rows/s alone", of="rows_per_second", text="{:,.0f}"),
+        Column(title="wait, ms", of="wait_ms"),
+        Column(title="step, ms", of="step_ms"),
+        Column(title="share of a step that waits", of="share", text="{:.1%}"),
     ]),
 }  # fmt: skip
 TITLES = {
@@ -139,6 +112,7 @@ def page(results: Mapping[str, Any]) -> str:
         *(_goals(results) if not settings["dry_run"] else []),
         *(_part(name, found, dry=settings["dry_run"]) for name, found in results["parts"].items()),
         _floor(results["floor"]),
+        *([_kernel_bytes(results["kernel_bytes"])] if results.get("kernel_bytes") else []),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -211,6 +185,20 @@ def _floor(floor: Mapping[str, Any]) -> str:
         shares, micros = (_span(cost[name], text) for name, text in (("shares", "{:.0%}"), ("micros", "{:.1f}")))
         lines.append(f"| {cost['part']} | {cost['way']} | {amount} | {shares} | {micros} |")
     return "\n".join(lines)
+
+
+def _kernel_bytes(counted: Sequence[Mapping[str, Any]]) -> str:
+    """counted: for every kernel its name, and the bytes that it reads and writes per entry of the vocabulary."""
+    lines = [
+        "## Bytes that the kernels read and write",
+        "",
+        "Counted in Triton's interpreter, from the masks of every load and store; per entry of the vocabulary, three "
+        "models together. What a cache of the GPU serves is counted too.",
+        "",
+        "| kernel | read | written |",
+        "|---|--:|--:|",
+    ]
+    return "\n".join([*lines, *(f"| {row['kernel']} | {row['read']:.1f} | {row['written']:.1f} |" for row in counted)])
 
 
 def _span(values: Sequence[float], text: str) -> str:

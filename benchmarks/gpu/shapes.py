@@ -64,7 +64,7 @@ SHAPES = {
         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
     ),
 }  # fmt: skip
-"""Qwen2.5 of three sizes, SmolLM2-135M, and a shape for the dry run, whose output layer is wider than its vocabulary."""
+"""Qwen2.5 of three sizes, SmolLM2-135M, and one for the dry run, whose output layer is wider than its vocabulary."""
 TINY_VOCABULARY = 128
 
 
