@@ -22,7 +22,7 @@ def load_model(
 ) -> Any:
     """A causal language model: a full one, or the base of an adapter folder with the adapter merged into it.
 
-    It is on the CPU, in dtype: float32, bfloat16 or auto (as stored). Raises ModelError.
+    It is on the CPU, in dtype: float32, float16 or bfloat16. Raises ModelError.
     """
     folder = _found(source)
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}

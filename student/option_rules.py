@@ -50,7 +50,8 @@ KEYWORDS = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_
 INTERVALS = ("logging_steps", "save_steps", "eval_steps")
 SMALLER_IS_BETTER = ("loss", "kl_teacher")
 LARGER_IS_BETTER = ("expected_reward", "expected_reward_per_sequence", "support_mass")
-EVAL_METRICS = ("loss", *METRICS, *(f"{name}_per_sequence" for name in PER_SEQUENCE), "low_strength_loss_share")
+WEAK_SHARES = ("low_strength_loss_share", "low_strength_gradient_share")
+EVAL_METRICS = ("loss", *METRICS, *(f"{name}_per_sequence" for name in PER_SEQUENCE), *WEAK_SHARES)
 """The metrics of an evaluation, without their prefix `eval_`."""
 
 

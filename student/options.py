@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from transformers import TrainingArguments
 
 from shards import Divergence
 from shards.cli.command import flag
+from shards.cli.device import Dtype, resolve_trained_dtype
 from shards.cli.launcher import launched_processes
 from shards.cli.lora_flags import LoraFlags
 from shards.cli.outside import naming
@@ -15,6 +15,7 @@ from shards.cli.teacher_flags import TeacherFlags
 from shards.errors import OptionError
 from shards.teacher.divergence import DivergenceName
 from student.option_rules import refuse_options
+from student.precision import choose_autocast
 
 DEFAULT_GLOBAL_BATCH_SIZE = 128
 
@@ -34,7 +35,7 @@ class DistillArguments(LoraFlags, TeacherFlags, TrainingArguments):
 
     # the other flags of the teacher are in TeacherFlags; only a training can fit a strength
     strength: Literal["adaptive", "constant", "learned"] | None = flag(  # type: ignore[assignment]
-        None, "gain * D_t + 1e-3, beta / kl_coef, or 1e-3 + softplus(offset + slope * D_t)"
+        None, "gain * D_t + min_strength, beta / kl_coef, or min_strength + softplus(offset + slope * D_t)"
     )
     learned_offset: float | None = flag(None, "offset of a learned strength; default: fitted on the cached pairs")
     learned_slope: float | None = flag(None, "slope of a learned strength; default: fitted on the cached pairs")
@@ -49,8 +50,10 @@ class DistillArguments(LoraFlags, TeacherFlags, TrainingArguments):
     )
 
     overwrite_output_dir: bool = flag(False, "write into a folder with a model or checkpoints of another run")
-    dtype: Literal["float32", "bfloat16", "auto"] = flag(
-        "float32", "dtype of the student's weights; float32 unless they are the frozen base of adapters"
+    dtype: Dtype = flag(
+        "float32",
+        "of the student's weights; float32 unless they are the frozen base of adapters; auto: float32, and on a GPU "
+        "float16 for the base of adapters",
     )
     attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
     trust_remote_code: bool = flag(False, "run code that comes with the model")
@@ -66,20 +69,21 @@ class DistillArguments(LoraFlags, TeacherFlags, TrainingArguments):
     adam_beta2: float = flag(0.95, "beta2 of AdamW")
     num_train_epochs: float = flag(1.0, "passes over the rows")
     gradient_accumulation_steps: int = flag(None, "micro-batches per step; default: from global_batch_size")
-    bf16: bool = flag(None, "bf16 autocast; default: true if the GPU supports it")
+    fp16: bool = flag(None, "float16 autocast with loss scaling; default: true on a GPU, unless bf16 is given")
+    bf16: bool = flag(None, "bfloat16 autocast; rounds the gradient more than fp16")
     logging_steps: float = flag(1, "steps between log lines")
     logging_nan_inf_filter: bool = flag(False, "hide a loss that is NaN (off: it is shown)")
 
     def __post_init__(self) -> None:
         if self.lr_scheduler_type != "cosine_with_min_lr" and self.lr_scheduler_kwargs == {"min_lr_rate": 0.1}:
             self.lr_scheduler_kwargs = None  # they belong to the default schedule
-        if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
+        choose_autocast(self)
         refuse_options(self)
         self._set_accumulation()
         _ = self.spec, self.loss_divergence
         with naming("TrainingArguments"):
             super().__post_init__()
+        self.dtype = resolve_trained_dtype(self.dtype, self.device, frozen=self.use_peft)
         if self.world_size != (launched := launched_processes()):
             raise OptionError(f"processes: expected {launched}, as WORLD_SIZE says, got {self.world_size}")
 

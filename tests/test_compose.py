@@ -182,6 +182,15 @@ def test_a_cached_teacher_is_the_dense_one_up_to_float32(tmp_path):
             {"strength": "constant", "beta": 0.3},
             "a strength beta / kl_coef of 4 or less, got 6; build another with --strength_nodes that reach it$",
         ),
+        (
+            {"min_strength": 2.7},
+            "a min_strength of 2.667 or less with gain 10, got 2.7; build another with --gain_nodes and --strength_nod",
+        ),
+        ({"min_strength": 0.0011, "gain": 30.0}, "a min_strength of 0.001 or less with gain 30, got 0.0011; build"),
+        (
+            {"strength": "learned", "learned_offset": 0.0, "learned_slope": 0.0, "min_strength": 4.5},
+            "a min_strength of 4 or less of a learned strength, got 4.5; build another with --strength_nodes that",
+        ),
         ({"anchor": "reference"}, "needs the pair reference/reverse.*build another with --pairs .* reference/reverse$"),
     ],
 )

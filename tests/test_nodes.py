@@ -41,6 +41,19 @@ def test_every_served_strength_lies_inside_the_nodes():
         assert np.all((nodes_NJ[:, 0] <= strength_N) & (strength_N <= nodes_NJ[:, -1]))
 
 
+@pytest.mark.parametrize("gain", [0.0, 0.5, 2.0, 10.0, 29.0, 30.0])
+@pytest.mark.parametrize(
+    "nodes",
+    [StrengthNodes(), StrengthNodes(gains=(0.0, 1.0, 30.0), strengths=(0.0, 50.0, 90.0))],
+    ids=["default", "high"],
+)
+def test_the_highest_start_is_the_largest_that_stays_inside_the_nodes(nodes, gain):
+    distance_N = np.linspace(0, 2, 20_001)
+    last_N, start = nodes.at(distance_N)[:, -1], nodes.highest_start(gain)
+    assert np.all(gain * distance_N + start <= last_N + 1e-12)
+    assert np.any(gain * distance_N + start + 0.02 > last_N)
+
+
 def test_at_a_node_estimate_and_bounds_are_the_stored_value(tails):
     nodes_NJ, _, values_NJ = tails
     for j in range(nodes_NJ.shape[1]):

@@ -136,6 +136,16 @@ def test_the_analytic_gradient_is_that_of_autograd_over_the_buckets(sparse_cache
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_size_of_a_positions_gradient_is_the_sum_over_the_vocabulary(sparse_cache, name):
+    targets = SparseTargets(batch_of(sparse_cache, [0, 1, 2]))
+    divergence = Divergence(name=name, jsd_weight=0.3)
+    grad = torch.randn(len(targets.support_count), V, generator=torch.Generator().manual_seed(0))
+    _, student, tail = divergence.with_gradient_(grad, targets.buckets, torch)
+    size = divergence.gradient_size(student, tail, targets.buckets, torch)
+    torch.testing.assert_close(size, grad.abs().sum(-1))
+
+
 def bucket_terms(name, student, target, c=0.3):
     p, q = student.exp(), target.exp()
     if name == "reverse_kl":

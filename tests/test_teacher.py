@@ -45,6 +45,26 @@ def test_an_adaptive_strength_is_gain_times_distance_plus_a_thousandth_and_its_w
     np.testing.assert_allclose(token_weight(spec, strength_N), 0.2 / strength_N, rtol=1e-15)
 
 
+def test_min_strength_is_the_strength_of_equal_models_and_max_weight_caps_every_weight():
+    spec = TeacherSpec(beta=0.2, gain=15.0, min_strength=0.02, max_weight=0.3)
+    strength_N = strength(spec, DISTANCE_N)
+    np.testing.assert_allclose(strength_N, [0.02, 1.52, 7.52, 30.02], rtol=1e-15)
+    np.testing.assert_allclose(token_weight(spec, strength_N), [0.3, *(0.2 / strength_N[1:])], rtol=1e-15)
+    constant = TeacherSpec.preset("linear", max_weight=0.03)
+    np.testing.assert_array_equal(token_weight(constant, strength(constant, DISTANCE_N)), [0.03] * 4)
+    learned = TeacherSpec(strength="learned", learned_offset=-50.0, learned_slope=0.0, min_strength=0.02)
+    np.testing.assert_allclose(strength(learned, DISTANCE_N, highest=np.full(4, 4.0)), [0.02] * 4)
+
+
+def test_a_record_says_what_it_said_before_there_was_a_cap_unless_the_run_has_one():
+    old = {"anchor", "negative", "strength", "beta", "gain", "kl_coef", "learned_offset", "learned_slope"}
+    assert set(TeacherSpec().to_json()) == old
+    for spec in (TeacherSpec(), TeacherSpec(min_strength=0.02), TeacherSpec(max_weight=0.3)):
+        assert TeacherSpec(**spec.to_json()) == spec
+    assert "max_weight" not in str(TeacherSpec()) and "min_strength" not in str(TeacherSpec())
+    assert str(TeacherSpec(min_strength=0.02, max_weight=0.3)).endswith("gain 10, min_strength 0.02, max_weight 0.3")
+
+
 def test_a_constant_strength_is_beta_over_kl_coef_and_its_weight_kl_coef():
     spec = TeacherSpec.preset("contrastive", beta=0.2, kl_coef=0.1)
     strength_N = strength(spec, DISTANCE_N)
@@ -80,6 +100,12 @@ def test_numpy_and_torch_give_the_same_numbers(name):
         {"gain": -0.1},
         {"gain": float("inf")},
         {"kl_coef": 0.0},
+        {"min_strength": 0.0},
+        {"min_strength": 9e-7},
+        {"min_strength": float("inf")},
+        {"max_weight": 0.0},
+        {"max_weight": float("nan")},
+        {"max_weight": float("inf")},
     ],
 )
 def test_an_option_out_of_range_is_refused_by_name(wrong):

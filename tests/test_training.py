@@ -128,7 +128,7 @@ def test_a_short_last_batch_counts_every_row_once(sparse_cache, student_folder, 
 
 @pytest.mark.parametrize("reduction", ["sequence", "token"])
 def test_evaluation_on_the_training_rows_gives_the_training_loss(sparse_cache, student_folder, tmp_path, reduction):
-    settings = plain_sgd(learning_rate=0.0, per_device_train_batch_size=3, per_device_eval_batch_size=5)
+    settings = plain_sgd(learning_rate=0.0, per_device_train_batch_size=3, per_device_eval_batch_size=5, gain=0.02)
     trainer = train(
         arguments(
             sparse_cache,
@@ -142,7 +142,8 @@ def test_evaluation_on_the_training_rows_gives_the_training_loss(sparse_cache, s
     trained = trainer.state.log_history[0]
     evaluated = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
     assert evaluated["eval_loss"] == pytest.approx(trained["loss"], rel=1e-6)
-    for name in ("kl_teacher", "kl_reference", "expected_reward", "support_mass", "kl_reference_per_sequence"):
+    shares = ("low_strength_loss_share", "low_strength_gradient_share")
+    for name in ("kl_teacher", "kl_reference", "expected_reward", "support_mass", "kl_reference_per_sequence", *shares):
         assert evaluated[f"eval_{name}"] == pytest.approx(trained[name], rel=1e-5)
 
 
@@ -358,6 +359,8 @@ def test_a_checkpoint_of_another_run_is_refused(sparse_cache, student_folder, tm
     checkpoint = str(tmp_path / "a" / "checkpoint-1")
     for overrides, field in (
         ({"gain": 5.0}, "teacher.gain"),
+        ({"min_strength": 0.02}, "teacher.min_strength"),
+        ({"max_weight": 0.3}, "teacher.max_weight"),
         ({"seed": 7}, "seed"),
         ({"learning_rate": 0.1}, "learning_rate"),
     ):
@@ -404,7 +407,7 @@ def test_two_ranks_give_what_one_process_gives(sparse_cache, student_folder, tmp
     assert [sorted(entry) for entry in one] == [sorted(entry) for entry in two]
     assert sum("eval_loss" in entry for entry in two) == 1
     for mine, theirs in zip(one, two, strict=True):
-        for name in ("loss", "kl_teacher", "support_mass", "expected_reward_per_sequence", "eval_loss"):
+        for name in ("loss", "kl_teacher", "support_mass", "low_strength_gradient_share", "eval_loss"):
             if name in mine:
                 assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
     steps = [moved(weights(student_folder), weights(tmp_path / name)) for name in ("one", "two")]
@@ -563,7 +566,28 @@ def test_sequence_sums_and_the_share_of_weak_positions_are_logged(sparse_cache, 
     positions = sum(r.scores.num_positions for r in sparse_cache.read(range(len(sparse_cache))))
     for name in ("kl_reference", "kl_dpo", "expected_reward", "dpo_expected_reward"):
         assert logged[f"{name}_per_sequence"] == pytest.approx(logged[name] * positions / len(sparse_cache), rel=1e-5)
-    assert logged["low_strength_loss_share"] == pytest.approx(1), "gain 0: every strength is 1e-3"
+    for name in ("low_strength_loss_share", "low_strength_gradient_share"):
+        assert logged[name] == pytest.approx(1), "gain 0: every strength is 1e-3"
+
+
+@pytest.mark.parametrize("max_weight", [None, 12.0])
+def test_the_share_of_the_gradient_at_weak_positions_is_that_of_the_dense_gradients(
+    whole_cache, trio, student_folder, tmp_path, max_weight
+):
+    gain = 0.02
+    settings = plain_sgd(learning_rate=0.0, gain=gain, reduction="token", max_weight=max_weight)
+    logged = train(arguments(whole_cache, student_folder, tmp_path, **settings)).state.log_history[0]
+    weak = total = 0.0
+    for response in whole_cache.read(range(len(whole_cache))):
+        live = {role: dense.response_logprobs(m, response, V) for role, m in trio.items()}
+        strength = gain * (live["dpo"].exp() - live["reverse"].exp()).abs().sum(-1) + 1e-3
+        target = (live["dpo"] + strength[:, None] * (live["dpo"] - live["reverse"])).log_softmax(-1)
+        logits = dense.response_logprobs(load(student_folder), response, V).detach().requires_grad_()
+        dense.divergence("reverse_kl", logits.log_softmax(-1), target).sum().backward()
+        size = logits.grad.abs().sum(-1) * (0.1 / strength).clamp(max=max_weight or 1e9)
+        weak, total = weak + size[strength < 0.01].sum().item(), total + size.sum().item()
+    assert 0.1 < weak / total < 0.9
+    assert logged["low_strength_gradient_share"] == pytest.approx(weak / total, rel=1e-4)
 
 
 def test_resuming_from_python_checks_the_run_too(sparse_cache, student_folder, tmp_path):

@@ -221,6 +221,16 @@ def test_a_gain_of_nothing_is_told_by_the_loss_of_weak_positions(dense):
     assert "carry 100% of the loss" in reasons[0] and reasons[0].endswith("a larger --gain")
 
 
+def test_a_cap_of_the_weight_lowers_the_loss_of_weak_positions_and_is_named(dense):
+    scores = scores_of(dense, ALL)
+    distance_N = scores.l1_distance["reverse"]
+    gain = 0.009 / float(np.median(distance_N))  # half of the positions are weak
+    shares = [trust_of(scores, TeacherSpec(gain=gain, max_weight=cap)).weak_loss_share for cap in (None, 5.0)]
+    assert shares[1] < shares[0]
+    (reason,) = verdict(trust_of(scores, TeacherSpec(gain=0.0, max_weight=5.0)))[1]
+    assert "carry 100% of the loss with weights of no more than 5, more" in reason
+
+
 def test_the_worst_reason_decides_and_comes_first(dense):
     word, reasons = verdict(trust_of(scores_of(dense, NARROW), TeacherSpec(gain=0)))
     assert word == "not good"

@@ -72,7 +72,7 @@ class CheckReport:
             "seed": self.seed,
             "values": self.values,
             "models": {role: {"place": at, "changed": self.changed.get(role, [])} for role, at in self.places.items()},
-            "teacher": asdict(self.spec),
+            "teacher": self.spec.to_json(),
             "errors": {
                 **{kind: _by_role(getattr(scores, kind)) for kind in (*KINDS, "l1_distance")},
                 "teacher": _by_role({"kept": teacher.kept, "tail": teacher.tail}),

@@ -18,7 +18,11 @@ import numpy as np
 from shards.errors import OptionError
 
 MIN_STRENGTH = 1e-3
-"""Added to every adaptive strength, as in the released trainer, so that beta / w_t is finite if D_t = 0."""
+"""Added to every adaptive strength, as in the released trainer, so that beta / w_t is finite if D_t = 0. A teacher may
+have another one (`TeacherSpec.min_strength`); the nodes have this one."""
+
+LARGEST_DISTANCE = 2.0
+"""The largest D_t, of two distributions without a common token."""
 
 DEFAULT_GAIN_NODES = (0.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0)
 DEFAULT_STRENGTH_NODES = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
@@ -57,14 +61,23 @@ class StrengthNodes:
         adaptive_NJ = adaptive_strength(distance_N1, np.asarray(self.gains))
         return np.concatenate([np.zeros_like(distance_N1), np.maximum(adaptive_NJ, self.strengths)[:, 1:]], axis=1)
 
+    def highest_start(self, gain: float) -> float:
+        """The largest s, to four decimals, such that gain * D_t + s never exceeds the last node; 0 <= gain <= the last.
+
+        The last node is constant up to D_t = (strengths[-1] - 1e-3) / gains[-1] and rises from there, at least as fast.
+        """
+        steepest, highest = self.gains[-1], self.strengths[-1]
+        found = highest - gain * min((highest - MIN_STRENGTH) / steepest, LARGEST_DISTANCE)
+        return max(MIN_STRENGTH, math.floor(found * 1e4) / 1e4)
+
     def interval(self, l1_distance_N: np.ndarray, strength_N: np.ndarray) -> np.ndarray:
         """j, (N,), such that a strength is between nodes j and j + 1, for D_t of shape (N,)."""
         return _left(self.at(l1_distance_N), strength_N)
 
 
-def adaptive_strength(l1_distance: Any, gain: Any) -> Any:
-    """w_t = gain * D_t + 1e-3, the shape of `l1_distance`."""
-    return gain * l1_distance + MIN_STRENGTH
+def adaptive_strength(l1_distance: Any, gain: Any, min_strength: float = MIN_STRENGTH) -> Any:
+    """w_t = gain * D_t + min_strength, the shape of `l1_distance`."""
+    return gain * l1_distance + min_strength
 
 
 def interpolate(

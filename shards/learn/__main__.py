@@ -8,6 +8,7 @@ from typing import Any
 
 from shards.cache import ShardCache
 from shards.cli.command import OneLineErrors, run_command
+from shards.cli.teacher_flags import MIN_STRENGTH_HELP
 from shards.cli.text import WIDTH
 from shards.errors import OptionError
 from shards.format.schema import ANCHORS, NEGATIVES
@@ -45,7 +46,8 @@ def judge(folder: Path, spec: TeacherSpec, share: float) -> dict[str, Any]:
             f"which holds out {apart_P.sum()} of {len(pairs)}"
         )
     fitted = fit([(cache, pairs.where(~apart_P))], spec)
-    presets = {name: TeacherSpec.preset(name, beta=spec.beta, gain=spec.gain, kl_coef=spec.kl_coef) for name in PRESETS}
+    same = {name: getattr(spec, name) for name in ("beta", "gain", "kl_coef", "min_strength")}
+    presets = {name: TeacherSpec.preset(name, **same) for name in PRESETS}
     reasons = {name: lacks(cache.plan, preset) for name, preset in presets.items()}
     served = {name: preset for name, preset in presets.items() if reasons[name] is None}
     return {
@@ -116,11 +118,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--beta", type=float, default=default.beta, help="reward scale of the DPO models")
     add("--gain", type=float, default=default.gain, help="gain of the presets in the comparison")
     add("--kl_coef", "--kl-coef", type=float, default=default.kl_coef, help="kl_coef of the presets in the comparison")
+    add("--min_strength", "--min-strength", type=float, default=default.min_strength, help=MIN_STRENGTH_HELP)
     add("--held_out", "--held-out", type=float, default=0.2, help="share of the pairs that are left out of the fit")
     add("--json", action="store_true", help="print a JSON object instead of the table")
     options = parser.parse_args(arguments)
     given = {name: getattr(options, name) for name in ("anchor", "negative") if getattr(options, name)}
-    numbers = {name: getattr(options, name) for name in ("beta", "gain", "kl_coef")}
+    numbers = {name: getattr(options, name) for name in ("beta", "gain", "kl_coef", "min_strength")}
     spec = TeacherSpec.preset(options.teacher, strength="learned", **numbers, **given)
     report = judge(options.folder, spec, options.held_out)
     print(report_json(report) if options.json else report_text(report, spec))

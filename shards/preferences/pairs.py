@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from shards.cache import ShardCache
 from shards.errors import DataError, TeacherUnavailable
 from shards.format.encoding.selection import Selection
-from shards.format.nodes import MIN_STRENGTH, StrengthNodes
+from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair
 from shards.format.scores import Scores, segment_starts
 from shards.format.statistics import LogHistogram
@@ -23,13 +23,13 @@ from shards.preferences.ratio_table import Block, tabulate
 from shards.preferences.strength import fit_learned, log_sigmoid, margins, region
 from shards.spread import QUIET_SECONDS
 from shards.teacher.compose import compose
-from shards.teacher.served import lacks_pair
-from shards.teacher.spec import TeacherSpec, learned_strength
+from shards.teacher.served import lacks_for_fit
+from shards.teacher.spec import TeacherSpec
 
 BLOCK_POSITIONS = 4_096
 """Approximate positions in a block of pairs; its tables take about 25 MiB."""
 STRENGTH_BINS = 60_000
-"""Bins of a histogram from 1e-3 to 1e3: a quantile of the strength has an error of 0.02% at most."""
+"""Bins of a histogram from min_strength to 1e3: a quantile of the strength has an error of 0.04% at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,17 +102,17 @@ def accuracy(margins_P: np.ndarray) -> float:
 def fit(pairs_by_cache: Sequence[tuple[ShardCache, PreferencePairs]], spec: TeacherSpec) -> LearnedFit:
     """The teacher of `spec`, whose strength is `learned`, with its two numbers fitted to the pairs of some caches.
 
-    The caches have the same nodes. Raises TeacherUnavailable if one does not serve the spec's anchor and negative, and
-    DataError as `fit_learned`.
+    The caches have the same nodes. Raises TeacherUnavailable if one does not serve the spec's anchor, negative and
+    min_strength, and DataError as `fit_learned`.
     """
     assert spec.strength == "learned" and pairs_by_cache
     for cache, _ in pairs_by_cache:
-        lacking = lacks_pair(cache.plan, spec)
+        lacking = lacks_for_fit(cache.plan, spec)
         if lacking is not None:
             raise TeacherUnavailable(f"{cache.folder}: {lacking}")
     nodes = pairs_by_cache[0][0].plan.nodes
     positions = sum(int(cache.index.num_positions[pairs.rows].sum()) for cache, pairs in pairs_by_cache)
-    with RatioFile(nodes, positions) as blocks:
+    with RatioFile(nodes, positions, spec.min_strength) as blocks:
         for cache, pairs in pairs_by_cache:
             for scores, sizes_R in _blocks(cache, pairs, [spec.pair], "reading the pairs"):
                 blocks.append(tabulate(scores, sizes_R, spec.pair, nodes))
@@ -123,11 +123,11 @@ def fit(pairs_by_cache: Sequence[tuple[ShardCache, PreferencePairs]], spec: Teac
 def _judged(blocks: Iterable[Block], spec: TeacherSpec, nodes: StrengthNodes) -> LearnedFit:
     """Figures of the fitted teacher on the pairs of the fit."""
     assert spec.learned_offset is not None and spec.learned_slope is not None
-    strengths = LogHistogram(1e3, STRENGTH_BINS, low=MIN_STRENGTH)
+    strengths = LogHistogram(1e3, STRENGTH_BINS, low=spec.min_strength)
     pairs, right, likelihood, bounded = 0, 0.0, 0.0, 0
     for table, pairs_P2 in blocks:
         highest_N = table.knots[:, -1]
-        strength_N = learned_strength(table.distance, spec.learned_offset, spec.learned_slope, highest_N)
+        strength_N = table.strength(spec.learned_offset, spec.learned_slope)
         margins_P = margins(table, pairs_P2, strength_N)
         strengths.add(strength_N)
         bounded += int((strength_N == highest_N).sum())

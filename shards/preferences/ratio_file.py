@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from shards.errors import OptionError
-from shards.format.nodes import StrengthNodes
+from shards.format.nodes import MIN_STRENGTH, StrengthNodes
 from shards.preferences.ratio_table import Block, RatioTable, knots_at
 from shards.spread import QUIET_SECONDS
 
@@ -26,9 +26,10 @@ STORED = np.dtype("<f4")
 class RatioFile:
     """Blocks of pairs, written once and read in order as often as needed. Knots are recomputed from D_t."""
 
-    def __init__(self, nodes: StrengthNodes, positions: int) -> None:
+    def __init__(self, nodes: StrengthNodes, positions: int, min_strength: float = MIN_STRENGTH) -> None:
         """positions: the total to come. Raises OptionError if the disk has no room for them."""
         self.nodes = nodes
+        self.min_strength = min_strength
         self._knots = 2 * len(nodes) - 1
         self._blocks = self._passes = 0
         needed, free = positions * self.bytes_per_position, shutil.disk_usage(tempfile.gettempdir()).free
@@ -76,6 +77,7 @@ class RatioFile:
                 slopes=slopes_NQ,
                 distance=distance_N,
                 response=np.repeat(np.arange(responses), sizes_R),
+                min_strength=self.min_strength,
             )
             yield table, np.arange(responses).reshape(-1, 2)
 

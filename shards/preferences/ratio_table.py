@@ -12,10 +12,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from shards.format.nodes import StrengthNodes, interpolate
+from shards.format.nodes import MIN_STRENGTH, StrengthNodes, interpolate
 from shards.format.schema import Pair
 from shards.format.scores import Scores, segment_starts
-from shards.teacher.spec import teacher_logits
+from shards.teacher.spec import learned_strength, teacher_logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,7 @@ class RatioTable:
     knots, values, slopes   (N, Q)   strengths from 0 to the last node, f and df/dw there
     distance                (N,)     D_t
     response                (N,)     the response of each position, ascending from 0
+    min_strength            the spec's, which every learned strength exceeds
     """
 
     knots: np.ndarray
@@ -32,6 +33,11 @@ class RatioTable:
     slopes: np.ndarray
     distance: np.ndarray
     response: np.ndarray
+    min_strength: float = MIN_STRENGTH
+
+    def strength(self, offset: float, slope: float) -> np.ndarray:
+        """The learned strength of every position, (N,), within the knots."""
+        return learned_strength(self.distance, offset, slope, self.knots[:, -1], self.min_strength)
 
     @property
     def num_responses(self) -> int:

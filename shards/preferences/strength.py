@@ -1,4 +1,4 @@
-"""Fits a learned strength w_t = 1e-3 + softplus(a + b D_t): (a, b) of the highest Bradley-Terry likelihood.
+"""Fits a learned strength w_t = min_strength + softplus(a + b D_t): (a, b) of the highest Bradley-Terry likelihood.
 
 The log-likelihood of a pair is log sigmoid(R(chosen) - R(rejected)), R(y) = sum_t [log p*_t(y_t) - l_ref(y_t)]: the
 teacher's own log-ratio, without beta, read from tables (`ratio_table`). Likelihood and derivatives are sums over
@@ -16,7 +16,6 @@ import numpy as np
 from shards.errors import DataError
 from shards.format.nodes import StrengthNodes
 from shards.preferences.ratio_table import Block, RatioTable, cubic
-from shards.teacher.spec import learned_strength
 
 MAX_STEPS = 100
 STEP_TOLERANCE = 1e-7
@@ -24,7 +23,7 @@ STEP_TOLERANCE = 1e-7
 DECIMALS = 4
 """Fitted numbers are rounded to the printed decimals: they can be typed in, and are equal on every machine."""
 SMALLEST_OFFSET = -10.0
-"""softplus(-10) = 5e-5 is small compared with the 1e-3 of every strength."""
+"""softplus(-10) = 5e-5 is small compared with the default min_strength, 1e-3."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +48,7 @@ def likelihood(table: RatioTable, pairs_P2: np.ndarray, offset: float, slope: fl
     pairs_P2: the numbers of each pair's chosen and rejected response in the table. The strength is clipped at the last
     node: from there on a position's derivatives are 0.
     """
-    strength_N = learned_strength(table.distance, offset, slope, table.knots[:, -1])
+    strength_N = table.strength(offset, slope)
     value_N, first_N, second_N = cubic(table, strength_N)
     inside_N = strength_N < table.knots[:, -1]
     rise_N = np.where(inside_N, np.exp(-np.logaddexp(0.0, -(offset + slope * table.distance))), 0.0)  # softplus'
@@ -122,7 +121,7 @@ def _best_of_grid(blocks: Iterable[Block], nodes: StrengthNodes) -> np.ndarray:
     for table, pairs_P2 in blocks:
         if not (np.isfinite(table.values).all() and np.isfinite(table.slopes).all()):
             raise DataError("expected finite log-probs in the cached pairs, got others; run python -m shards.verify")
-        strengths = (learned_strength(table.distance, *point, table.knots[:, -1]) for point in points)
+        strengths = (table.strength(*point) for point in points)
         totals += [log_sigmoid(margins(table, pairs_P2, strength_N)).sum() for strength_N in strengths]
         pairs += len(pairs_P2)
     if np.ptp(totals) <= 1e-9 * pairs:

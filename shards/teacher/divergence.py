@@ -93,21 +93,44 @@ class Divergence:
 
         value_M, slope_M = self.terms(student_M, buckets.logprobs.to(student_M.dtype), torch)
         value_tail_C, slope_tail_C = self.terms(student_tail_C, buckets.tail.to(student_M.dtype), torch)
-        slope_sum_C = segment_sum(slope_M, count_C, torch) + slope_tail_C
-        # dL/dz_v = p(v) / P(b) * P(b) g(b) - p(v) * sum_b P(b) g(b), b the bucket of v; in the tail p(v) / P(b) is the
-        # token's share of the tail's mass
-        pull_C = slope_tail_C - slope_sum_C * student_tail_C.exp()
-        pull_M = slope_M - student_M.exp() * slope_sum_C[position_M]
+        pull_M, pull_C = _pulls(slope_M, slope_tail_C, student_M, student_tail_C, position_M, count_C, torch)
         if factor_C is not None:
             pull_C, pull_M = pull_C * factor_C, pull_M * factor_C[position_M]
         logits_CV.mul_((pull_C / total_C)[:, None])
         flat.index_copy_(0, kept_M, pull_M)
         return segment_sum(value_M, count_C, torch) + value_tail_C, student_M, student_tail_C
 
+    def gradient_size(self, student_M: Any, student_tail_C: Any, buckets: Buckets, torch: ModuleType) -> Any:
+        """The L1 norm of a position's gradient over the logits, sum_v |dD/dz_v|, (C,), without a pass over them.
+
+        student_M, student_tail_C   as `with_gradient_` returns them
+        All tokens of the tail have gradients of one sign, which add up to the tail's pull.
+        """
+        count_C = buckets.count
+        position_M = torch.arange(len(count_C), device=count_C.device).repeat_interleave(
+            count_C, output_size=len(student_M)
+        )
+        _, slope_M = self.terms(student_M, buckets.logprobs.to(student_M.dtype), torch)
+        _, slope_tail_C = self.terms(student_tail_C, buckets.tail.to(student_M.dtype), torch)
+        pull_M, pull_C = _pulls(slope_M, slope_tail_C, student_M, student_tail_C, position_M, count_C, torch)
+        return segment_sum(pull_M.abs(), count_C, torch) + pull_C.abs()
+
 
 def segment_sum(values_M: Any, count_C: Any, torch: ModuleType) -> Any:
     """Sum of each position's entries, (C,); in a fixed order, so that it is always the same."""
     return torch.segment_reduce(values_M, "sum", lengths=count_C, unsafe=True)
+
+
+def _pulls(
+    slope_M: Any, slope_tail_C: Any, student_M: Any, student_tail_C: Any, position_M: Any, count_C: Any, torch: Any
+) -> tuple[Any, Any]:
+    """The gradient over the logits of the kept tokens, (M,), and the sum of that over the tail's, (C,).
+
+    dL/dz_v = p(v) / P(b) * P(b) g(b) - p(v) * sum_b P(b) g(b), b the bucket of v. In the tail p(v) / P(b) is a token's
+    share of the tail's mass, and its gradient is that share of the sum.
+    """
+    slope_sum_C = segment_sum(slope_M, count_C, torch) + slope_tail_C
+    return slope_M - student_M.exp() * slope_sum_C[position_M], slope_tail_C - slope_sum_C * student_tail_C.exp()
 
 
 def _segment_logsumexp(values_M: Any, position_M: Any, count_C: Any, torch: ModuleType) -> Any:

@@ -24,11 +24,16 @@ def lacks_pair(plan: Plan, spec: TeacherSpec) -> str | None:
     return None
 
 
+def lacks_for_fit(plan: Plan, spec: TeacherSpec) -> str | None:
+    """What it lacks to fit the learned strength of `spec`."""
+    return lacks_pair(plan, spec) or _lacks_start(spec, plan)
+
+
 def _lacks_strength(plan: Plan, spec: TeacherSpec) -> str | None:
     if spec.needs_fit:
         return f"a teacher with {spec} needs the two numbers of its strength; fit them with shards.preferences.fit"
     if spec.strength == "learned":
-        return None  # it is clipped at the last node
+        return _lacks_start(spec, plan)
     name, value, highest = (
         ("gain", spec.gain, plan.nodes.gains[-1])
         if spec.strength == "adaptive"
@@ -38,5 +43,20 @@ def _lacks_strength(plan: Plan, spec: TeacherSpec) -> str | None:
     return (
         f"expected a {name} of {highest:g} or less, got {value:g}; build another with --{flag} that reach it"
         if value > highest
-        else None
+        else _lacks_start(spec, plan)
+    )
+
+
+def _lacks_start(spec: TeacherSpec, plan: Plan) -> str | None:
+    """The lowest strength must be within the nodes: a learned one is clipped at the last node, an adaptive one rises
+    from there. A constant one has none."""
+    adaptive = spec.strength == "adaptive"
+    highest = plan.nodes.highest_start(spec.gain if adaptive else 0.0)
+    if spec.strength == "constant" or spec.min_strength <= highest:
+        return None
+    how = f"with gain {spec.gain:g}" if adaptive else "of a learned strength"
+    flags = "--gain_nodes and --strength_nodes" if adaptive else "--strength_nodes"
+    return (
+        f"expected a min_strength of {highest:.4g} or less {how}, got {spec.min_strength:g}; build another with "
+        f"{flags} that reach it"
     )

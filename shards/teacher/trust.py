@@ -40,7 +40,7 @@ SOME_STRONG, MANY_STRONG = 0.05, 0.5
 """Share of positions over STRONG: one in twenty is visible in a mean; at one in two it dominates the teacher."""
 
 WEAK = LOW_STRENGTH
-"""w_t at which the two models agree; lambda_t = beta / w_t is 10 to 100 times beta there."""
+"""w_t at which the two models agree; lambda_t = beta / w_t is 10 to 100 times beta there, unless it is capped."""
 
 MUCH_WEAK_LOSS = 0.1
 """Share of the loss at positions under WEAK, for the reference as student: above it, agreement outweighs preference."""
@@ -107,7 +107,7 @@ def assess(parts: Iterable[Scores], spec: TeacherSpec, nodes: StrengthNodes, voc
         loose_N = values["logprob_bound"] > LOOSE_NATS
         counts += [flag_N.sum() for flag_N in (thin_N, loose_N, teacher.strength > STRONG, weak_N, equal_N)]
         loss_N = teacher.weight * _reference_kl(scores, teacher)
-        stuck_N = weak_N & (adaptive_strength(distance_N, nodes.gains[-1]) < WEAK)
+        stuck_N = weak_N & (adaptive_strength(distance_N, nodes.gains[-1], spec.min_strength) < WEAK)
         loss += loss_N[weak_N].sum(), loss_N[stuck_N].sum(), loss_N.sum()
         interval_N = nodes.interval(distance_N, teacher.strength)
         interval_bound += np.bincount(interval_N, values["logprob_bound"], minlength=len(nodes) - 1)

@@ -97,9 +97,11 @@ def _strength(trust: Trust) -> Iterator[Fault]:
         )
         yield 1 + (trust.strong_share > MANY_STRONG), text
     if trust.weak_loss_share > MUCH_WEAK_LOSS:
+        cap = trust.spec.max_weight
+        capped = "" if cap is None else f" with weights of no more than {cap:g}"
         text = (
-            f"positions with a strength under {WEAK:g} carry {trust.weak_loss_share:.0%} of the loss, more than "
-            f"{MUCH_WEAK_LOSS:.0%}: they pull the student to the anchor; {_against_weakness(trust)}"
+            f"positions with a strength under {WEAK:g} carry {trust.weak_loss_share:.0%} of the loss{capped}, "
+            f"more than {MUCH_WEAK_LOSS:.0%}: they pull the student to the anchor; {_against_weakness(trust)}"
         )
         yield 1, text
 
@@ -110,7 +112,11 @@ def _against_weakness(trust: Trust) -> str:
     if spec.strength != "adaptive" or stuck <= MUCH_WEAK_LOSS:
         return f"train with {REMEDIES[spec.strength][1]}"
     most = trust.nodes.gains[-1]
-    return f"those where dpo and {spec.negative} agree carry {stuck:.0%}, and no --gain up to {most:g} changes that"
+    cap = "--max_weight" if spec.max_weight is None else "a lower --max_weight"
+    return (
+        f"those where dpo and {spec.negative} agree carry {stuck:.0%}, and no --gain up to {most:g} changes that; "
+        f"{cap} or a larger --min_strength lowers their weight"
+    )
 
 
 def _inserted(nodes: tuple[float, ...], j: int, wanted: float | None) -> tuple[float, ...]:

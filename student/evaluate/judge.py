@@ -1,7 +1,7 @@
 """Measures the models of an evaluation on the responses of a cache, all against one teacher."""
 
 import argparse
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def on_cache(options: argparse.Namespace) -> dict[str, Any]:
         "responses": len(cache),
         "positions": cache.plan.positions,
         "pairs": 0 if pairs is None else len(pairs),
-        "teacher": asdict(yardstick.spec),
+        "teacher": yardstick.spec.to_json(),
         "teacher_text": str(yardstick.spec),
         "teacher_source": yardstick.spec_source,
         "divergence": yardstick.divergence.name,

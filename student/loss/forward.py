@@ -23,8 +23,8 @@ from student.loss.sparse import METRICS, SparseTargets, loss_sums, position_metr
 class DistillForward:
     """Replaces `model.forward`: with `targets` it returns loss and metrics, without them the model's own output.
 
-    Returns {"loss_sum": sum over positions of coefficient * divergence, "low_strength_sum": the part of it from
-    positions with a strength under LOW_STRENGTH, "metrics": (len(METRICS),) sums over the positions that count}.
+    Returns {"loss_sum": sum over positions of coefficient * divergence, "weak_sums": the WEAK_SUMS, "metrics": sums of
+    the METRICS over the positions that count}.
     Logits exist for `chunk_positions` positions at a time. With a plain output layer their gradient is computed at once
     (`student.loss.fused`); any other output layer (see `why_not_fused`) is called as a module, and again for the
     backward pass. Raises ModelError for a model whose logits are not those of its body and output layer.
@@ -75,8 +75,8 @@ class DistillForward:
         self._require_weights(self.head)
         with torch.autocast(hidden_NH.device.type, enabled=False):
             run = self._fused if self.why_not_fused is None else self._chunk_by_chunk
-            loss, low, metrics_X = run(hidden_NH, self.head, targets)
-        return {"loss_sum": loss, "low_strength_sum": low, "metrics": metrics_X}
+            loss, weak_3, metrics_X = run(hidden_NH, self.head, targets)
+        return {"loss_sum": loss, "weak_sums": weak_3, "metrics": metrics_X}
 
     @torch.no_grad()
     def measure(
@@ -88,9 +88,11 @@ class DistillForward:
     ) -> dict[str, torch.Tensor]:
         """`divergence`, the METRICS, and `next_logprob` of the response token itself: (N,) each, nats.
 
+        `finite_state` (N,) says where the hidden states are finite: a soft cap on the logits would hide others.
         `kept_logprobs` (M,) and `tail_logprob` (N,) are the model's own, for comparisons with other teachers.
         """
         hidden_NH = self._wide(self._hidden(input_ids, attention_mask, position))
+        finite_N = hidden_NH.isfinite().all(-1)
         self._require_weights(self.head)
         head = self._float_head(self.head, hidden_NH.dtype)
         next_ids_N = input_ids.flatten()[position + 1]
@@ -109,7 +111,7 @@ class DistillForward:
             found.append(torch.column_stack(columns))
         names = ("divergence", "next_logprob", "tail_logprob", *METRICS)
         by_name = dict(zip(names, torch.cat(found).unbind(-1), strict=True))
-        return by_name | {"kept_logprobs": torch.cat(kept)}
+        return by_name | {"finite_state": finite_N, "kept_logprobs": torch.cat(kept)}
 
     def _hidden(self, input_ids: Any, attention_mask: Any, position: Any) -> torch.Tensor:
         """Last hidden states at the response positions, (N, H)."""
@@ -145,12 +147,12 @@ class DistillForward:
                 parts.append(checkpoint(self._chunk, *chunk, use_reentrant=False))
             else:
                 parts.append(self._chunk(*chunk))
-        loss, low, metrics_X = (torch.stack(column).sum(0) for column in zip(*parts, strict=True))
-        return loss, low, metrics_X
+        loss, weak_3, metrics_X = (torch.stack(column).sum(0) for column in zip(*parts, strict=True))
+        return loss, weak_3, metrics_X
 
     def _chunk(self, hidden_CH: torch.Tensor, targets: SparseTargets, head: Any) -> Sums:
         logits_CV = self._logits(hidden_CH, head)
-        return loss_sums(*sparse_divergence(logits_CV, targets, self.divergence), targets)
+        return loss_sums(*sparse_divergence(logits_CV, targets, self.divergence), targets, self.divergence)
 
     @staticmethod
     def _float_head(module: Any, dtype: torch.dtype) -> Any:
@@ -185,8 +187,7 @@ class DistillForward:
         ours_TV = self._transform(module(hidden_TH), torch).float()
         theirs_TV = self._own_forward(input_ids=ids_BT, use_cache=False).logits[0].float()
         model.train(training)
-        narrow = module.weight.dtype in (torch.bfloat16, torch.float16)
-        require_same_logits(ours_TV, theirs_TV, narrow=narrow, who="student", model_class=name)
+        require_same_logits(ours_TV, theirs_TV, dtype=module.weight.dtype, who="student", model_class=name)
 
 
 def base_model(model: Any) -> PreTrainedModel:

@@ -51,7 +51,8 @@ class FusedLoss:
 
     def _logit_gradient_(self, logits_CV: torch.Tensor, targets: SparseTargets) -> Sums:
         factor_C = targets.coefficient.to(logits_CV.dtype)
-        return loss_sums(*self.divergence.with_gradient_(logits_CV, targets.buckets, torch, factor_C), targets)
+        found = self.divergence.with_gradient_(logits_CV, targets.buckets, torch, factor_C)
+        return loss_sums(*found, targets, self.divergence)
 
 
 def why_not_fused(head: Any) -> str | None:
@@ -105,9 +106,9 @@ class _FusedLoss(torch.autograd.Function):
                 grad_W[:size] += grad_CV.sum(0)
         ctx.save_for_backward(*grads)
         ctx.weight_dtype = weight_WH.dtype
-        loss_sum, low_sum, metrics_X = (torch.stack(column).sum(0) for column in zip(*parts, strict=True))
-        ctx.mark_non_differentiable(low_sum, metrics_X)
-        return loss_sum, low_sum, metrics_X
+        loss_sum, weak_3, metrics_X = (torch.stack(column).sum(0) for column in zip(*parts, strict=True))
+        ctx.mark_non_differentiable(weak_3, metrics_X)
+        return loss_sum, weak_3, metrics_X
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

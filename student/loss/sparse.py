@@ -27,6 +27,10 @@ METRICS = (
 )
 """The columns of `position_metrics`, in this order."""
 
+WEAK_SUMS = ("low_strength_loss", "low_strength_gradient", "gradient")
+"""Sums over positions, weighted as in the loss: of the divergences at strengths under LOW_STRENGTH; of the L1 norms of
+the gradients over the logits, at these strengths and at all."""
+
 _PER_ENTRY = ("support_ids", "teacher_logprobs", "reference_logprobs", "dpo_logprobs", "reward")
 _PER_POSITION = (
     *("support_count", "teacher_tail", "reference_tail", "dpo_tail"),
@@ -106,19 +110,25 @@ class _SparseDivergence(torch.autograd.Function):
 
 
 def loss_sums(
-    value_C: torch.Tensor, student_M: torch.Tensor, student_tail_C: torch.Tensor, targets: SparseTargets
+    value_C: torch.Tensor,
+    student_M: torch.Tensor,
+    student_tail_C: torch.Tensor,
+    targets: SparseTargets,
+    divergence: Divergence,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sums over positions: (coefficient * divergence, the part of it at strengths under LOW_STRENGTH, the METRICS).
+    """Sums over positions: (coefficient * divergence, the WEAK_SUMS, the METRICS). Only the first has a gradient.
 
-    The metrics, (len(METRICS),), are over the positions that count. Only the first sum has a gradient.
+    The WEAK_SUMS, (len(WEAK_SUMS),), and the metrics, (len(METRICS),), are over the positions that count.
     """
     loss_C = value_C * targets.coefficient
     with torch.no_grad():
         measured_CX = position_metrics(student_M, student_tail_C, targets)
         # float64: a run's sums are over millions of positions
         sums_X = (measured_CX * targets.counts[:, None]).double().sum(0)
-        low = loss_C[targets.strength < LOW_STRENGTH].sum()
-    return loss_C.sum(), low, sums_X
+        size_C = divergence.gradient_size(student_M, student_tail_C, targets.buckets, torch) * targets.coefficient
+        weak_C = targets.strength < LOW_STRENGTH
+        weak_3 = torch.stack([(loss_C * weak_C).sum(), (size_C * weak_C).sum(), size_C.sum()]).double()
+    return loss_C.sum(), weak_3, sums_X
 
 
 def position_metrics(student_M: torch.Tensor, student_tail_C: torch.Tensor, targets: SparseTargets) -> torch.Tensor:

@@ -26,10 +26,13 @@ def write_model_card(trainer: Any, folder: Path) -> None:
     divergence = f"jsd with weight {args.jsd_weight:g}" if args.divergence == "jsd" else args.divergence
     spec = args.spec
     strength = {
-        "adaptive": f"gain {spec.gain:g} x D_t",
+        "adaptive": f"gain {spec.gain:g} x D_t + {spec.min_strength:g}",
         "constant": f"{spec.constant_strength:g}, constant",
-        "learned": f"1e-3 + softplus({spec.learned_offset} + {spec.learned_slope} x D_t), clipped at the last node",
+        "learned": f"{spec.min_strength:g} + softplus({spec.learned_offset} + {spec.learned_slope} x D_t), "
+        "clipped at the last node",
     }[spec.strength]
+    weight = f"{spec.kl_coef:g}" if spec.strength == "constant" else "beta / strength"
+    weight += "" if spec.max_weight is None else f", no more than {spec.max_weight:g}"
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     lora = f"| LoRA | rank {args.lora_r}, alpha {args.lora_alpha} |\n" if args.use_peft else ""
     text = f"""---
@@ -48,6 +51,7 @@ Distilled token by token from a cached teacher with
 | anchor / negative | {args.spec.anchor} / {args.spec.negative} |
 | strength | {strength} |
 | beta | {args.spec.beta:g} |
+| weight of a token | {weight} |
 | divergence, reduction | {divergence}, {args.reduction} |
 
 ## Cache

@@ -38,7 +38,7 @@ def run_identity(
         "caches": [cache.plan.sha256 for cache in dataset.caches],
         "model": model_sha256,
         "train_on": dataset.train_on,
-        "teacher": {name: getattr(args.spec, name) for name in args.spec.__slots__},
+        "teacher": args.spec.to_json(),
         "divergence": args.divergence,
         "jsd_weight": args.jsd_weight,
         "reduction": args.reduction,

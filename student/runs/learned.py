@@ -6,7 +6,7 @@ from shards import TeacherSpec
 from shards.errors import TeacherUnavailable
 from shards.format.manifest import read_json
 from shards.preferences.pairs import LearnedFit, find_pairs, fit
-from shards.teacher.served import lacks_pair
+from shards.teacher.served import lacks_for_fit
 from student.data import CachedResponses
 from student.options import DistillArguments
 from student.runs.identity import RUN_FILE
@@ -18,7 +18,7 @@ def require_teacher(spec: TeacherSpec, dataset: CachedResponses) -> None:
     for cache in dataset.caches:
         if not spec.needs_fit:
             cache.check(spec)
-        elif lacking := lacks_pair(cache.plan, spec):
+        elif lacking := lacks_for_fit(cache.plan, spec):
             raise TeacherUnavailable(f"{cache.folder}: {lacking}")
         else:
             find_pairs(cache)

@@ -1,7 +1,7 @@
 """Records a student's teacher and loss in a file beside its weights, so that an evaluation finds them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -46,7 +46,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "teacher": asdict(self.spec),
+            "teacher": self.spec.to_json(),
             "divergence": self.divergence.name,
             "jsd_weight": self.divergence.jsd_weight,
             "reduction": self.reduction,
