@@ -79,7 +79,7 @@ def planned(options: GpuOptions) -> list[str]:
 
 def measure(cells: Cells, options: GpuOptions) -> None:
     load, device = load_of(options), device_of(options)
-    cells.fact(load={name: getattr(load, name) for name in ("rows", "length", "prompt", "batches", "top_k")})
+    cells.fact(**{name: getattr(load, name) for name in ("rows", "length", "prompt", "batches", "top_k")})
     held: tuple[str, str] | None = None
     trio: Mapping[Any, Any] = {}
     for way in ways(options):

@@ -46,9 +46,8 @@ def planned(options: GpuOptions) -> list[str]:
 
 def measure(cells: Cells, options: GpuOptions) -> None:
     source = Trio(options)
-    cells.fact(trio=source.name)
     exact = source.logprobs("float32")
-    cells.fact(positions=len(exact["dpo"]), signal_nats=_expected(exact, _signal(exact)))
+    cells.fact(trio=source.name, signal_nats=_expected(exact, _signal(exact)))
     for way in WAYS:
         with cells.row(way), _products(way, source.device):
             found = source.logprobs(way.split(",")[0])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.gpu.parts import NO_GPU
+from benchmarks.step.report import NAMES
 from benchmarks.step.steps import DENSE, LIGER, ONLINE, SPARSE
 
 DRY = "dry run"
@@ -102,6 +103,14 @@ TEXTS = {
     "loader": "The trainer's own DataLoader over a cache, drained by itself, and with a step after every batch.",
 }
 
+FACTS = {
+    "build": "Batches of {rows} sequences of {length} tokens, {prompt} of them the prompt's; {batches} batches; {top_k} "
+    "tokens kept a position.",
+    "step": "{rows} sequences, {tokens:,} tokens, {positions:,} response positions.",
+    "dtypes": "Models: {trio}; size of l_dpo - l_reverse {signal_nats:.3f} nat.",
+    "loader": "{batches} batches of {rows} rows; the student's shape is {size}.",
+}
+
 
 def page(results: Mapping[str, Any]) -> str:
     """The whole page."""
@@ -131,7 +140,7 @@ def _introduction(settings: Mapping[str, Any]) -> str:
     else:
         gpu = settings["gpu"]
         lines += [f"{gpu['name']}, {gpu['bytes'] / 1e9:.0f} GB, CUDA {gpu['cuda']}; {settings['processor']}."]
-    lines += ["", f"{settings['versions']}."]
+    lines += ["", f"{'' if settings['gpu'] else settings['processor'] + '; '}{settings['versions']}."]
     return "\n".join(lines)
 
 
@@ -139,41 +148,30 @@ def _part(name: str, found: Mapping[str, Any], *, dry: bool) -> str:
     first, columns = COLUMNS[name]
     state = found["state"]
     lines = [f"## {TITLES[name]}", "", TEXTS[name], ""]
-    if facts := _facts(name, found["facts"]):
-        lines += [facts, ""]
+    if name in FACTS and found["facts"] and not dry:
+        lines += [FACTS[name].format(**found["facts"]), ""]
     lines += [f"| {first} | {' | '.join(c.title for c in columns)} |", f"|---|{'--:|' * len(columns)}"]
     for row, values in found["rows"].items():
-        lines.append(f"| {row} | {' | '.join(column.cell(values, dry=dry) for column in columns)} |")
+        lines.append(f"| {_label(row)} | {' | '.join(column.cell(values, dry=dry) for column in columns)} |")
     if state == NO_GPU:
         return "\n".join([*lines, "", f"Empty: {NO_GPU}."])
     if state != "done":
         lines += ["", f"**Not complete**: {state}."]
-    reasons = [f"* {row}: {why}." for row, why in found["why"].items()]
+    reasons = [f"* {_label(row)}: {why}." for row, why in found["why"].items()]
     return "\n".join([*lines, *([""] if reasons else []), *reasons])
 
 
-def _facts(name: str, facts: Mapping[str, Any]) -> str:
-    if name == "build" and facts:
-        load = facts["load"]
-        return (
-            f"Batches of {load['rows']} sequences of {load['length']} tokens, {load['prompt']} of them the prompt's; "
-            f"{load['batches']} of them; {load['top_k']} tokens kept a position."
-        )
-    if name == "step" and facts:
-        return f"{facts['rows']} sequences, {facts['tokens']:,} tokens, {facts['positions']:,} response positions."
-    if name == "dtypes" and facts:
-        signal = f", size of l_dpo - l_reverse {facts['signal_nats']:.3f} nat" if "signal_nats" in facts else ""
-        return f"Models: {facts['trio']}{signal}."
-    if name == "loader" and facts:
-        return f"{facts['batches']} batches of {facts['rows']} rows; the student's shape is {facts['size']}."
-    return ""
+def _label(row: str) -> str:
+    """A row's name; a step is called as in the benchmark of steps."""
+    *most, last = row.split(", ", 2)
+    return ", ".join([*most, NAMES.get(last, last)])
 
 
 def _floor(floor: Mapping[str, Any]) -> str:
     lines = [
         "## The floor by arithmetic",
         "",
-        f"Three {floor['size']} models on a {floor['card']}, per response position: operations or bytes from the "
+        f"Three {floor['size']} models, card {floor['card']}, per response position: operations or bytes from the "
         "shapes (`benchmarks/gpu/shapes.py`), divided by the card's stated peak times a share of it that is assumed to "
         "be reached. Nothing here was measured.",
         "",
