@@ -104,8 +104,8 @@ TEXTS = {
 }
 
 FACTS = {
-    "build": "Batches of {rows} sequences of {length} tokens, {prompt} of them the prompt's; {batches} batches; {top_k} "
-    "tokens kept a position.",
+    "build": "Batches of {rows} sequences of {length} tokens, {prompt} of them the prompt's; {batches} batches; "
+    "{top_k} tokens kept a position.",
     "step": "{rows} sequences, {tokens:,} tokens, {positions:,} response positions.",
     "dtypes": "Models: {trio}; size of l_dpo - l_reverse {signal_nats:.3f} nat.",
     "loader": "{batches} batches of {rows} rows; the student's shape is {size}.",
