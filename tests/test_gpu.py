@@ -82,7 +82,7 @@ def test_in_half_precision_the_gradient_turns_by_what_rounding_explains(whole_ca
     with torch.autocast(device, kind):
         found = distil(here, on(device, batch_of(whole_cache, ROWS)), chunk=7)
     turned = dense.angle_degrees(dense.gradient(found, here).cpu(), dense.gradient(expected, pupil))
-    assert 0 < turned < largest
+    assert 0.05 < turned < largest
     assert found.item() == pytest.approx(expected.item(), rel=0.05)
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import dense
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import parts as parts_module
 from benchmarks.gpu import suite
 from benchmarks.gpu.build import busy
-from benchmarks.gpu.dtypes import angle
+from benchmarks.gpu.dtypes import angle, gradient
 from benchmarks.gpu.models import make_model, moved
 from benchmarks.gpu.options import PART_NAMES, GpuOptions
 from benchmarks.gpu.parts import NO_GPU, PARTS, Cells, NotHere, OutOfTime, Part, limits, run_part
@@ -211,6 +212,16 @@ def test_equal_bodies_have_no_angle_and_others_have():
     other = {role: (l_NV + 0.05 * torch.randn(5, 30)).log_softmax(-1) for role, l_NV in exact.items()}
     assert angle(exact, exact, exact["reference"], 10.0) == 0
     assert 0.5 < angle(exact, other, exact["reference"], 10.0) < 90
+
+
+def test_the_gradient_of_a_dtype_is_that_of_the_dense_loss():
+    torch.manual_seed(0)
+    live = {role: torch.randn(5, 30).double().log_softmax(-1) for role in ("dpo", "reverse", "reference")}
+    logits = torch.randn(5, 30, dtype=torch.float64, requires_grad=True)
+    student = logits.log_softmax(-1)
+    target, weight = dense.teacher(live, *dense.PRESETS["aligndistil"], gain=3.0)
+    (expected,) = torch.autograd.grad((weight * dense.divergence("reverse_kl", student, target)).sum(), logits)
+    torch.testing.assert_close(gradient(live, student.detach(), 3.0), expected, rtol=1e-9, atol=1e-12)
 
 
 VERBOSE = """
