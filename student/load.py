@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shards.errors import ModelError
-from shards.modelfiles.adapter import load_adapter, merge
+from shards.modelfiles.adapter import load_adapter, merge, rounded
 from shards.modelfiles.find import ModelFolder, read_tokenizer, resolve
 from shards.modelfiles.folder import refusing, require_weights, require_whole
 from shards.modelfiles.head import probe_ids
@@ -31,10 +31,10 @@ def load_model(
     if folder.base is None:
         return load_whole(folder, AutoModelForCausalLM, "a causal language model", **kwargs)
     try:
-        base = load_model(folder.base, **kwargs)
+        base = load_model(folder.base, **kwargs | {"dtype": "float32"})
     except ModelError as exc:
         raise ModelError(f"{folder.name}: base of the adapter: {exc}") from exc
-    model = _with_adapter(base, folder, trust_remote_code=trust_remote_code)
+    model = rounded(_with_adapter(base, folder, trust_remote_code=trust_remote_code), getattr(torch, dtype))
     model.config._name_or_path = folder.name
     return model
 

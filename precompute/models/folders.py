@@ -12,7 +12,7 @@ from precompute.models.adapters import peft_of, shares_base
 from precompute.models.role_model import RoleModel, own_logits
 from shards.cli.device import resolve_dtype
 from shards.format.schema import Role
-from shards.modelfiles.adapter import load_adapter, merge
+from shards.modelfiles.adapter import load_adapter, merge, rounded
 from shards.modelfiles.find import ModelFolder, fingerprint, read_tokenizer
 from shards.modelfiles.folder import refusing, require_whole
 from shards.modelfiles.vocabulary import require_same_vocabulary
@@ -95,16 +95,17 @@ def load_models(
 def load_merged(folder: ModelFolder, who: str, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
     """One model for training or sampling; an adapter is merged into its base. Raises ModelError, naming `who`.
 
-    dtype, device and kwargs as in `load_models`.
+    dtype, device and kwargs as in `load_models`. The merging is done in float32 in host memory (`rounded`).
     """
     dtype = resolve_dtype(dtype, torch.device(device))
-    model = _load_full(who, folder.base or folder, dtype=dtype, device=device, **kwargs)
     if folder.base is None:
-        return model
+        return _load_full(who, folder, dtype=dtype, device=device, **kwargs)
+    model = _load_full(who, folder.base, dtype="float32", device="cpu", **kwargs)
     adapted = _add_adapter(model, folder, who, name="default", onto=None, **kwargs)
     width = model.config.get_text_config().vocab_size
     merged = merge(adapted, f"{who} ({folder.name})", functools.partial(own_logits, vocabulary_size=width))
-    return merged.requires_grad_(True)  # because peft froze the base
+    merged = rounded(merged.requires_grad_(True), getattr(torch, dtype))  # trainable, because peft froze the base
+    return merged if kwargs.get("device_map") is not None else merged.to(device)
 
 
 def _load_full(role: str, folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:

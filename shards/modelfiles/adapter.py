@@ -119,6 +119,16 @@ def merge(adapted: Any, who: str, logits_of: Callable[[Any], Any]) -> Any:
     return merged
 
 
+def rounded(model: Any, dtype: Any) -> Any:
+    """The model with its weights in a dtype of torch; its buffers, such as frequencies of positions, stay as they are.
+
+    An adapter is merged in float32 and the sum rounded once: half-precision arithmetic would round most of it away.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def _widen(base: Any, tokens: int | None) -> int | None:
     """Give the base an embedding for each token; returns its previous number, or None if it had enough.
 
