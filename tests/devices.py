@@ -6,5 +6,9 @@
 import pytest
 import torch
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-on_devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+    ),
+]

@@ -1,6 +1,6 @@
 """What a GPU must do as a CPU does: loss, build, half precision, sharded weights, models in turn, device_map.
 
-Every body runs on both devices (`devices.on_devices`), against dense formulas in float64 on the CPU.
+Every body runs on both devices, against dense formulas in float64 on the CPU.
 """
 
 import copy
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ALL_PAIRS, build_cache, build_options
-from devices import on_devices
+from devices import DEVICES
 from test_student_loss import DIVERGENCES, V, batch_of, distil
 from test_training import arguments, moved, plain_sgd, weights
 from tiny import nudged, save
@@ -60,7 +60,7 @@ def live_logprobs(exact, response):
         return {role: dense.response_logprobs(model, response, V).numpy() for role, model in exact.items()}
 
 
-@on_devices
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_the_fused_loss_is_the_dense_one_of_float64(whole_cache, exact, student, device, name):
     pupil = copy.deepcopy(student).double()
@@ -72,7 +72,7 @@ def test_the_fused_loss_is_the_dense_one_of_float64(whole_cache, exact, student,
     assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
 
 
-@on_devices
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", HALVES)
 def test_in_half_precision_the_gradient_turns_by_what_rounding_explains(whole_cache, exact, student, device, dtype):
     kind, largest = HALVES[dtype]
@@ -86,7 +86,7 @@ def test_in_half_precision_the_gradient_turns_by_what_rounding_explains(whole_ca
     assert found.item() == pytest.approx(expected.item(), rel=0.05)
 
 
-@on_devices
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("float16", 0.05), ("bfloat16", 0.4)])
 def test_a_build_stores_the_log_probs_of_float64(trio_folders, pairs_file, exact, tmp_path, device, dtype, tolerance):
     settings = {"responses": "both", "support": "fixed", "top_k": V, "pairs": ALL_PAIRS, "dtype": dtype}
@@ -101,7 +101,7 @@ def test_a_build_stores_the_log_probs_of_float64(trio_folders, pairs_file, exact
             np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
-@on_devices
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_build_summarises_what_it_does_not_keep_as_float64_does(trio_folders, pairs_file, exact, tmp_path, device):
     settings = {"responses": "both", "top_k": 5, "max_top_k": 12, "dtype": "float32"}
     cache = build_cache(build_options(trio_folders, pairs_file, tmp_path, device=device, **settings))
@@ -126,7 +126,7 @@ def logsumexp(values):
     return torch.from_numpy(values).logsumexp(-1).numpy()
 
 
-@on_devices
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("flags", [{"models_in_memory": "one"}, {"device_map": "auto"}])
 def test_where_models_lie_does_not_change_what_a_build_stores(trio_folders, pairs_file, tmp_path, device, flags):
     if "device_map" in flags:
@@ -143,7 +143,7 @@ def test_where_models_lie_does_not_change_what_a_build_stores(trio_folders, pair
             np.testing.assert_allclose(other.scores.logprobs[role], expected, rtol=0, atol=1e-5)
 
 
-@on_devices
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("precision", "largest"), [("bf16", 20.0), ("fp16", 1.5)])
 def test_a_training_step_in_half_precision_goes_where_float32_goes(
     whole_cache, student_folder, tmp_path, device, precision, largest
@@ -161,7 +161,7 @@ def stepped(cache, student_folder, out, device, flags):
     return moved(weights(student_folder), weights(out))
 
 
-@on_devices
+@pytest.mark.parametrize("device", DEVICES)
 def test_one_rank_with_sharded_weights_gives_the_step_of_whole_ones(whole_cache, student_folder, tmp_path, device):
     """FSDP2 through accelerate, with the environment of its launcher, which shards on accelerators only: on a CPU this
     is a launched rank without it."""

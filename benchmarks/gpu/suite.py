@@ -17,12 +17,13 @@ from benchmarks.gpu.parts import Cells
 
 TESTS = Path(__file__).parents[2] / "tests"
 LINE = re.compile(r"^(?:tests/)?(\w+\.py)::(\w+)(?:\[(\S+)\])? (PASSED|FAILED|ERROR|SKIPPED|XFAIL)", re.MULTILINE)
-TEST = re.compile(r"^@(?:pytest\.mark\.gpu|on_devices)\b.*?^def (test_\w+)", re.MULTILINE | re.DOTALL)
+TEST = re.compile(r"""^@pytest\.mark\.parametrize\("device", DEVICES\).*?^def (test_\w+)""", re.MULTILINE | re.DOTALL)
+"""A test on both devices: a list DEVICES names them, and the GPU has the marker."""
 ALL_TESTS = "all of them"
 
 
 def files() -> list[Path]:
-    """The files with tests of a GPU: they name the marker, or the list of devices that has it."""
+    """The files with tests of a GPU."""
     return [path for path in sorted(TESTS.glob("test_*.py")) if TEST.search(path.read_text())]
 
 
