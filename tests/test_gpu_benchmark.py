@@ -151,6 +151,7 @@ def test_what_parts_leave_over_goes_to_the_next(tmp_path, monkeypatch):
         return {"state": "done", "seconds": 10.0, "rows": {}, "why": {}, "facts": {}, "limit": seconds}
 
     monkeypatch.setattr(command, "run_part", run)
+    monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
     command.run(GpuOptions(dry_run=True, parts=["tests", "loader"], seconds=90, out=str(tmp_path)), "")
     own = limits({name: PARTS[name].share for name in ("tests", "loader")}, 90)
     assert given == [own["tests"], own["loader"] + own["tests"] - 10.0]
@@ -160,6 +161,7 @@ def test_what_parts_leave_over_goes_to_the_next(tmp_path, monkeypatch):
 def test_a_failed_part_fails_the_command_after_everything_is_written(tmp_path, monkeypatch, capsys):
     failed = {"state": "failed: it broke", "seconds": 1.0, "rows": {}, "why": {}, "facts": {}, "limit": 1.0}
     monkeypatch.setattr(command, "run_part", lambda *given, **more: failed)
+    monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
     with pytest.raises(AlignDistilError, match="loader failed: it broke"):
         command.main(["--dry_run", "--parts", "loader", "--out", str(tmp_path)])
     assert "failed: it broke" in (tmp_path / "gpu.md").read_text()

@@ -35,8 +35,9 @@ def run(options: GpuOptions, command: str) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     results = {"settings": settings(options, command), "parts": found, "floor": floor()}
-    if options.dry_run:
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # before a kernel is imported
+    # Triton is imported by now, and decides then whether it interprets: a process of its own decides anew
+    apart = not options.dry_run or os.environ.get("TRITON_INTERPRET") != "1"
+    os.environ |= {"TRITON_INTERPRET": "1"} if options.dry_run else {}
     own, spare = limits({name: PARTS[name].share for name in options.parts}, options.seconds), 0.0
     for name in options.parts:
         if results["settings"]["gpu"] is None and not options.dry_run and name not in ON_A_CPU:
@@ -44,7 +45,7 @@ def run(options: GpuOptions, command: str) -> dict[str, Any]:
         else:
             limit = own[name] + spare
             print(f"{name}: at most {limit:.0f} s, log in {out}/{name}.log", flush=True)
-            found[name] = run_part(name, PARTS[name], options, limit, apart=not options.dry_run)
+            found[name] = run_part(name, PARTS[name], options, limit, apart=apart)
             spare = limit - found[name]["seconds"]
             print(f"   {found[name]['state']}, {found[name]['seconds']:.0f} s", flush=True)
         write(results, options)

@@ -63,14 +63,17 @@ class Way:
 
 
 def ways(options: GpuOptions) -> Iterator[Way]:
-    """In the order of their worth; ways with the same models come one after the other."""
+    """In the order of their worth; ways with the same models come one after the other. A dry run has the kernels once,
+    since their interpreter is slow, and compiles nothing.
+    """
     first, *others = sizes_of(options)
     yield Way(size=first, dtype="float16", kernels="triton")
     yield Way(size=first, dtype="float16", kernels="torch")
-    yield Way(size=first, dtype="bfloat16", kernels="triton")
+    yield Way(size=first, dtype="bfloat16", kernels="torch" if options.dry_run else "triton")
     for size in others:
         yield Way(size=size, dtype="float16", kernels="triton")
-    yield Way(size=others[0] if others else first, dtype="float16", kernels="triton", compiled=True)
+    if not options.dry_run:
+        yield Way(size=others[0] if others else first, dtype="float16", kernels="triton", compiled=True)
 
 
 def planned(options: GpuOptions) -> list[str]:

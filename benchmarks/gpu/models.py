@@ -48,7 +48,7 @@ class Load:
 
 
 TINY_LOAD = Load(
-    rows=2, length=12, prompt=4, step_rows=2, batches=2, profiled=1, loader_batches=3, top_k=8, floor_chunk=8
+    rows=2, length=6, prompt=4, step_rows=2, batches=1, profiled=1, loader_batches=3, top_k=8, floor_chunk=8
 )
 
 
