@@ -22,7 +22,7 @@ from shards.format.schema import ROLES
 from student.train.__main__ import train
 
 ROWS = list(range(8))
-HALVES = {"float16": (torch.float16, 0.7), "bfloat16": (torch.bfloat16, 6.0)}
+HALVES = {"float16": (torch.float16, 1.5), "bfloat16": (torch.bfloat16, 12.0)}
 """dtype -> (torch's, largest angle of a gradient in degrees)."""
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",

@@ -41,6 +41,7 @@ from precompute.processes import Processes
 from precompute.scoring.score import Scorer, hidden_states
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tally import facts_of
+from shards.cli.device import set_products
 from shards.errors import OptionError
 from shards.format.schema import ROLES
 
@@ -132,6 +133,7 @@ class Bench:
             device=str(device),
             **_flags(way),
         )
+        set_products(torch, dtype=way.dtype, tf32=False, device=device)
         named = {f"token{i}": i for i in range(vocabulary)}
         inputs = BuildInputs(folders={}, vocabulary=named, corpus=corpus, identity={})
         scorer = make_scorer(trio, inputs, asked)

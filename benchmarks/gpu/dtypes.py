@@ -31,6 +31,7 @@ from precompute.models.folders import check_vocabularies, load_merged, load_mode
 from precompute.scoring.score import hidden_states
 from precompute.tokens.tokenized import TokenizedResponse
 from shards import TeacherSpec
+from shards.cli.device import set_products
 from shards.format.schema import ROLES, Role
 from shards.modelfiles.find import ModelFolder, resolve
 
@@ -144,9 +145,8 @@ def _products(way: str, device: torch.device) -> Iterator[None]:
         return
     if device.type != "cuda":
         raise NotHere("TF32 products need a GPU")
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    set_products(torch, dtype="float32", tf32=True, device=device)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        set_products(torch, dtype="float32", tf32=False, device=device)

@@ -37,7 +37,7 @@ class Load:
     step_rows: int = 4
     batches: int = 10
     profiled: int = 4
-    loader_batches: int = 12
+    loader_batches: int = 24
     top_k: int = 64
     floor_chunk: int = 1024
 

@@ -100,7 +100,8 @@ TEXTS = {
     "step needs. Loss and output layer by themselves go from the hidden states and back to them.",
     "dtypes": "Degrees between the dense gradient over logits from these bodies and from float32 ones, the student at "
     "the reference; D_t, teacher and lambda_t from the same bodies. The error is its mean size under dpo.",
-    "loader": "The trainer's own DataLoader over a cache, drained by itself, and with a step after every batch.",
+    "loader": "The trainer's own DataLoader over a cache, by itself, and with a step after every batch; the first "
+    "batch does not count.",
 }
 
 FACTS = {

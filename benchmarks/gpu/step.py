@@ -5,7 +5,7 @@ are in half precision. A step is a forward pass, the loss and a backward pass; t
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,8 @@ def planned_loader(options: GpuOptions) -> list[str]:
 
 
 def measure_loader(cells: Cells, options: GpuOptions) -> None:
-    """The trainer's own loader beside a step of the smallest student, which waits least; and with nothing beside it."""
-    size, device, load = sizes_of(options)[-1 if options.dry_run else 0], device_of(options), load_of(options)
-    size = "0.5B" if not options.dry_run else size
+    """The trainer's own loader by itself, and beside a step of the smallest student, whose batches are due soonest."""
+    size, device, load = "tiny" if options.dry_run else "0.5B", device_of(options), load_of(options)
     trainer = make_trainer(SHAPES[size], options)
     cells.fact(size=size, rows=load.step_rows, batches=load.loader_batches)
 
@@ -140,8 +139,8 @@ def measure_loader(cells: Cells, options: GpuOptions) -> None:
     for workers in _loader_workers(options):
         with cells.row(_workers(workers)):
             trainer.args.dataloader_num_workers = workers
-            seconds = timed(lambda: _drain(trainer.get_train_dataloader()), device)
-            cells.put(_workers(workers), {"rows_per_second": load.step_rows * load.loader_batches / seconds})
+            alone = sum(loader_wait(iter(trainer.get_train_dataloader()), lambda batch: None, device).values())
+            cells.put(_workers(workers), {"rows_per_second": load.step_rows / alone})
             found = loader_wait(iter(trainer.get_train_dataloader()), step, device)
             wait, took = found["wait_seconds"], found["step_seconds"]
             cells.put(_workers(workers), {"wait_ms": 1e3 * wait, "step_ms": 1e3 * took, "share": wait / (wait + took)})
@@ -221,8 +220,3 @@ def _workers(count: int) -> str:
 
 def _loader_workers(options: GpuOptions) -> tuple[int, ...]:
     return WORKERS[:1] if options.dry_run else WORKERS
-
-
-def _drain(batches: Iterator[Any]) -> None:
-    for _ in batches:
-        pass
