@@ -22,6 +22,7 @@ from shards.errors import AlignDistilError, OptionError
 
 VERSIONS = ("torch", "transformers", "numpy", "pyarrow", "zstandard")
 QUICK = {
+    "gpu": "--dry_run",
     "loading": "--rows 64 --repeats 1 --rows_per_batch 1 4 --levels 3 --micro_batch_size 4 --global_batch_size 16 "
     "--shards 2 20 --shard_rows 20 --index_rows 1000 100000",
     "tokenizing": "--rows 50 200 --words 20 --repeats 1 --built_rows 10",

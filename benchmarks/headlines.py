@@ -7,6 +7,7 @@ from benchmarks.alignment.frontier import Interval
 from benchmarks.alignment.summary import difference, methods_of
 from benchmarks.building import report as building
 from benchmarks.codec.codecs import OURS
+from benchmarks.gpu import report as gpu
 from benchmarks.loading import scale_report as scaling
 from benchmarks.online import report as online
 from benchmarks.step import report as step
@@ -104,7 +105,18 @@ def of_alignment(results: Results) -> list[Headline]:
     ]
 
 
+def of_gpu(results: Results) -> list[Headline]:
+    """Every goal; a figure that was not measured says why."""
+    dry, there = results["settings"]["dry_run"], results["settings"]["gpu"]
+    empty = gpu.DRY if dry else (gpu.NO_GPU if there is None else "not measured")
+    return [
+        Headline(f"on a GPU: {gpu.GOALS[name][0]}", empty if dry or value is None else f"{value:.3g}", gpu.asked(name))
+        for name, value in gpu.figures(results).items()
+    ]
+
+
 HEADLINES: dict[str, Callable[[Results], Sequence[Headline]]] = {
+    "gpu": of_gpu,
     "loading": of_loading,
     "tokenizing": of_tokenizing,
     "codec": of_codec,

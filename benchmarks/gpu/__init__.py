@@ -1,0 +1,1 @@
+"""What build and student cost on a GPU, beside what they could cost at least."""
