@@ -28,8 +28,6 @@ from precompute.check.agreement import (
 )
 from precompute.check.compare import (
     STAGES,
-    dense_divergence,
-    dense_teacher,
     loss_sums,
     sparse_divergence,
     student_logprobs,
@@ -37,6 +35,7 @@ from precompute.check.compare import (
 from precompute.check.compare import compare as compare_spans
 from precompute.check.options import CheckOptions
 from precompute.check.sums import ErrorSum, LossSums
+from precompute.scoring.dense import dense_divergence, dense_teacher
 from precompute.scoring.support import SupportRule, summarise
 from shards import Divergence, ShardCache, TeacherSpec
 from shards.errors import AlignDistilError

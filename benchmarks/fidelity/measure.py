@@ -12,9 +12,10 @@ import torch
 
 from benchmarks.fidelity.dense import NODES, Dense, score
 from benchmarks.fidelity.supports import SUPPORTS, keep, rank, scores_on, stored
-from precompute.check.compare import compare, dense_divergence, dense_teacher, sparse_divergence, support_index
-from precompute.check.sums import Comparison, angle_degrees
+from precompute.check.compare import compare, sparse_divergence, support_index
+from precompute.check.sums import Comparison
 from precompute.models.role_model import RoleModel
+from precompute.scoring.dense import angle_degrees, dense_divergence, dense_teacher
 from precompute.tokens.tokenized import TokenizedResponse
 from shards import Divergence, TeacherSpec
 from shards.format.encoding.spans import Span

@@ -7,12 +7,12 @@ Dimensions: N positions of a chunk, V vocabulary, M kept tokens over the N posit
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from precompute.check.sums import Comparison, ErrorSum, LossSums, ScoreErrors, TeacherErrors, as_tensor
+from precompute.scoring.dense import DenseTeacher, dense_divergence, dense_teacher
 from precompute.scoring.partitions import Logprobs, l1_distances
 from shards import Divergence, TeacherSpec
 from shards.format.encoding.spans import Span
@@ -21,19 +21,9 @@ from shards.format.schema import Role
 from shards.format.scores import Scores
 from shards.teacher.compose import LOW_STRENGTH, Teacher, compose
 from shards.teacher.divergence import Buckets
-from shards.teacher.spec import strength, teacher_logits, token_weight
 
 STAGES: Mapping[str, float] = {"at the reference": 0.0, "half way": 0.5, "nearly there": 0.9}
 """Students that are compared: how far each has come from the reference to the teacher, in logits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DenseTeacher:
-    """A teacher over the whole vocabulary: log p* (N, V), w_t (N,) and lambda_t (N,), float64."""
-
-    logprobs: torch.Tensor
-    strength: torch.Tensor
-    weight: torch.Tensor
 
 
 def compare(
@@ -90,15 +80,6 @@ def teacher_errors(dense_NV: torch.Tensor, sparse: Teacher) -> TeacherErrors:
     )
 
 
-def dense_teacher(logprobs: Logprobs, spec: TeacherSpec) -> DenseTeacher:
-    """The teacher of live models, from role -> (N, V)."""
-    anchor_NV, dpo_NV, negative_NV = (logprobs[role].double() for role in (spec.anchor, "dpo", spec.negative))
-    distance_N = l1_distances({"dpo": dpo_NV, spec.negative: negative_NV})[spec.negative]
-    strength_N = strength(spec, distance_N)
-    logits_NV = teacher_logits(anchor_NV, dpo_NV - negative_NV, strength_N[:, None])
-    return DenseTeacher(logprobs=logits_NV.log_softmax(-1), strength=strength_N, weight=token_weight(spec, strength_N))
-
-
 def student_logprobs(reference_NV: torch.Tensor, teacher_NV: torch.Tensor, done: float) -> torch.Tensor:
     """A student on the straight line, in logits, from the reference (done = 0) to the teacher (done = 1), (N, V)."""
     return torch.lerp(reference_NV, teacher_NV, done).log_softmax(-1)
@@ -123,17 +104,6 @@ def loss_sums(student_NV: torch.Tensor, dense: DenseTeacher, sparse: Teacher, di
         low_loss=float(dense_N[low_N].sum()),
         low_square=float(square_N[low_N].sum()),
     )
-
-
-def dense_divergence(
-    student_NV: torch.Tensor, teacher_NV: torch.Tensor, divergence: Divergence
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(divergence (N,), its gradient over the student's logits (N, V)); both arguments are normalised log-probs.
-
-    For reverse KL the gradient is p_s (r - KL) with r = log p_s - log p*: as in `shards.teacher`, every token a bucket.
-    """
-    value_NV, slope_NV = divergence.terms(student_NV, teacher_NV, torch)
-    return value_NV.sum(-1), slope_NV - student_NV.exp() * slope_NV.sum(-1, keepdim=True)
 
 
 def sparse_divergence(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from precompute.scoring.dense import angle_degrees
 from shards.format.schema import Role
 
 
@@ -135,19 +136,6 @@ class Comparison:
             teacher=self.teacher + other.teacher,
             stages=_added(self.stages, other.stages),
         )
-
-
-def angle_degrees(first_square: float, second_square: float, difference_square: float) -> float | None:
-    """Angle between two vectors from their squared lengths and that of their difference; None where one is zero.
-
-    For unit vectors a and b it is 2 atan2(|a - b|, |a + b|), which unlike acos of a cosine is exact for small
-    angles. |a - b|^2 comes from the summed squares of the difference, not from a product that cancels.
-    """
-    lengths = math.sqrt(first_square), math.sqrt(second_square)
-    if not all(lengths):
-        return None
-    apart = max(0.0, difference_square - (lengths[0] - lengths[1]) ** 2) / math.prod(lengths)
-    return math.degrees(2 * math.atan2(math.sqrt(apart), math.sqrt(max(0.0, 4 - apart))))
 
 
 def as_tensor(array: Any, device: torch.device) -> torch.Tensor:
