@@ -9,10 +9,18 @@ LIBRARIES = ("aligndistil-offline", "torch", "transformers", "tokenizers", "jinj
 
 
 def numerics(
-    dtype: str, attn_implementation: str | None, device_map: str | None, device: torch.device
+    dtype: str,
+    attn_implementation: str | None,
+    device_map: str | None,
+    device: torch.device,
+    *,
+    tf32: bool = False,
 ) -> dict[str, Any]:
-    """What rounding depends on, apart from the models: equal numerics and inputs give equal values."""
-    return {
+    """What rounding depends on, apart from the models: equal numerics and inputs give equal values.
+
+    dtype: as resolved, never auto. tf32 is recorded only where it is on, so that other caches keep their identity.
+    """
+    found: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": attn_implementation,
         "device_map": device_map,
@@ -21,3 +29,4 @@ def numerics(
         "num_threads": torch.get_num_threads() if device.type == "cpu" else None,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
+    return found | {"tf32": True} if tf32 else found

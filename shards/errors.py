@@ -59,7 +59,7 @@ class VocabularyMismatch(ModelError):
 
 
 class NonFiniteLogits(ModelError):
-    """A model gave NaN or an infinite logit."""
+    """A model gave a logit or a hidden state that is NaN or infinite."""
 
 
 class TeacherUnavailable(AlignDistilError, ValueError):

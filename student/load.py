@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shards.errors import ModelError
-from shards.modelfiles.adapter import load_adapter, merge
+from shards.modelfiles.adapter import load_adapter, merge, rounded
 from shards.modelfiles.find import ModelFolder, read_tokenizer, resolve
 from shards.modelfiles.folder import refusing, require_weights, require_whole
 from shards.modelfiles.head import probe_ids
@@ -22,7 +22,7 @@ def load_model(
 ) -> Any:
     """A causal language model: a full one, or the base of an adapter folder with the adapter merged into it.
 
-    It is on the CPU, in dtype: float32, bfloat16 or auto (as stored). Raises ModelError.
+    It is on the CPU, in dtype: float32, float16 or bfloat16. Raises ModelError.
     """
     folder = _found(source)
     kwargs: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
@@ -31,10 +31,10 @@ def load_model(
     if folder.base is None:
         return load_whole(folder, AutoModelForCausalLM, "a causal language model", **kwargs)
     try:
-        base = load_model(folder.base, **kwargs)
+        base = load_model(folder.base, **kwargs | {"dtype": "float32"})
     except ModelError as exc:
         raise ModelError(f"{folder.name}: base of the adapter: {exc}") from exc
-    model = _with_adapter(base, folder, trust_remote_code=trust_remote_code)
+    model = rounded(_with_adapter(base, folder, trust_remote_code=trust_remote_code), getattr(torch, dtype))
     model.config._name_or_path = folder.name
     return model
 

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from shards import Divergence
 from shards.cli.command import flag
+from shards.cli.device import Dtype, resolve_trained_dtype
 from shards.cli.launcher import launched_processes
 from shards.cli.lora_flags import LoraFlags
 from shards.cli.outside import naming
@@ -49,8 +50,10 @@ class DistillArguments(LoraFlags, TeacherFlags, TrainingArguments):
     )
 
     overwrite_output_dir: bool = flag(False, "write into a folder with a model or checkpoints of another run")
-    dtype: Literal["float32", "bfloat16", "auto"] = flag(
-        "float32", "dtype of the student's weights; float32 unless they are the frozen base of adapters"
+    dtype: Dtype = flag(
+        "float32",
+        "of the student's weights; float32 unless they are the frozen base of adapters; auto: float32, and on a GPU "
+        "float16 for the base of adapters",
     )
     attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
     trust_remote_code: bool = flag(False, "run code that comes with the model")
@@ -80,6 +83,7 @@ class DistillArguments(LoraFlags, TeacherFlags, TrainingArguments):
         _ = self.spec, self.loss_divergence
         with naming("TrainingArguments"):
             super().__post_init__()
+        self.dtype = resolve_trained_dtype(self.dtype, self.device, frozen=self.use_peft)
         if self.world_size != (launched := launched_processes()):
             raise OptionError(f"processes: expected {launched}, as WORLD_SIZE says, got {self.world_size}")
 

@@ -158,7 +158,9 @@ PAIRS = (
         ({"pairs": ["dpo/reverse"] * 2},
          "pairs: expected one or more different pairs, got ['dpo/reverse', 'dpo/reverse']"),
         ({"support": "wide"}, "support: expected one of adaptive, fixed, got 'wide'"),
-        ({"dtype": "float16"}, "dtype: expected one of auto, bfloat16, float32, got 'float16'"),
+        ({"dtype": "half"}, "dtype: expected one of auto, float32, float16, bfloat16, got 'half'"),
+        ({"tf32": True}, "tf32: expected it with --dtype float32 on a GPU, got float32 on cpu"),
+        ({"tf32": True, "dtype": "float16"}, "tf32: expected it with --dtype float32 on a GPU, got float16 on cpu"),
         ({"responses": "all"}, "responses: expected one of chosen, rejected, both, got 'all'"),
     ],
     ids=str,
@@ -277,19 +279,12 @@ def test_shards_written_before_a_bad_logit_are_kept(trio_folders, tmp_path):
     options = build_options(
         trio_folders | {"reverse": broken}, data, tmp_path / "out", top_k=5, support="fixed", tokens_per_shard=1
     )
-    expected = "reverse: expected finite logits, got nan for sample 4/chosen at token 2"
+    expected = "reverse: expected finite hidden states, got nan for sample 4/chosen at token 2"
     assert refusal(lambda: build(options)) == expected
     before = snapshot(tmp_path / "out")
     assert [name for name in before if name.startswith("part-")] == [f"part-0000{i}.arrow" for i in range(4)]
     assert refusal(lambda: build(options)) == expected
     assert snapshot(tmp_path / "out") == before
-
-
-def test_float16_weights_need_a_choice(refuse_build, trio_folders, tmp_path):
-    folder = save(load(trio_folders["dpo"], torch.float16), tmp_path / "model")
-    assert refuse_build({"dpo": folder}) == (
-        f"dpo ({folder}): expected float32 or bfloat16 weights, got torch.float16; choose one with --dtype"
-    )
 
 
 def test_a_model_whose_logits_are_not_body_and_output_layer(refuse_build, refuse_train, monkeypatch):
@@ -439,7 +434,7 @@ def test_data_that_is_not_there(refuse_build, cache, tmp_path):
         ("options.max_length", {"max_length": 6}, "2048", "6"),
         ("options.pairs", {"pairs": ["dpo/reverse"]}, '["dpo/reverse", "reference/reference"]', '["dpo/reverse"]'),
         ("options.tokens_per_shard", {"tokens_per_shard": 21}, "20", "21"),
-        ("numerics.dtype", {"dtype": "float32"}, '"auto"', '"float32"'),
+        ("numerics.dtype", {"dtype": "float16"}, '"float32"', '"float16"'),
         ("numerics.attn_implementation", {"attn_implementation": "eager"}, "null", '"eager"'),
     ],
 )
@@ -641,7 +636,7 @@ def test_nothing_to_train_on(refuse_train, cache):
         ({"anchor": "reverse"}, "anchor: expected one of dpo, reference, got 'reverse'"),
         ({"train_on": "all"}, "train_on: expected one of chosen, rejected, both, got 'all'"),
         ({"reduction": "mean"}, "reduction: expected one of sequence, token, got 'mean'"),
-        ({"dtype": "float16"}, "dtype: expected one of float32, bfloat16, auto, got 'float16'"),
+        ({"dtype": "half"}, "dtype: expected one of auto, float32, float16, bfloat16, got 'half'"),
         ({"global_batch_size": 3},
          "global_batch_size: expected a multiple of 2 (per_device_train_batch_size * processes), got 3"),
         ({"global_batch_size": 0},

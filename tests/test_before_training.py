@@ -22,6 +22,7 @@ from student.runs.outside import naming_workers
 from student.runs.schedule import rates, require_steps_that_move
 from student.train.__main__ import train
 from student.train.distance import measure
+from student.train.saving import save as save_student
 from student.trainer import DistillTrainer
 
 
@@ -49,12 +50,11 @@ def last_line(capsys):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("wanted", ["auto", "bfloat16"])
+@pytest.mark.parametrize("wanted", ["float16", "bfloat16"])
 def test_weights_of_low_precision_are_not_trained(refuse, trio, tmp_path, dtype, wanted):
     low = save(load_as(trio, dtype), tmp_path / "low")
-    name = "bfloat16" if wanted == "bfloat16" else str(dtype).removeprefix("torch.")
     assert refuse(model=str(low), dtype=wanted) == (
-        f"dtype: expected weights in float32 where they are trained, got model.embed_tokens.weight in {name}, which "
+        f"dtype: expected weights in float32 where they are trained, got model.embed_tokens.weight in {wanted}, which "
         "rounds small steps away; load them with --dtype float32 and give --bf16 true or --fp16 true for speed, or "
         "train LoRA adapters (--use_peft true), which are float32 on any base"
     )
@@ -74,11 +74,21 @@ def test_a_model_stored_in_bfloat16_trains_by_default(sparse_cache, trio_folders
     assert moved > 0.9 * sum(tensor.numel() for tensor in after.values())
 
 
-def test_adapters_on_a_base_of_low_precision_are_float32_and_so_is_what_is_saved(sparse_cache, trio_folders, tmp_path):
-    low = save(load(trio_folders["reference"], torch.bfloat16), tmp_path / "low")
-    settings = recipe(num_train_epochs=1, learning_rate=1e-4, use_peft=True, lora_r=2, dtype="auto")
-    trainer = train(arguments(sparse_cache, low, tmp_path / "out", **settings))
-    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} <= {torch.float32}
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_adapters_on_a_base_of_low_precision_are_float32_and_so_is_what_is_saved(
+    sparse_cache, trio_folders, tmp_path, dtype, monkeypatch
+):
+    trained = {}
+
+    def before_saving(trainer, tokenizer):
+        trained.update({name: (p.requires_grad, p.dtype) for name, p in trainer.model.named_parameters()})
+        save_student(trainer, tokenizer)
+
+    monkeypatch.setattr("student.train.__main__.save", before_saving)
+    low = save(load(trio_folders["reference"], getattr(torch, dtype)), tmp_path / "low")
+    settings = recipe(num_train_epochs=1, learning_rate=1e-4, use_peft=True, lora_r=2, dtype=dtype)
+    train(arguments(sparse_cache, low, tmp_path / "out", **settings))
+    assert set(trained.values()) == {(True, torch.float32), (False, getattr(torch, dtype))}
     name = "model.layers.0.self_attn.q_proj.weight"
     change = weights(tmp_path / "out")[name] - load(low, torch.float32).state_dict()[name]
     checkpoint = max((tmp_path / "out").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -93,6 +103,11 @@ def load_adapter(checkpoint, layer):
     a, b = (found[f"base_model.model.model.layers.0.self_attn.{layer}.lora_{x}.weight"] for x in "AB")
     config = json.loads((checkpoint / "adapter_config.json").read_text())
     return b @ a * config["lora_alpha"] / config["r"]
+
+
+def test_auto_is_float32_where_weights_are_trained_and_on_a_cpu_for_the_base_of_adapters_too(sparse_cache, tmp_path):
+    for use_peft in (False, True):
+        assert arguments(sparse_cache, "", tmp_path, dtype="auto", use_peft=use_peft).dtype == "float32"
 
 
 def test_low_precision_is_refused_from_python_too(sparse_cache, trio_folders, tmp_path):

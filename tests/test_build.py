@@ -301,12 +301,14 @@ def test_every_kind_of_output_layer_is_stored_as_its_model_says(make, pairs_file
             np.testing.assert_allclose(response.scores.logprobs[role], values[position, ids], atol=5e-5)
 
 
-def test_a_bf16_body_has_its_output_layer_in_float32(pairs_file, tmp_path):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_half_precision_body_has_its_output_layer_in_float32(pairs_file, tmp_path, dtype):
     folders = make_trio(tmp_path / "trio", bf16, size=0.02)
-    build(build_options(folders, pairs_file, tmp_path / "cache", limit=2, support="fixed", top_k=18, batch_tokens=1))
+    given = {"limit": 2, "support": "fixed", "top_k": 18, "batch_tokens": 1, "dtype": dtype}
+    build(build_options(folders, pairs_file, tmp_path / "cache", **given))
     for response in ShardCache(tmp_path / "cache").read(range(2)):
         for role, folder in folders.items():
-            model = load(folder, torch.bfloat16)
+            model = load(folder, getattr(torch, dtype))
             with torch.no_grad():
                 ids = torch.from_numpy(response.input_ids.astype("int64"))[None]
                 hidden = model.model(input_ids=ids)[0][0, response.loss_mask.nonzero()[0] - 1]

@@ -20,9 +20,13 @@ from precompute.check.__main__ import check, pick_rows
 from precompute.check.__main__ import main as check_main
 from precompute.check.agreement import (
     OTHER_BFLOAT16,
+    OTHER_FLOAT16,
     OTHER_FLOAT32,
+    OTHER_TF32,
     SAME_BFLOAT16,
+    SAME_FLOAT16,
     SAME_FLOAT32,
+    SAME_TF32,
     disagreements,
     tolerance,
 )
@@ -42,6 +46,7 @@ from shards.errors import AlignDistilError
 from shards.format.encoding.spans import Span
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import ROLES, Pair
+from shards.modelfiles.precision import spacing
 from shards.teacher.compose import compose
 
 V = 18
@@ -284,15 +289,31 @@ def test_mean_and_largest_both_have_to_be_within_the_tolerance(errors):
 
 
 def test_the_tolerance_follows_dtype_and_numerics():
-    recorded = {"dtype": "auto", "device": "cpu", "num_threads": 1, "versions": {"torch": "2"}}
-    assert tolerance(recorded, dict(recorded), narrow=False) is SAME_FLOAT32
-    assert tolerance(recorded, dict(recorded, num_threads=8), narrow=False) is SAME_FLOAT32
-    for other in ({"device": "a GPU"}, {"versions": {"torch": "3"}}):
-        assert tolerance(recorded, recorded | other, narrow=False) is OTHER_FLOAT32
-        assert tolerance(recorded, recorded | other, narrow=True) is OTHER_BFLOAT16
-    assert tolerance(recorded, dict(recorded), narrow=True) is SAME_BFLOAT16
-    # the build's bodies may have been narrow
-    assert tolerance(recorded, dict(recorded, dtype="float32"), narrow=False) is OTHER_BFLOAT16
+    others = {
+        "float32": (SAME_FLOAT32, OTHER_FLOAT32),
+        "tf32": (SAME_TF32, OTHER_TF32),
+        "float16": (SAME_FLOAT16, OTHER_FLOAT16),
+        "bfloat16": (SAME_BFLOAT16, OTHER_BFLOAT16),
+    }
+    plain = {"device": "a GPU", "num_threads": 1, "versions": {"torch": "2"}}
+    numerics = {name: plain | {"dtype": name} for name in others} | {"tf32": plain | {"dtype": "float32", "tf32": True}}
+    for i, (name, (same, other)) in enumerate(others.items()):
+        recorded = numerics[name]
+        assert tolerance(recorded, dict(recorded)) is same
+        assert tolerance(recorded, dict(recorded, num_threads=8)) is same
+        for difference in ({"device": "cpu"}, {"versions": {"torch": "3"}}):
+            assert tolerance(recorded, recorded | difference) is other
+        for finer in list(others)[:i]:  # the coarser of the two decides
+            assert tolerance(recorded, numerics[finer]) is tolerance(numerics[finer], recorded) is other
+    # the bodies of an older build may have been in bfloat16
+    assert tolerance(plain | {"dtype": "auto"}, numerics["float32"]) is OTHER_BFLOAT16
+
+
+def test_tolerances_follow_the_spacing_of_a_dtype():
+    for coarse, fine in ((SAME_BFLOAT16, SAME_FLOAT16), (OTHER_BFLOAT16, OTHER_FLOAT16)):
+        assert coarse.mean / fine.mean == coarse.largest / fine.largest == spacing("bfloat16") / spacing("float16") == 8
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert spacing(dtype) == torch.finfo(dtype).eps
 
 
 def test_disagreements_name_the_role_and_the_kind_of_value():

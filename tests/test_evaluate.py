@@ -317,7 +317,7 @@ def test_a_reward_model_scores_every_completion_as_if_alone(reward_folder, tmp_p
         ids = tokenizer(row["prompt"] + row["completion"] + "</s>", return_tensors="pt")["input_ids"]
         with torch.no_grad():
             expected.append(model(input_ids=ids).logits.item())
-    scorer = find_scorer(str(reward_folder), device=torch.device("cpu"), batch_size=3)
+    scorer = find_scorer(str(reward_folder), device=torch.device("cpu"), dtype="float32", batch_size=3)
     scores = scorer([row["prompt"] for row in rows], [row["completion"] for row in rows])
     assert scores == pytest.approx(expected, rel=1e-5)
     found = evaluate(parse(flags(samples=first, scorer=reward_folder, batch_size=3)))["samples"]
@@ -367,7 +367,8 @@ def test_models_that_do_not_fit_the_cache(whole_cache, trio, tmp_path):
         broken.model.embed_tokens.weight[[3, 5, 8, 10, 11]] = float("nan")  # not tokens that a model is tried on
     folder = save(broken, tmp_path / "broken")
     message = refusal(given | {"model": folder})
-    assert re.fullmatch(r"model: expected finite logits, got a divergence of nan for \d+/(chosen|rejected)", message)
+    where = r"sample \d+/(chosen|rejected) at token \d+"
+    assert re.fullmatch(rf"model: expected finite hidden states for {where}, got others", message)
 
 
 def test_sample_files_that_cannot_be_read(two_files, tmp_path):

@@ -63,15 +63,16 @@ def test_several_processes_are_refused_and_a_world_size_that_was_left_is_nothing
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_model_of_half_precision_is_measured_as_it_is_and_named(sparse_cache, student_folder, tmp_path, dtype):
+def test_a_model_is_measured_in_the_dtype_that_is_asked_for_and_named(sparse_cache, student_folder, tmp_path, dtype):
     folder = save(load(student_folder, dtype), tmp_path / "half")
-    report = on_cache(sparse_cache, folder)
-    assert report["dtype"] == str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.")
+    report = on_cache(sparse_cache, folder, dtype=name)
+    assert report["dtype"] == name
     whole = on_cache(sparse_cache, student_folder)["quantities"]
     for name in ("kl_reference", "divergence_teacher"):
         found, expected = report["quantities"][name]["model"]["mean"], whole[name]["model"]["mean"]
         assert found == pytest.approx(expected, rel=0.1)
-    wide = on_cache(sparse_cache, folder, dtype="float32")
+    wide = on_cache(sparse_cache, folder)  # auto on a CPU
     assert wide["dtype"] == "float32"
 
 

@@ -252,11 +252,3 @@ def test_a_sentencepiece_tokenizer_without_the_package_names_it(trio_folders, tm
     )
     assert refusal(lambda: load_tokenizer(resolve(str(folder)))) == line
     assert refusal(lambda: load_student_tokenizer(str(folder))) == line
-
-
-def test_float16_weights_without_a_dtype_are_one_clear_line(trio_folders, pairs_file, tmp_path):
-    half = save(load(trio_folders["dpo"], torch.float16), tmp_path / "half")
-    message = refusal(lambda: build(build_options(trio_folders | {"dpo": half}, pairs_file, tmp_path / "out", **SMALL)))
-    assert message == (
-        f"dpo ({half}): expected float32 or bfloat16 weights, got torch.float16; choose one with --dtype"
-    )

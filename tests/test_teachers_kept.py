@@ -18,6 +18,7 @@ from precompute.teachers import __main__ as teachers
 from precompute.teachers import before, trainer
 from precompute.teachers import dpo as dpo_module
 from precompute.teachers.folders import last_checkpoint
+from precompute.teachers.moved import Moved
 from precompute.teachers.trainer import TeacherTrainer
 from shards.errors import AlignDistilError
 from shards.modelfiles.generation import keep_generation_config
@@ -58,7 +59,7 @@ def half_done(taught, tmp_path):
 # ---- low precision
 
 
-@pytest.mark.parametrize(("folder", "dtype"), [("reference", "bfloat16"), ("low_reference", "auto")])
+@pytest.mark.parametrize(("folder", "dtype"), [("reference", "bfloat16"), ("low_reference", "float16")])
 def test_trained_weights_of_low_precision_are_refused_with_what_to_do(folder, dtype, data, tmp_path, request):
     given = request.getfixturevalue(folder)
     message = refusal(lambda: teach(given, data, tmp_path / "out", dtype=dtype))
@@ -70,13 +71,26 @@ def test_trained_weights_of_low_precision_are_refused_with_what_to_do(folder, dt
 
 
 def test_a_reference_stored_in_bfloat16_is_trained_in_float32(low_reference, data, tmp_path, capsys):
-    teach(low_reference, data, tmp_path, learning_rate=1e-5, max_steps=3)
+    teach(low_reference, data, tmp_path, learning_rate=1e-5, max_steps=3, dtype="auto")
     before, after = weights(low_reference), weights(tmp_path / "dpo")
     assert {weight.dtype for weight in after.values()} == {torch.float32}
     moved = sum(int((after[name] != before[name].float()).sum()) for name in after)
     assert moved > 0.9 * sum(weight.numel() for weight in after.values())
     text = capsys.readouterr().out
-    assert f"{moved:,} of" in text and "build with --dtype float32, bfloat16 would round most of it away" in text
+    advice = "build with --dtype float32, float16 and bfloat16 would round most of it away"
+    assert f"{moved:,} of" in text and advice in text
+
+
+def test_the_advice_on_a_dtype_follows_what_each_keeps_of_the_training():
+    def text(**moved_in):
+        return str(Moved(weights=1000, moved=500, moved_in=moved_in))
+
+    start = "500 of 1,000 weights moved, of them "
+    assert text(float16=400, bfloat16=300) == f"{start}400 in float16 and 300 in bfloat16 too"
+    assert text(float16=400, bfloat16=200) == (
+        f"{start}400 in float16 and 200 in bfloat16 too: build with --dtype float32 or float16, bfloat16 would round "
+        "most of it away"
+    )
 
 
 def test_adapters_on_a_bfloat16_base_are_float32_and_nothing_is_lost_when_they_are_merged(

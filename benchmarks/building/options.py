@@ -20,7 +20,7 @@ class BuildingOptions:
     sequence_length: int = flag(256, "tokens of a sequence, prompt and response; all are equally long")
     prompt_tokens: int = flag(64, "of which are the prompt's")
     top_k: int = flag(64, "mean number of tokens kept a position")
-    dtype: Literal["float32", "bfloat16"] = flag("float32", "of all models' bodies")
+    dtype: Literal["float32", "float16", "bfloat16"] = flag("float32", "of all models' bodies")
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     repeats: int = flag(5, "times that everything is measured, in turn")
     growth: list[float] = flag([], "factors, 0.5 1 2 say, by which every size is multiplied in turn")

@@ -22,7 +22,7 @@ class StepOptions:
     )
     top_k: int = flag(64, "mean number of tokens kept a position")
     chunk_positions: int = flag(256, "response positions whose logits exist at a time, in the sparse step")
-    dtype: Literal["float32", "bfloat16"] = flag("float32", "of all models' weights")
+    dtype: Literal["float32", "float16", "bfloat16"] = flag("float32", "of all models' weights")
     device: str = flag("auto", "auto, cpu, cuda or cuda:N")
     repeats: int = flag(7, "times that each step is measured, in turn with the others")
     loader_batches: int = flag(12, "batches that are drawn from the loader, each followed by a step")

@@ -19,6 +19,7 @@ from precompute.build.report import (
     corpus_warnings,
     directions_text,
     plan_text,
+    precision_text,
     shared_text,
     summary_text,
 )
@@ -193,6 +194,7 @@ class Build:
         speed = tokens_per_second(self.scorer, corpus.responses, work.rule, options.batch_tokens)
         all_speed = speed and speed * self.processes.world_size
         print(plan_text(work.plan, corpus, work.left, options.top_k, all_speed))
+        print(precision_text(self.scorer.models))
         if options.share_prompts:
             print(shared_text(corpus.facts))
         if work.left:

@@ -26,13 +26,15 @@ from shards.format.schema import Role
 def build_identity(
     options: BuildOptions,
     device: torch.device,
+    dtype: str,
     models: Mapping[Role, Any],
     tokenizer: Any,
     data_sha256: str,
 ) -> dict[str, Any]:
     """Everything that the bytes of a cache depend on, without paths and process counts.
 
-    It names the inputs of tokenisation. `with_tokens` adds the hash of the tokens, which follow from them.
+    dtype: of the bodies, as resolved. The result names the inputs of tokenisation; `with_tokens` adds the hash of the
+    tokens, which follow from them.
     """
     return {
         # the order of comparison with another build: the options first, then what follows from them
@@ -40,7 +42,7 @@ def build_identity(
         "models": models,
         "tokenizer": tokenizer_identity(tokenizer),
         "data": {"rows_sha256": data_sha256},
-        "numerics": numerics(options.dtype, options.attn_implementation, options.device_map, device),
+        "numerics": numerics(dtype, options.attn_implementation, options.device_map, device, tf32=options.tf32),
     }
 
 

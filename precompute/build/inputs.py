@@ -14,7 +14,7 @@ from precompute.models.roles import require_different_models
 from precompute.processes import Processes
 from precompute.tokens.corpus import Corpus, load_corpus, rows_sha256
 from precompute.tokens.share import load_on_first
-from shards.cli.device import resolve_device
+from shards.cli.device import resolve_device, resolve_dtype, set_products
 from shards.cli.space import require_writable
 from shards.errors import OptionError
 from shards.format.schema import Role
@@ -71,6 +71,8 @@ def find_sources(options: BuildOptions, processes: Processes) -> BuildSources:
     models = {role: identity(folder, trust_remote_code=trust) for role, folder in folders.items()}
     require_different_models(models, folders)
     device = resolve_device(torch, options.device, processes.local_rank)
+    dtype = resolve_dtype(options.dtype, device)
+    set_products(torch, dtype=dtype, tf32=options.tf32, device=device)
     tokenizer, corpus = tokenizers["reference"], None
     if processes.is_first and not holds_build(Path(options.out)):
         require_writable(Path(options.out))
@@ -79,7 +81,7 @@ def find_sources(options: BuildOptions, processes: Processes) -> BuildSources:
     else:
         show = processes.is_first
         data_sha256 = rows_sha256(options.data_sources, progress=show)
-    asked = build_identity(options, device, models, tokenizer, data_sha256)
+    asked = build_identity(options, device, dtype, models, tokenizer, data_sha256)
     return BuildSources(folders=folders, vocabulary=vocabulary, tokenizer=tokenizer, identity=asked, corpus=corpus)
 
 

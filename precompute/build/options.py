@@ -6,6 +6,7 @@ from typing import Any, Literal
 from precompute.models.roles import parse_models
 from precompute.tokens.data_options import DataOptions
 from shards.cli.command import flag, require_at_least
+from shards.cli.device import Dtype
 from shards.cli.launcher import launched_processes
 from shards.errors import OptionError
 from shards.format.nodes import DEFAULT_GAIN_NODES, DEFAULT_STRENGTH_NODES, StrengthNodes
@@ -36,7 +37,8 @@ class BuildOptions(DataOptions):
     strength_nodes: list[float] = flag(list(DEFAULT_STRENGTH_NODES), "constant strengths that are nodes, starting at 0")
     values: Literal["compact", "float32"] = flag("compact", "how values are stored: in half the bytes, or exactly")
 
-    dtype: Literal["auto", "bfloat16", "float32"] = flag("auto", "dtype of the models' bodies; heads are float32")
+    dtype: Dtype = flag("auto", "of the bodies of all roles; auto: float32 on a CPU, float16 on a GPU")
+    tf32: bool = flag(False, "with --dtype float32 on a GPU: round the factors of products to TF32's ten bits")
     device: str = flag("auto", "device of models and scores: auto, cpu, cuda, cuda:1, ...")
     device_map: str | None = flag(None, "as in transformers' from_pretrained")
     models_in_memory: Literal["all", "one"] = flag(

@@ -1,12 +1,14 @@
 """What the build prints: the plan before the work, the summary after it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from precompute.models.role_model import RoleModel
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tally import Facts
 from shards.cli.text import counted, duration, skipped_text
 from shards.format.manifest import Manifest
 from shards.format.plan import Plan, ShardPlan
+from shards.format.schema import Role
 from shards.format.statistics import distribution_table
 from shards.preferences.directions import Direction
 from shards.teacher.served import lacks
@@ -30,6 +32,13 @@ def plan_text(
     ]
     lines += [f"{'note':>18}  {note}" for note in (*corpus.notes, *teacher_notes(plan))]
     return "\n".join(lines)
+
+
+def precision_text(models: Mapping[Role, RoleModel]) -> str:
+    """The dtype of the bodies, and how their hidden states are multiplied with the output layers."""
+    dtypes = dict.fromkeys(str(model.dtype).removeprefix("torch.") for model in models.values())
+    layers = dict.fromkeys(model.output_layer.why for model in models.values())
+    return f"{'dtype':>18}  {', '.join(dtypes)} bodies; output layers: {'; '.join(layers)}"
 
 
 def shared_text(facts: Facts) -> str:

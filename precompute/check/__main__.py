@@ -10,6 +10,7 @@ import operator
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from precompute.scoring.packing import batched
 from precompute.scoring.score import Scorer
 from shards import Divergence, ShardCache, TeacherSpec
 from shards.cli.command import parse_dataclasses, run_command
-from shards.cli.device import resolve_device
+from shards.cli.device import resolve_device, resolve_dtype, set_products
 from shards.errors import CacheMissing, OptionError
 from shards.format.encoding.spans import span
 from shards.format.plan import Plan
@@ -54,9 +55,11 @@ def check(options: CheckOptions) -> CheckReport:
         print(f"{role} ({folders[role].name}) changed since the build: {'; '.join(texts)}", flush=True)
 
     recorded = cache.plan.identity.get("numerics", {})
-    dtype = options.dtype or recorded.get("dtype", "auto")
+    dtype = resolve_dtype(options.dtype or recorded.get("dtype", "auto"), device)
+    tf32 = _tf32(options, recorded, dtype, device)
+    set_products(torch, dtype=dtype, tf32=tf32, device=device)
     attention = options.attn_implementation or recorded.get("attn_implementation")
-    found = numerics(dtype, attention, options.device_map, device)
+    found = numerics(dtype, attention, options.device_map, device, tf32=tf32)
     scorer = load_scorer(cache, options, folders, dtype=dtype, attn_implementation=attention, device=device)
     rows = pick_rows(len(cache), options.sample, options.seed)
     return CheckReport(
@@ -69,7 +72,7 @@ def check(options: CheckOptions) -> CheckReport:
         places={role: folder.name for role, folder in folders.items()},
         changed=changed,
         numerics=list(numerics_differences(recorded, found)),
-        tolerance=tolerance(recorded, found, narrow=_is_narrow(scorer)),
+        tolerance=tolerance(recorded, found),
         comparison=compare_rows(cache, rows, scorer, options.spec, options.batch_tokens),
     )
 
@@ -183,8 +186,11 @@ def _compared(batch: Sequence[Response], plan: Plan, scorer: Scorer, spec: Teach
         start = stop
 
 
-def _is_narrow(scorer: Scorer) -> bool:
-    return any(role_model.model.dtype == torch.bfloat16 for role_model in scorer.models.values())
+def _tf32(options: CheckOptions, recorded: Mapping[str, Any], dtype: str, device: torch.device) -> bool:
+    """Whether products are rounded to TF32: as asked for, else as in the build if this dtype and device can."""
+    if options.tf32 is not None:
+        return options.tf32
+    return bool(recorded.get("tf32")) and dtype == "float32" and device.type == "cuda"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """The tolerance between recomputed and cached values, and which values are outside of it. Pure."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from precompute.check.sums import ErrorSum, ScoreErrors
@@ -31,23 +31,42 @@ SAME_FLOAT32 = Tolerance(mean=1e-4, largest=1e-3, why="float32 bodies, numerics 
 OTHER_FLOAT32 = Tolerance(mean=1e-3, largest=1e-2, why="float32 bodies, other numerics than in the build")
 SAME_BFLOAT16 = Tolerance(mean=0.02, largest=0.5, why="bfloat16 bodies, numerics of the build")
 OTHER_BFLOAT16 = Tolerance(mean=0.05, largest=1.0, why="bfloat16 bodies, other numerics than in the build")
+SAME_FLOAT16 = Tolerance(mean=0.02 / 8, largest=0.5 / 8, why="float16 bodies, numerics of the build")
+OTHER_FLOAT16 = Tolerance(mean=0.05 / 8, largest=1.0 / 8, why="float16 bodies, other numerics than in the build")
+SAME_TF32 = replace(SAME_FLOAT16, why="float32 bodies with TF32 products, numerics of the build")
+OTHER_TF32 = replace(OTHER_FLOAT16, why="float32 bodies, with TF32 products now or in the build")
 """Between live values and the intervals that cached ones stand for (`shards.format.encoding`).
 
 What compact values round does not count, and what float32 does (1e-6 nat) is within every one of these. Measured
 (docs/teacher.md): float32 with other batches 2e-9 (largest 7e-6), with another attention 1e-6 (2e-5); bfloat16 with
-other batches 2e-4 (0.08), with another attention 0.02 (0.5), against float32 0.04 (0.6).
+other batches 2e-4 (0.08), with another attention 0.02 (0.5), against float32 0.04 (0.6). Numbers of float16, and the
+factors of TF32 products, lie eight times closer than those of bfloat16 (`shards.modelfiles.precision`), and so do the
+values that they give.
 """
 
 
-def tolerance(recorded: Mapping[str, Any], found: Mapping[str, Any], *, narrow: bool) -> Tolerance:
+def tolerance(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Tolerance:
     """The tolerance between the numerics of a build and those of a check (`precompute.numerics.numerics`).
 
-    narrow: whether a body is in bfloat16 now. Where the asked-for dtypes differ one of the two was, or may have been.
+    It is that of the coarser of the two.
     """
     same = not list(numerics_differences(recorded, found))
-    if narrow or recorded.get("dtype") != found["dtype"]:
+    kinds = {_kind(recorded), _kind(found)}
+    if "bfloat16" in kinds:
         return SAME_BFLOAT16 if same else OTHER_BFLOAT16
+    if "float16" in kinds:
+        return SAME_FLOAT16 if same else OTHER_FLOAT16
+    if "tf32" in kinds:
+        return SAME_TF32 if same else OTHER_TF32
     return SAME_FLOAT32 if same else OTHER_FLOAT32
+
+
+def _kind(numerics: Mapping[str, Any]) -> str:
+    """What rounds the most. An older build could record `auto`: each role as it was saved, bfloat16 too."""
+    dtype = numerics.get("dtype")
+    if dtype == "float32":
+        return "tf32" if numerics.get("tf32") else "float32"
+    return "float16" if dtype == "float16" else "bfloat16"
 
 
 def numerics_differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from precompute.models.roles import parse_models
 from shards.cli.command import flag, require_choices
+from shards.cli.device import Dtype
 from shards.cli.teacher_flags import TeacherFlags
 from shards.errors import OptionError
 from shards.format.schema import Role
@@ -22,7 +23,8 @@ class CheckOptions(TeacherFlags):
     seed: int = flag(0, "which responses: they are a function of it")
     json: str | None = flag(None, "write the report to this file, for machines")
 
-    dtype: Literal["auto", "bfloat16", "float32"] | None = flag(None, "of the bodies; default: as in the build")
+    dtype: Dtype | None = flag(None, "of the bodies; default: as in the build")
+    tf32: bool | None = flag(None, "as in precompute.build; default: as in the build, where the device has it")
     device: str = flag("auto", "device of models and values: auto, cpu, cuda, cuda:1, ...")
     device_map: str | None = flag(None, "as in transformers' from_pretrained")
     attn_implementation: str | None = flag(None, "as in transformers' from_pretrained; default: as in the build")

@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from precompute.models.adapters import peft_of, shares_base
 from precompute.models.role_model import RoleModel, own_logits
-from shards.errors import ModelError
+from shards.cli.device import resolve_dtype
 from shards.format.schema import Role
-from shards.modelfiles.adapter import load_adapter, merge
+from shards.modelfiles.adapter import load_adapter, merge, rounded
 from shards.modelfiles.find import ModelFolder, fingerprint, read_tokenizer
 from shards.modelfiles.folder import refusing, require_whole
 from shards.modelfiles.vocabulary import require_same_vocabulary
@@ -55,10 +55,11 @@ def load_models(
 ) -> dict[Role, RoleModel]:
     """Load every role; roles with adapters that leave their base unchanged share it (`shares_base`). Raises ModelError.
 
-    dtype is auto, bfloat16 or float32; one_at_a_time: bodies stay in host memory, and only the output layers go to the
-    device; apart: no two roles share anything. kwargs go to from_pretrained (device_map, attn_implementation,
-    trust_remote_code).
+    dtype: float32, float16, bfloat16 or auto (`resolve_dtype`), for all roles; one_at_a_time: bodies stay in host
+    memory, and only the output layers go to the device; apart: no two roles share anything. kwargs go to
+    from_pretrained (device_map, attn_implementation, trust_remote_code).
     """
+    dtype = resolve_dtype(dtype, torch.device(device))
     places = {
         role: role if apart or not shares_base(folder) else (folder.base or folder).path.resolve()
         for role, folder in folders.items()
@@ -94,15 +95,17 @@ def load_models(
 def load_merged(folder: ModelFolder, who: str, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
     """One model for training or sampling; an adapter is merged into its base. Raises ModelError, naming `who`.
 
-    dtype, device and kwargs as in `load_models`.
+    dtype, device and kwargs as in `load_models`. The merging is done in float32 in host memory (`rounded`).
     """
-    model = _load_full(who, folder.base or folder, dtype=dtype, device=device, **kwargs)
+    dtype = resolve_dtype(dtype, torch.device(device))
     if folder.base is None:
-        return model
+        return _load_full(who, folder, dtype=dtype, device=device, **kwargs)
+    model = _load_full(who, folder.base, dtype="float32", device="cpu", **kwargs)
     adapted = _add_adapter(model, folder, who, name="default", onto=None, **kwargs)
     width = model.config.get_text_config().vocab_size
     merged = merge(adapted, f"{who} ({folder.name})", functools.partial(own_logits, vocabulary_size=width))
-    return merged.requires_grad_(True)  # because peft froze the base
+    merged = rounded(merged.requires_grad_(True), getattr(torch, dtype))  # trainable, because peft froze the base
+    return merged if kwargs.get("device_map") is not None else merged.to(device)
 
 
 def _load_full(role: str, folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
@@ -121,10 +124,6 @@ def _load_full(role: str, folder: ModelFolder, *, dtype: str, device: str, **kwa
         )
     model, info = loaded
     require_whole(f"{role} ({folder.name})", info)
-    if model.dtype not in (torch.float32, torch.bfloat16):
-        raise ModelError(
-            f"{role} ({folder.name}): expected float32 or bfloat16 weights, got {model.dtype}; choose one with --dtype"
-        )
     return model.eval() if "device_map" in given else model.to(device).eval()
 
 

@@ -4,13 +4,13 @@ Dimensions: B sequences, T tokens, N positions, V vocabulary, W width of the out
 """
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from precompute.models.output_layer import OutputLayer
 from shards.errors import ModelError
 from shards.format.schema import Role
 from shards.modelfiles.head import LogitTransform, body_of, probe_ids, require_same_logits, require_width
@@ -47,12 +47,12 @@ class RoleModel:
             if module is None:
                 raise ModelError(f"{role}: expected a model with an output layer, got {type(model).__name__}")
             require_width(module.weight.shape[0], vocabulary_size, role)
-            shared = head_device is None and module.weight.dtype == torch.float32
-            self._head = module if shared else copy.deepcopy(module).float()
-            self._check_head(module, own_logits(model, vocabulary_size) if own_logits_TV is None else own_logits_TV)
-            if head_device is not None:
-                self._head.to(head_device)
-            self.device = self._head.weight.device
+            hidden_dtype = self._check_head(
+                module, own_logits(model, vocabulary_size) if own_logits_TV is None else own_logits_TV
+            )
+            device = module.weight.device if head_device is None else torch.device(head_device)
+            self.output_layer = OutputLayer.of(module, hidden_dtype, device, own=head_device is not None)
+            self.device = self.output_layer.device
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -106,20 +106,22 @@ class RoleModel:
 
     def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         """Float32 logits over the vocabulary, (N, V), on the device of the output layer. Call it inside `active`."""
-        product_NW = self._head(hidden_NH.to(self.device, torch.float32))
-        return self._transform(product_NW[:, : self.vocabulary_size], torch)
+        return self._transform(self.output_layer(hidden_NH)[:, : self.vocabulary_size], torch)
 
     @torch.no_grad()
-    def _check_head(self, module: Any, theirs_TV: torch.Tensor) -> None:
-        """Compare the logits from body, output layer and transform with the role's own, in the model's own dtype."""
+    def _check_head(self, module: Any, theirs_TV: torch.Tensor) -> torch.dtype:
+        """Compare the logits from body, output layer and transform with the role's own, in the model's own dtype.
+
+        Returns the dtype of the hidden states.
+        """
         ids_BT = torch.tensor([probe_ids(self.vocabulary_size)])
         hidden_TH = self.hidden(ids_BT, torch.ones_like(ids_BT))[0]
         ours_TV = self._transform(module(hidden_TH.to(module.weight.device)), torch).float()
         theirs_TV = theirs_TV.to(ours_TV.device)
-        if not bool(torch.isfinite(theirs_TV).all()):
-            return  # scoring will name the sample and position
-        narrow = module.weight.dtype in (torch.bfloat16, torch.float16)
-        require_same_logits(ours_TV, theirs_TV, narrow=narrow, who=self.role, model_class=type(self.model).__name__)
+        if bool(torch.isfinite(theirs_TV).all()):  # else scoring will name the sample and position
+            dtype, name = module.weight.dtype, type(self.model).__name__
+            require_same_logits(ours_TV, theirs_TV, dtype=dtype, who=self.role, model_class=name)
+        return hidden_TH.dtype
 
 
 @torch.no_grad()

@@ -65,11 +65,11 @@ def load_engine(options: RolloutOptions, inputs: RolloutInputs) -> Engine:
     """The engine, with the model loaded."""
     trust = options.trust_remote_code
     if options.engine == "vllm":
-        return load_vllm(inputs.folder, inputs.sampling, dtype=options.dtype, trust_remote_code=trust)
+        return load_vllm(inputs.folder, inputs.sampling, dtype=inputs.dtype, trust_remote_code=trust)
     model = load_merged(
         inputs.folder,
         "model",
-        dtype=options.dtype,
+        dtype=inputs.dtype,
         device=str(inputs.device),
         attn_implementation=options.attn_implementation,
         trust_remote_code=trust,

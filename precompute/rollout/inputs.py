@@ -14,7 +14,7 @@ from precompute.numerics import numerics
 from precompute.rollout.options import RolloutOptions
 from precompute.rollout.sampling import Request, Sampling
 from precompute.tokens.prompts import Prompt, load_prompts, prompts_sha256
-from shards.cli.device import resolve_device
+from shards.cli.device import resolve_device, resolve_dtype, set_products
 from shards.errors import DataError, ModelError
 from shards.modelfiles.find import ModelFolder, resolve
 from shards.modelfiles.folder import refusing
@@ -28,6 +28,7 @@ class RolloutSources:
     tokenizer: Any
     sampling: Sampling
     device: torch.device
+    dtype: str
     identity: dict[str, Any]
 
 
@@ -35,7 +36,7 @@ class RolloutSources:
 class RolloutInputs:
     """What a rollout has read. `prompts`: those that fit into the model, by number; `skipped`: how many do not fit.
 
-    notes: on the data, for the user.
+    dtype: of the model, as resolved; notes: on the data, for the user.
     """
 
     folder: ModelFolder
@@ -45,6 +46,7 @@ class RolloutInputs:
     notes: Sequence[str]
     sampling: Sampling
     device: torch.device
+    dtype: str
 
     def requests(self, num_samples: int) -> list[Request]:
         """All samples, longest prompts first: batches then need little padding, and the first one is the largest."""
@@ -62,6 +64,8 @@ def find_sources(options: RolloutOptions) -> RolloutSources:
     trust = options.trust_remote_code
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
     device = resolve_device(torch, options.device, 0)
+    dtype = resolve_dtype(options.dtype, device)
+    set_products(torch, dtype=dtype, tf32=options.tf32, device=device)
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -77,9 +81,11 @@ def find_sources(options: RolloutOptions) -> RolloutSources:
         "tokenizer": tokenizer_identity(tokenizer),
         "end_ids": list(sampling.end_ids),
         "data": {"prompts_sha256": prompts_sha256(options.data_sources)},
-        "numerics": _numerics(options, device),
+        "numerics": _numerics(options, device, dtype),
     }
-    return RolloutSources(folder=folder, tokenizer=tokenizer, sampling=sampling, device=device, identity=found)
+    return RolloutSources(
+        folder=folder, tokenizer=tokenizer, sampling=sampling, device=device, dtype=dtype, identity=found
+    )
 
 
 def read_inputs(options: RolloutOptions, sources: RolloutSources) -> RolloutInputs:
@@ -100,6 +106,7 @@ def read_inputs(options: RolloutOptions, sources: RolloutSources) -> RolloutInpu
         notes=found.notes,
         sampling=sources.sampling,
         device=sources.device,
+        dtype=sources.dtype,
     )
 
 
@@ -139,8 +146,8 @@ def _fits(prompt: Prompt, room: int | None, options: RolloutOptions) -> bool:
     return False
 
 
-def _numerics(options: RolloutOptions, device: torch.device) -> dict[str, Any]:
-    found = numerics(options.dtype, options.attn_implementation, None, device)
+def _numerics(options: RolloutOptions, device: torch.device, dtype: str) -> dict[str, Any]:
+    found = numerics(dtype, options.attn_implementation, None, device, tf32=options.tf32)
     if options.engine == "vllm":
         versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions(name="vllm")}
         found["versions"] |= versions

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from precompute.tokens.data_options import DataOptions
 from shards.cli.command import flag
+from shards.cli.device import Dtype
 from shards.errors import OptionError
 
 
@@ -26,7 +27,8 @@ class RolloutOptions(DataOptions):
     on_overlong: Literal["skip", "error"] = flag("skip", "what to do with prompts that leave the model no room")
 
     engine: Literal["transformers", "vllm"] = flag("transformers", "what does the sampling; vllm must be installed")
-    dtype: Literal["auto", "bfloat16", "float32"] = flag("auto", "dtype of the model; auto: as stored")
+    dtype: Dtype = flag("auto", "of the model; auto: float32 on a CPU, float16 on a GPU")
+    tf32: bool = flag(False, "with --dtype float32 on a GPU: round the factors of products to TF32's ten bits")
     device: str = flag("auto", "device of the model: auto, cpu, cuda, cuda:1, ...; vllm chooses by itself")
     attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
     trust_remote_code: bool = flag(False, "run code that comes with a model")
@@ -44,6 +46,10 @@ class RolloutOptions(DataOptions):
         if self.temperature == 0 and self.num_samples_per_prompt > 1:
             count = self.num_samples_per_prompt
             raise OptionError(f"num_samples_per_prompt: expected 1 at temperature 0, where all are alike, got {count}")
+        if self.tf32 and self.engine == "vllm":
+            raise OptionError(
+                "tf32: expected it with the engine transformers only, got vllm, which sets its own products"
+            )
         if Path(self.out).suffix != ".jsonl":
             raise OptionError(f"out: expected a file name that ends in .jsonl, got {self.out}")
 

@@ -18,6 +18,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from shards.errors import NonFiniteLogits
+from shards.modelfiles.precision import remedy
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -74,17 +77,34 @@ class TransformersEngine:
             input_ids_BT[row, longest - len(request.token_ids) :] = torch.tensor(request.token_ids)
             attention_mask_BT[row, longest - len(request.token_ids) :] = 1
         device = self.model.device
+        watch = _FirstOdd()
         output = self.model.generate(
             input_ids=input_ids_BT.to(device),
             attention_mask=attention_mask_BT.to(device),
-            logits_processor=self._processors(requests, longest),
+            logits_processor=self._processors(requests, longest, watch),
         )
-        return [until_end(ids, self.sampling.end_ids) for ids in output[:, longest:].tolist()]
+        found = [until_end(ids, self.sampling.end_ids) for ids in output[:, longest:].tolist()]
+        self._require_finite(requests, found, watch.steps())
+        return found
 
-    def _processors(self, requests: Sequence[Request], prompt_length: int) -> LogitsProcessorList:
+    def _require_finite(
+        self, requests: Sequence[Request], found: Sequence[tuple[list[int], bool]], first_odd: Sequence[int | None]
+    ) -> None:
+        """Raise NonFiniteLogits naming the first token that was sampled from logits that are not numbers.
+
+        What `generate` computes for a row after its end does not count.
+        """
+        for request, (token_ids, cut), step in zip(requests, found, first_odd, strict=True):
+            if step is not None and step < len(token_ids) + (not cut):
+                raise NonFiniteLogits(
+                    f"model: expected finite logits for sample {request.sample} of prompt {request.prompt} at token "
+                    f"{len(request.token_ids) + step - 1}, got others{remedy(self.model.dtype)}"
+                )
+
+    def _processors(self, requests: Sequence[Request], prompt_length: int, watch: "_FirstOdd") -> LogitsProcessorList:
         """The steps of the sampling: the last one leaves a single token, and generate always takes the likeliest."""
         sampling = self.sampling
-        found: list[LogitsProcessor] = [_WithoutPadding(sampling.vocabulary_size)]
+        found: list[LogitsProcessor] = [watch, _WithoutPadding(sampling.vocabulary_size)]
         if sampling.temperature > 0:
             found.append(TemperatureLogitsWarper(sampling.temperature))
             found += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k > 0 else []
@@ -103,6 +123,22 @@ def until_end(token_ids: Sequence[int], end_ids: Sequence[int]) -> tuple[list[in
     """(the tokens before the first end token, whether there is no end token)."""
     end = next((i for i, token_id in enumerate(token_ids) if token_id in end_ids), None)
     return list(token_ids[:end]), end is None
+
+
+class _FirstOdd(LogitsProcessor):
+    """Remembers, for each row, the first step whose logits are not finite; the host does not wait for any of them."""
+
+    def __init__(self) -> None:
+        self._finite: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._finite.append(scores.isfinite().all(-1))
+        return scores
+
+    def steps(self) -> list[int | None]:
+        """The number of that step, or None, for each row."""
+        finite_BS = torch.stack(self._finite, dim=1).cpu().numpy()
+        return [None if row_S.all() else int(row_S.argmin()) for row_S in finite_BS]
 
 
 class _WithoutPadding(LogitsProcessor):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from precompute.models.role_model import RoleModel
+from precompute.scoring.finite import require_finite_states
 from precompute.scoring.packing import pack, places, row_ends
 from precompute.scoring.partitions import log_partitions
 from precompute.scoring.support import SupportRule, best_log_scores, next_logprob, summarise
@@ -18,10 +19,12 @@ from shards.errors import ModelError, NonFiniteLogits, first_line
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair, Role
 from shards.format.scores import Scores, concatenate
+from shards.modelfiles.precision import remedy, spacing
 
 Batch = Sequence[Row]
-PACKING_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
-"""Largest distance of two hidden states that rounding explains, relative to their length, by the body's dtype."""
+SAME_STATES, SPACINGS_APART = 1e-3, 6.4
+"""Largest distance of two hidden states that rounding explains, relative to their length: the first in float32, and so
+many spacings of the body's dtype (0.05 in bfloat16)."""
 Chunk = tuple[dict[Role, torch.Tensor], torch.Tensor]
 """Log-probs of all roles, (C, V) float32, and the actual next ids, (C,)."""
 
@@ -82,13 +85,16 @@ class Scorer:
         """For each batch, role -> hidden states (N, H) that predict its response tokens."""
         if not self.one_at_a_time:
             for batch in batches:
-                yield {role: self._states(model, batch) for role, model in self.models.items()}
+                states = {role: self._states(model, batch) for role, model in self.models.items()}
+                require_finite_states(states, self.models, batch)
+                yield states
             return
         waiting: list[dict[Role, torch.Tensor]] = [{} for _ in batches]
         for role, model in self.models.items():
             with model.on(self.device):
                 for batch, found in zip(batches, waiting, strict=True):
                     found[role] = self._states(model, batch).cpu()
+                    require_finite_states({role: found[role]}, self.models, batch)
         while waiting:
             yield waiting.pop(0)
 
@@ -111,8 +117,8 @@ class Scorer:
                 logprobs[role] = logits_CV.sub_(partition_C1)
             yield logprobs, next_ids_N[chunk]
 
-    @staticmethod
     def _require_finite(
+        self,
         partition_C1: torch.Tensor,
         logits_CV: torch.Tensor,
         role: Role,
@@ -127,7 +133,7 @@ class Scorer:
         logit = logits_CV[first][~logits_CV[first].isfinite()][0].item()
         raise NonFiniteLogits(
             f"{role}: expected finite logits, got {logit} for sample {batch[row_C[first]].sample_id} "
-            f"at token {token_C[first]}"
+            f"at token {token_C[first]}{remedy(self.models[role].dtype)}"
         )
 
 
@@ -153,16 +159,18 @@ def require_shared_prompts(models: Mapping[Role, RoleModel], pair: Batch, longes
                 f"{role}: expected rows of at most {window} tokens, its window of attention, with --share_prompts, got "
                 f"one of {longest}; leave it out"
             )
-        apart_NH = hidden_states(model, pair).float()
+        apart_NH = hidden_states(model, pair)
+        require_finite_states({role: apart_NH}, models, pair)
         try:
-            shared_NH = hidden_states(model, pair, share_prompts=True).float()
+            shared_NH = hidden_states(model, pair, share_prompts=True)
         except (RuntimeError, TypeError, ValueError) as exc:
             raise ModelError(
                 f"{role}: expected a body that takes a mask and positions of one's own, got {first_line(exc)}; leave "
                 "--share_prompts out"
             ) from exc
-        off = float(((shared_NH - apart_NH).norm(dim=-1) / apart_NH.norm(dim=-1)).max())
-        if not off <= PACKING_TOLERANCE[model.dtype]:
+        length_N = apart_NH.float().norm(dim=-1)
+        off = float(((shared_NH.float() - apart_NH.float()).norm(dim=-1) / length_N).max())
+        if not off <= max(SAME_STATES, SPACINGS_APART * spacing(model.dtype)):
             raise ModelError(
                 f"{role}: expected the same hidden states with a shared prompt, got some {off:.1%} off in the pair of "
                 f"{pair[0].sample_id}; leave --share_prompts out"

@@ -9,7 +9,7 @@ import functools
 import importlib.metadata
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from precompute.teachers.pairs import TokenizedPair, whole_pairs
 from precompute.tokens.corpus import Corpus, load_corpus, rows_sha256
 from precompute.tokens.share import load_on_first
 from shards.cli.command import parse_dataclasses, run_command
+from shards.cli.device import resolve_trained_dtype
 from shards.cli.launcher import launched_processes
 from shards.cli.outside import naming_saves
 from shards.cli.space import require_writable
@@ -63,6 +64,7 @@ class TeacherInputs:
 def make_teachers(options: TeacherOptions, args: "DPOArguments") -> None:
     """Train OUT/dpo and OUT/reverse, finish them, or recognise them as done. Raises AlignDistilError."""
     out = Path(options.out)
+    options = replace(options, dtype=resolve_trained_dtype(options.dtype, args.device, frozen=options.use_peft))
     processes = Processes.join()
     sources = processes.together(lambda: find_sources(options, args))
     processes.require_equal(sources.records["dpo"])

@@ -37,6 +37,7 @@ class DPOArguments(DPOConfig):
     output_dir: str | None = flag(None, "do not give it: it follows from --out")
     max_length: int = flag(2048, "most tokens of prompt and response; longer responses are cut, prompts never")
     bf16: bool = flag(None, "bf16 autocast; default: true if the GPU supports it")
+    logging_nan_inf_filter: bool = flag(False, "hide a loss that is NaN (off: it is shown)")
     gradient_checkpointing: bool = flag(None, "recompute activations to save memory; default: true")
 
     def __post_init__(self) -> None:

@@ -10,29 +10,34 @@ from safetensors import safe_open
 
 from shards.errors import ModelError
 
-FEW_IN_BFLOAT16 = 0.5
-"""If a smaller share of the moved weights also differs in bfloat16, advise to build in float32."""
+FEW = 0.5
+"""If a smaller share of the moved weights also differs in a dtype, advise against a build in it."""
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """Number of weights with the same name in both folders, of those that differ, and that still differ in bfloat16.
+    """Number of weights with the same name in both folders, of those that differ, and of those that do in a half.
 
-    As text: empty if there was nothing to compare.
+    moved_in: dtype -> number. As text: empty if there was nothing to compare.
     """
 
     weights: int
     moved: int
-    moved_in_bfloat16: int
+    moved_in: Mapping[str, int]
 
     def __str__(self) -> str:
         if not self.weights:
             return ""
         if not self.moved:
             return f"none of {self.weights:,} weights moved: the model is its reference"
-        text = f"{self.moved:,} of {self.weights:,} weights moved, {self.moved_in_bfloat16:,} of them in bfloat16 too"
-        few = self.moved_in_bfloat16 < FEW_IN_BFLOAT16 * self.moved
-        return f"{text}: build with --dtype float32, bfloat16 would round most of it away" if few else text
+        too = " and ".join(f"{count:,} in {name}" for name, count in self.moved_in.items())
+        text = f"{self.moved:,} of {self.weights:,} weights moved, of them {too} too"
+        lossy = [name for name, count in self.moved_in.items() if count < FEW * self.moved]
+        if not lossy:
+            return text
+        good = " or ".join(["float32", *(name for name in self.moved_in if name not in lossy)])
+        return f"{text}: build with --dtype {good}, {' and '.join(lossy)} would round most of it away"
 
 
 def measure_moved(folder: Path, before: Path | None, who: str) -> Moved:
@@ -41,7 +46,7 @@ def measure_moved(folder: Path, before: Path | None, who: str) -> Moved:
     Raises ModelError if a weight is not finite.
     """
     old = _weights(before) if before else {}
-    counts = torch.zeros(3, dtype=torch.long)
+    counts = torch.zeros(2 + len(HALVES), dtype=torch.long)
     for name, file in _weights(folder).items():
         new = _tensor(file, name)
         if not bool(torch.isfinite(new).all()):
@@ -51,10 +56,10 @@ def measure_moved(folder: Path, before: Path | None, who: str) -> Moved:
             )
         start = _tensor(old[name], name) if name in old else None
         if start is not None and start.shape == new.shape:
-            pairs = ((new, start.to(new.dtype)), (new.bfloat16(), start.bfloat16()))
+            pairs = [(new, start.to(new.dtype)), *((new.to(half), start.to(half)) for half in HALVES.values())]
             counts += torch.tensor([new.numel(), *(int((a != b).sum()) for a, b in pairs)])
-    weights, moved, rounded = counts.tolist()
-    return Moved(weights=weights, moved=moved, moved_in_bfloat16=rounded)
+    weights, moved, *rounded = counts.tolist()
+    return Moved(weights=weights, moved=moved, moved_in=dict(zip(HALVES, rounded, strict=True)))
 
 
 def rewards_text(history: Sequence[Mapping[str, Any]]) -> str:

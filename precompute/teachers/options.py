@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from precompute.tokens.data_options import DataOptions
 from shards.cli.command import flag, require_at_least
+from shards.cli.device import Dtype
 from shards.cli.lora_flags import LoraFlags
 from shards.errors import OptionError
 
@@ -20,8 +21,10 @@ class TeacherOptions(LoraFlags, DataOptions):
     on_overlong: Literal["skip", "error"] = flag("skip", "what to do with prompts of max_length tokens or more")
     on_empty: Literal["skip", "error"] = flag("error", "what to do with empty responses; skip leaves out the pair")
 
-    dtype: Literal["float32", "bfloat16", "auto"] = flag(
-        "float32", "dtype of the weights; trained weights must be float32, so others only suit the base of adapters"
+    dtype: Dtype = flag(
+        "float32",
+        "of the weights; trained weights must be float32, so others only suit the base of adapters; auto: float32, and "
+        "on a GPU float16 for the base of adapters",
     )
     attn_implementation: str | None = flag(None, "as in transformers' from_pretrained")
     use_peft: bool = flag(

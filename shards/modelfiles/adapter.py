@@ -10,6 +10,7 @@ from typing import Any
 
 from shards.errors import ModelError, first_line
 from shards.modelfiles.folder import ADAPTER_CONFIG, read_config, refusing, require_whole
+from shards.modelfiles.precision import spacing
 
 _BEFORE_THE_INPUT = "puts trained states before the input"
 NOT_FOLLOWED: Mapping[str, str] = {
@@ -112,10 +113,20 @@ def merge(adapted: Any, who: str, logits_of: Callable[[Any], Any]) -> Any:
         ) from exc
     largest = float(abs(before).max())
     worst = float(abs(logits_of(merged) - before).max())
-    allowed = 1e-3 if str(merged.dtype) == "torch.float32" else 2**-4  # merged weights are rounded to the base's dtype
+    allowed = max(1e-3, 8 * spacing(merged.dtype))  # merged weights are rounded to the base's dtype
     if worst > allowed * largest:
         raise ModelError(f"{who}: expected a merged {kind} to give its own logits, got a difference of {worst:.2g}")
     return merged
+
+
+def rounded(model: Any, dtype: Any) -> Any:
+    """The model with its weights in a dtype of torch; its buffers, such as frequencies of positions, stay as they are.
+
+    An adapter is merged in float32 and the sum rounded once: half-precision arithmetic would round most of it away.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _widen(base: Any, tokens: int | None) -> int | None:

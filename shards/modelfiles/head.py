@@ -9,6 +9,10 @@ from types import ModuleType
 from typing import Any
 
 from shards.errors import ModelError, NonFiniteLogits
+from shards.modelfiles.precision import remedy, spacing
+
+SAME = 1e-5
+"""Largest difference of two float32 computations of the same logits, relative to the largest logit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +51,18 @@ def body_of(model: Any, who: str) -> Any:
     raise ModelError(f"{who}: expected a model with a body and an output layer, got {type(model).__name__}")
 
 
-def require_same_logits(ours: Any, theirs: Any, *, narrow: bool, who: str, model_class: str) -> None:
+def require_same_logits(ours: Any, theirs: Any, *, dtype: Any, who: str, model_class: str) -> None:
     """Compare the logits that we compute from a model's parts with its own logits; same shape, both in its own dtype.
 
-    narrow: whether that dtype has 16 bits. Raises NonFiniteLogits, or ModelError naming the class of a model that does
-    something to its output layer's product that `LogitTransform` does not know.
+    They may differ by one spacing of that dtype at the largest logit, and by SAME in float32. Raises NonFiniteLogits,
+    or ModelError naming the class of a model that does something to its output layer's product that `LogitTransform`
+    does not know.
     """
     largest = float(abs(theirs).max())
     if not math.isfinite(largest):
-        raise NonFiniteLogits(f"{who}: expected finite logits of {model_class}, got {largest}")
+        raise NonFiniteLogits(f"{who}: expected finite logits of {model_class}, got {largest}{remedy(dtype)}")
     worst = float(abs(ours - theirs).max())
-    if not worst <= (2**-7 if narrow else 1e-5) * largest + 1e-6:
+    if not worst <= max(SAME, spacing(dtype)) * largest + 1e-6:
         raise ModelError(
             f"{who}: expected the logits of {model_class} from its body and output layer, got a difference of "
             f"{worst:.2g}; this model class is not supported"

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from transformers.hf_argparser import string_to_bool
 
 from shards.cli.command import OneLineErrors, require_at_least, run_command
-from shards.cli.device import resolve_device
+from shards.cli.device import Dtype, resolve_device, resolve_dtype, set_products
 from shards.cli.teacher_flags import add_teacher_flags
 from shards.errors import OptionError
 from shards.format.writer import write_text
@@ -31,6 +32,9 @@ from student.evaluate.win_rate import win_rate
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """The report, as JSON values. Raises AlignDistilError."""
     _require_enough(options)
+    device = resolve_device(torch, options.device)
+    options.dtype = resolve_dtype(options.dtype, device)
+    set_products(torch, dtype=options.dtype, tf32=options.tf32, device=device)
     report = {} if options.model is None else on_cache(options)
     return report if options.samples is None else report | {"samples": _on_samples(options)}
 
@@ -39,6 +43,7 @@ def _on_samples(options: argparse.Namespace) -> dict[str, Any]:
     scorer = find_scorer(
         options.scorer,
         device=resolve_device(torch, options.device),
+        dtype=options.dtype,
         batch_size=options.batch_size,
         trust_remote_code=options.trust_remote_code,
     )
@@ -98,7 +103,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("samples_against", metavar="FILE", type=Path, help="completions of the other model, for the same prompts")
     add("scorer", metavar="NAME", help="a reward model's folder or hub name, module:function or file.py:function")
     add("json", metavar="FILE", type=Path, help="write the report to this file too, for machines")
-    add("dtype", choices=("auto", "bfloat16", "float32"), default="auto", help="dtype of the body; auto: as stored")
+    add(
+        "dtype", choices=get_args(Dtype), default="auto", help="of all models; auto: float32 on a CPU, float16 on a GPU"
+    )
+    products = "with --dtype float32 on a GPU: round the factors of products to TF32's ten bits"
+    add("tf32", type=string_to_bool, nargs="?", const=True, default=False, help=products)
     add("device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("attn_implementation", help="as in transformers' from_pretrained")
     add("trust_remote_code", action="store_true", help="run code that comes with a model")

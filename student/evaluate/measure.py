@@ -17,6 +17,7 @@ from shards.format.encoding.selection import Selection
 from shards.format.nodes import StrengthNodes
 from shards.format.scores import Scores, segment_starts
 from shards.modelfiles.head import require_room
+from shards.modelfiles.precision import remedy
 from shards.preferences.pairs import log_ratios
 from shards.teacher.compose import compose
 from student.collate import Collator
@@ -91,7 +92,7 @@ def measure(
             batch = MicroBatch(tokens=tokens, counts=[True] * len(rows), scores=scores)
             starts = segment_starts(index.num_positions[rows])
             found = _of_model(forward, collator(batch))
-            _require_finite(found, cache, rows, starts)
+            _require_finite(found, cache, rows, starts, model.dtype)
             found |= _of_cache(scores, spec, cache.plan.nodes)
             if own is not None:
                 found["own_divergence"] = _own_divergence(found, scores, own, cache.plan.nodes)
@@ -118,15 +119,18 @@ def _own_divergence(found: Mapping[str, np.ndarray], scores: Scores, own: Record
 
 
 def _require_finite(
-    found: Mapping[str, np.ndarray], cache: ShardCache, rows: Sequence[int], starts: np.ndarray
+    found: Mapping[str, np.ndarray], cache: ShardCache, rows: Sequence[int], starts: np.ndarray, dtype: torch.dtype
 ) -> None:
-    """Raise NonFiniteLogits naming the first response with other values; starts: the first position of each row."""
-    for name in ("divergence", "next_logprob"):
-        bad = np.flatnonzero(~np.isfinite(found[name]))
+    """Raise NonFiniteLogits naming the first position with other values; starts: the first position of each row."""
+    logits_N = np.isfinite(found["divergence"]) & np.isfinite(found["next_logprob"])
+    for what, fine_N in (("hidden states", found["finite_state"] == 1.0), ("logits", logits_N)):
+        bad = np.flatnonzero(~fine_N)
         if len(bad):
-            row = rows[int(np.searchsorted(starts, bad[0], side="right")) - 1]
-            got = f"a {name} of {found[name][bad[0]]} for {cache[row].sample_id}"
-            raise NonFiniteLogits(f"model: expected finite logits, got {got}")
+            number = int(np.searchsorted(starts, bad[0], side="right")) - 1
+            response = cache[rows[number]]
+            token = np.flatnonzero(response.loss_mask)[bad[0] - starts[number]] - 1
+            where = f"sample {response.sample_id} at token {token}"
+            raise NonFiniteLogits(f"model: expected finite {what} for {where}, got others{remedy(dtype)}")
 
 
 def _of_cache(scores: Scores, spec: TeacherSpec, nodes: StrengthNodes) -> dict[str, np.ndarray]:

@@ -19,7 +19,9 @@ from student.evaluate.win_rate import Scorer
 from student.load import load_tokenizer, load_whole
 
 
-def find_scorer(name: str, *, device: torch.device, batch_size: int, trust_remote_code: bool = False) -> Scorer:
+def find_scorer(
+    name: str, *, device: torch.device, dtype: str, batch_size: int, trust_remote_code: bool = False
+) -> Scorer:
     """The scorer called `module:function`, `file.py:function`, or the folder or hub name of a reward model.
 
     Raises OptionError for a missing function, ModelError for a model that is not a reward model.
@@ -33,7 +35,7 @@ def find_scorer(name: str, *, device: torch.device, batch_size: int, trust_remot
             name,
             AutoModelForSequenceClassification,
             "a reward model (sequence classification)",
-            dtype="auto",
+            dtype=dtype,
             trust_remote_code=trust_remote_code,
         )
     return RewardModel(name, model.to(device).eval(), tokenizer, batch_size)

@@ -88,9 +88,11 @@ class DistillForward:
     ) -> dict[str, torch.Tensor]:
         """`divergence`, the METRICS, and `next_logprob` of the response token itself: (N,) each, nats.
 
+        `finite_state` (N,) says where the hidden states are finite: a soft cap on the logits would hide others.
         `kept_logprobs` (M,) and `tail_logprob` (N,) are the model's own, for comparisons with other teachers.
         """
         hidden_NH = self._wide(self._hidden(input_ids, attention_mask, position))
+        finite_N = hidden_NH.isfinite().all(-1)
         self._require_weights(self.head)
         head = self._float_head(self.head, hidden_NH.dtype)
         next_ids_N = input_ids.flatten()[position + 1]
@@ -109,7 +111,7 @@ class DistillForward:
             found.append(torch.column_stack(columns))
         names = ("divergence", "next_logprob", "tail_logprob", *METRICS)
         by_name = dict(zip(names, torch.cat(found).unbind(-1), strict=True))
-        return by_name | {"kept_logprobs": torch.cat(kept)}
+        return by_name | {"finite_state": finite_N, "kept_logprobs": torch.cat(kept)}
 
     def _hidden(self, input_ids: Any, attention_mask: Any, position: Any) -> torch.Tensor:
         """Last hidden states at the response positions, (N, H)."""
@@ -185,8 +187,7 @@ class DistillForward:
         ours_TV = self._transform(module(hidden_TH), torch).float()
         theirs_TV = self._own_forward(input_ids=ids_BT, use_cache=False).logits[0].float()
         model.train(training)
-        narrow = module.weight.dtype in (torch.bfloat16, torch.float16)
-        require_same_logits(ours_TV, theirs_TV, narrow=narrow, who="student", model_class=name)
+        require_same_logits(ours_TV, theirs_TV, dtype=module.weight.dtype, who="student", model_class=name)
 
 
 def base_model(model: Any) -> PreTrainedModel:

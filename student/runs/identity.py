@@ -25,7 +25,7 @@ RECIPE = (
         "optim_args",
         "max_grad_norm",
     ),
-    *("dtype", "bf16", "fp16", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+    *("dtype", "bf16", "fp16", "tf32", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
 )
 """Fixed for a resumed run, besides teacher, loss and order. The number of steps may change."""
 

@@ -1,0 +1,23 @@
+"""Floating-point formats by name: how coarse each is, and what to do where float16 ends. Pure."""
+
+from typing import Any
+
+SPACINGS = {"float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""Distance of neighbouring numbers, relative to the power of two below them. TF32 is of the factors of a product."""
+LARGEST_FLOAT16 = 65504.0
+
+
+def spacing(dtype: Any) -> float:
+    """The spacing of a dtype of torch, or of its name; of float32 for wider ones."""
+    return SPACINGS.get(_name(dtype), SPACINGS["float32"])
+
+
+def remedy(dtype: Any) -> str:
+    """The end of a message about values that are not finite; empty where another dtype does not have a larger range."""
+    if _name(dtype) != "float16":
+        return ""
+    return f" in float16, whose range ends at {LARGEST_FLOAT16:,.0f}; give --dtype bfloat16 or float32"
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
