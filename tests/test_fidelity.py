@@ -107,7 +107,7 @@ def test_every_section_of_the_page_is_there(trio_folders, pairs_file, tmp_path, 
         assert min(row["coverage"]) > 0 and max(row["coverage"]) < 1
     assert tiny["learned"]["pairs"] + tiny["learned"]["held_out_pairs"] == 8
     text = page(results, {})
-    for part in ("`the command`", "Angle against bytes", "Strengths between nodes", "learned, dpo/reverse", "bf16"):
+    for part in ("`the command`", "Angle against bytes", "Strengths between nodes", "learned, dpo/reverse", "Dtype of the bodies"):
         assert part in text
     assert "Offline equals online" not in text
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.alignment.__main__ import _earlier, _write
+from benchmarks.alignment.__main__ import _write
 from benchmarks.alignment.jobs import prepare
 from benchmarks.command import parse
 from benchmarks.weights.known import run_part
@@ -23,6 +23,7 @@ def run(options: WeightsOptions, command: str) -> dict[str, Any]:
     file = out / "results.json"
     results: dict[str, Any] = {"command": command, "known_settings": options.known_identity(), "known": {}}
     import json
+
     if file.exists():
         results |= json.loads(file.read_text())
     for seed in options.seeds:

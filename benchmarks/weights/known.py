@@ -25,8 +25,8 @@ def run_part(folder: Path, seed: int, dtype: str, options: WeightsOptions) -> di
     What the seed trained before for another dtype is used again if the folder still has it.
     """
     started = time.process_time()
-    sizes = AlignmentOptions(texts=options.texts, pairs=options.pairs, few_pairs=options.pairs,
-                             samples_per_prompt=options.samples_per_prompt, hidden_size=options.hidden_size)  # fmt: skip
+    same = ("texts", "pairs", "samples_per_prompt", "hidden_size")
+    sizes = AlignmentOptions(few_pairs=options.pairs, **{name: getattr(options, name) for name in same})
     bench = Bench(make_world(folder, seed, sizes), sizes, {})
     bench.judged_steps = (sizes.steps // 2, sizes.steps)
     wanted = [(rule, gain) for rule in options.rules_for(dtype) for gain in options.known_gains]

@@ -42,9 +42,7 @@ def run_part(
     started = time.process_time()
     bench = open_bench(folder, models, dtype, options)
     vocabulary_size = CachedResponses([bench.cache]).caches[0].plan.vocabulary_size
-    held_out = held_out_batches(
-        bench.models, bench.held_out, TeacherSpec(gain=gain), vocabulary_size, batch_size=BATCH
-    )
+    held_out = held_out_batches(bench.models, bench.held_out, TeacherSpec(gain=gain), vocabulary_size, batch_size=BATCH)
     runs = [
         {"rule": rule.name, "points": student(bench, held_out, rule, gain, seed, options)}
         for rule in options.rules_for(dtype)
