@@ -1,45 +1,83 @@
 """python -m benchmarks.weights: reward against KL with and without limits on lambda_t, for bodies of several dtypes.
 
-The known-reward task needs nothing; trios are measured if they are given. The figures of a seed are written when it is
-done, and the same command continues with the missing ones. Writes results.json and weights.md into --out; with --page
+The known-reward task needs nothing; trios are measured if they are given. Figures are written when a seed is done with
+a dtype, and the same command continues with what is missing. Writes results.json and weights.md into --out; with --page
 docs/weights.md it also writes the page there.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.alignment.__main__ import _write
 from benchmarks.alignment.jobs import prepare
 from benchmarks.command import parse
-from benchmarks.weights.known import run_part
+from benchmarks.weights import known, trios
 from benchmarks.weights.options import WeightsOptions
+from benchmarks.weights.report import page
 from shards.cli.command import run_command
+from shards.errors import OptionError
+
+Work = tuple[tuple[str, ...], Callable[[], dict[str, Any]]]
 
 
 def run(options: WeightsOptions, command: str) -> dict[str, Any]:
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "results.json"
-    results: dict[str, Any] = {"command": command, "known_settings": options.known_identity(), "known": {}}
-    import json
+    """Everything that results.json lacks. Raises AlignDistilError."""
+    file = Path(options.out) / "results.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    results = read(file, {"known": options.known_identity(), "trios": options.trio_identity()})
+    results["command"] = command
+    for path, work in all_work(options):
+        place = results
+        for name in path[:-1]:
+            place = place.setdefault(name, {})
+        if path[-1] not in place:
+            place[path[-1]] = work()
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(json.dumps(results, indent=1) + "\n")
+            temporary.replace(file)
+    return results
 
-    if file.exists():
-        results |= json.loads(file.read_text())
+
+def all_work(options: WeightsOptions) -> Iterator[Work]:
+    """Where a part's figures are kept in the results, and how they are made."""
+    out = Path(options.out)
     for seed in options.seeds:
         for dtype in options.dtypes:
-            done = results["known"].setdefault(dtype, {})
-            if str(seed) not in done:
-                done[str(seed)] = run_part(out / f"known-{seed}", seed, dtype, options)
-                _write(file, results)
-    return results
+            path = ("known", dtype, str(seed))
+            yield path, partial(known.run_part, out / f"known-{seed}", seed, dtype, options)
+    for seed in options.trio_seeds:
+        for name, models in options.folders.items():
+            for gain in options.trio_gains:
+                for dtype in options.dtypes:
+                    path = ("trios", name, f"{gain:g}", dtype, str(seed))
+                    yield path, partial(trios.run_part, out / f"trio-{name}", models, gain, seed, dtype, options)
+
+
+def read(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The earlier results. Raises OptionError if they have other settings."""
+    if not file.exists():
+        return {"settings": dict(settings), "known": {}, "trios": {}}
+    found = json.loads(file.read_text())
+    for part, asked in settings.items():
+        for name, value in asked.items():
+            if found["settings"][part][name] != value:
+                raise OptionError(
+                    f"{file}: expected results with {name} = {value}, found {found['settings'][part][name]}; give "
+                    "another --out"
+                )
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options, command = parse(WeightsOptions, "benchmarks.weights", __doc__, arguments)
     prepare()
-    run(options, command)
+    results = run(options, command)
+    for path in [Path(options.out) / "weights.md", *([Path(options.page)] if options.page else [])]:
+        path.write_text(page(results))
+    print(f"{options.out}: results.json and weights.md are written")
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, interrupted="interrupted; finished parts stay, and the same command continues from there")

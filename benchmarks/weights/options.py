@@ -40,6 +40,7 @@ class WeightsOptions:
     trio_rate: float = flag(2e-5, "peak learning rate of the students of trios")
     trio_rows: int = flag(128, "rows of --data")
     held_out_rows: int = flag(16, "rows of --held_out_data")
+    trio_top_k: int = flag(64, "mean number of tokens kept a position, of a trio's caches")
     max_length: int = flag(128, "tokens of prompt and response of a trio's data")
     out: str = flag("runs/weights", "folder for models, caches and results; what is done is not done again")
     page: str | None = flag(None, "write the page here too: docs/weights.md")
@@ -56,7 +57,15 @@ class WeightsOptions:
         if self.pairs % (3 * BATCH_SIZE) or self.pairs < 8 * BATCH_SIZE:
             least = f"a multiple of {3 * BATCH_SIZE} of {8 * BATCH_SIZE} or more"
             raise OptionError(f"pairs: expected {least}, got {self.pairs}")
-        positive = ("texts", "samples_per_prompt", "hidden_size", "trio_steps", "trio_rows", "held_out_rows")
+        positive = (
+            "texts",
+            "samples_per_prompt",
+            "hidden_size",
+            "trio_steps",
+            "trio_rows",
+            "held_out_rows",
+            "trio_top_k",
+        )
         require_at_least(self, 1, positive)
         _ = self.folders
 
@@ -77,5 +86,5 @@ class WeightsOptions:
     def trio_identity(self) -> dict[str, object]:
         """What the figures of a trio depend on, beside its models and data."""
         names = ("caps", "half_caps", "min_strengths", "trio_gains", "trio_steps", "trio_rate",
-                 "trio_rows", "held_out_rows", "max_length")  # fmt: skip
+                 "trio_rows", "held_out_rows", "trio_top_k", "max_length")  # fmt: skip
         return {name: getattr(self, name) for name in names}

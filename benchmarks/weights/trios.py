@@ -52,14 +52,24 @@ def run_part(
 
 def open_bench(folder: Path, models: Mapping[Role, Path], dtype: str, options: WeightsOptions) -> Bench:
     cache = folder / f"cache-{dtype}"
+    wanted = BuildOptions(
+        models=[f"{role}={path}" for role, path in models.items()],
+        data=str(options.data),
+        out=str(cache),
+        limit=options.trio_rows,
+        max_length=options.max_length,
+        top_k=options.trio_top_k,
+        dtype=dtype,
+        device="cpu",
+    )
     with silent():
-        build(BuildOptions(models=[f"{role}={path}" for role, path in models.items()], data=str(options.data),
-                           out=str(cache), limit=options.trio_rows, max_length=options.max_length, dtype=dtype,
-                           device="cpu"))  # fmt: skip
+        build(wanted)
         corpus = load_corpus(
-            str(options.held_out_data), tokenizer=AutoTokenizer.from_pretrained(models["reference"]),
-            max_length=options.max_length, limit=options.held_out_rows,
-        )  # fmt: skip
+            str(options.held_out_data),
+            tokenizer=AutoTokenizer.from_pretrained(models["reference"]),
+            max_length=options.max_length,
+            limit=options.held_out_rows,
+        )
     live = {
         role: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)
         for role, path in models.items()
@@ -72,7 +82,7 @@ def student(
     bench: Bench, held_out: Sequence[HeldOutBatch], rule: Rule, gain: float, seed: int, options: WeightsOptions
 ) -> list[Point]:
     """The judgements along one training."""
-    spec = TeacherSpec(gain=gain, **rule.flags(TeacherSpec.beta))
+    spec = TeacherSpec(gain=gain, **rule.flags(TeacherSpec().beta))
     recipe = Recipe(steps=options.trio_steps, batch_size=BATCH, learning_rate=options.trio_rate,
                     measure_every=MEASURE_EVERY, seed=seed, other_seed=seed)  # fmt: skip
     recorder: Any = Recorder(lambda model: judge(model, held_out), MEASURE_EVERY)
