@@ -49,6 +49,15 @@ def known_section(results: Results) -> list[str]:
     return lines
 
 
+def known_gaps(parts: Parts) -> list[tuple[str, str, str]]:
+    """(dtype, rule, mean difference of the frontiers) of every row but the first."""
+    found = []
+    for dtype, rule in rows_of(parts):
+        here, other = known_curves(parts, dtype, rule), known_curves(parts, *compared_with(dtype, rule))
+        found.append((dtype, rule, gap_text(here, other, KNOWN_KLS)))
+    return [row for row in found if row[2]]
+
+
 def trio_section(results: Results, parts: Parts) -> list[str]:
     found = results["settings"]["trios"]
     shares = " | ".join(f"reward at {share:g} KL | less, % of it" for share in TRIO_SHARES)
@@ -66,8 +75,7 @@ def trio_section(results: Results, parts: Parts) -> list[str]:
         names = ("reward", "kl_nats", "teacher_kl")
         cells = [dtype, rule, *(text(over_seeds(here, lambda c, n=name: c[-1][n]), digits=5) for name in names)]
         for share in TRIO_SHARES:
-            at = {seed: (reward_at(curve, share * ends[seed]),) for seed, curve in here.items()}
-            cells.append(text(interval([value for (value,) in at.values()]), digits=5))
+            cells.append(text(interval([reward_at(here[seed], share * ends[seed]) for seed in here]), digits=5))
             cells.append(share_text(here, other, {seed: share * end for seed, end in ends.items()}))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
