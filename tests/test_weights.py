@@ -14,7 +14,7 @@ from benchmarks.weights import __main__ as command
 from benchmarks.weights import options as options_module
 from benchmarks.weights import trios
 from benchmarks.weights.options import WeightsOptions
-from benchmarks.weights.report import compared_with, least_ends, page, share_text, trio_curves
+from benchmarks.weights.report import compared_with, end_text, least_ends, page, plain_curves, share_text, trio_curves
 from benchmarks.weights.rules import NONE, Rule, rules
 from examples.demo import models as demo_models
 from shards import TeacherSpec
@@ -56,14 +56,21 @@ def test_a_tiny_run_has_every_rule_and_goes_on_where_it_stopped(trio_folders, pa
     found = results["trios"]["tiny"]["10"]["float32"]["0"]["runs"]
     assert [run["rule"] for run in found] == wanted
     assert [[point["step"] for point in run["points"]] for run in found] == 3 * [[0, 4]]
+    found = found + results["more_rates"]["tiny"]["10"]["float32"]["0"]["runs"]
     ends = [run["points"][-1]["reward"] for run in found]
-    assert len(set(ends)) == 3, "every rule reaches the student"
+    assert len(set(ends)) == 4, "every rule and learning rate reaches the student"
 
     for part in (command.known, command.trios):
         monkeypatch.setattr(part, "run_part", lambda *args: pytest.fail("done twice"))
     assert command.run(options, "the command") == results, "what is done is not done again"
     text = page(results)
-    for part in ("`the command`", "## The known-reward task", "## Trio tiny, gain 10", "lambda_t at most 0.05 beta"):
+    for part in (
+        "`the command`",
+        "## The known-reward task",
+        "## Trio tiny, gain 10",
+        "lambda_t at most 0.05 beta",
+        "learning rate 3e-05",
+    ):
         assert part in text
     with pytest.raises(OptionError, match="trio_steps"):
         command.run(dataclasses.replace(options, trio_steps=8), "another command")
@@ -83,7 +90,7 @@ def test_a_student_is_judged_against_the_true_teacher(trio, whole_cache):
 def test_rewards_are_compared_at_the_same_kl():
     def run(rule, slope, end):
         points = [{"step": s, "reward": slope * kl, "kl_nats": kl} for s, kl in ((0, 0.0), (4, end / 2), (8, end))]
-        return {"rule": rule, "points": points}
+        return {"rule": rule, "rate": 2e-5, "points": points}
 
     parts = {
         "float32": {"0": {"runs": [run(NONE, 1.0, 2.0), run("cap", 1.0, 4.0)]}},
@@ -92,13 +99,18 @@ def test_rewards_are_compared_at_the_same_kl():
     assert least_ends(parts) == {"0": 1.0}
 
     def less(dtype, rule):
-        here, other = trio_curves(parts, dtype, rule), trio_curves(parts, *compared_with(dtype, rule))
+        here, other = trio_curves(parts, dtype, rule), plain_curves(parts, {}, compared_with(dtype, rule)[0])
         return share_text(here, other, least_ends(parts))
 
     assert less("float32", "cap") == "+0.0", "a longer way is not a better one"
     assert less("bfloat16", NONE) == "-50.0", "half precision is compared with float32"
     assert less("bfloat16", "cap") == "+20.0", "a limit is compared with none from the same bodies"
-    assert less("float32", NONE) == ""
+
+    cap, plain = trio_curves(parts, "float32", "cap"), plain_curves(parts, {}, "float32")
+    assert end_text(cap, plain) == "not reached"
+    more = {"float32": {"0": {"runs": [run(NONE, 0.8, 5.0) | {"rate": 1e-4}]}}}
+    further = plain_curves(parts, more, "float32")
+    assert end_text(cap, further) == "+20.0", "4 beside 10 / 3, on the line from 2 at 2 to 4 at 5"
 
 
 @pytest.mark.parametrize(

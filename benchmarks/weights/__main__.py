@@ -16,6 +16,7 @@ from benchmarks.command import parse
 from benchmarks.weights import known, trios
 from benchmarks.weights.options import WeightsOptions
 from benchmarks.weights.report import page
+from benchmarks.weights.rules import Rule
 from shards.cli.command import run_command
 from shards.errors import OptionError
 
@@ -50,15 +51,18 @@ def all_work(options: WeightsOptions) -> Iterator[Work]:
     for seed in options.trio_seeds:
         for name, models in options.folders.items():
             for gain in options.trio_gains:
+                work = partial(trios.run_part, out / f"trio-{name}", models, gain, seed)
                 for dtype in options.dtypes:
-                    path = ("trios", name, f"{gain:g}", dtype, str(seed))
-                    yield path, partial(trios.run_part, out / f"trio-{name}", models, gain, seed, dtype, options)
+                    wanted = [(rule, options.trio_rate) for rule in options.rules_for(dtype)]
+                    yield ("trios", name, f"{gain:g}", dtype, str(seed)), partial(work, dtype, wanted, options)
+                more = [(Rule(), rate) for rate in options.trio_more_rates]
+                yield ("more_rates", name, f"{gain:g}", "float32", str(seed)), partial(work, "float32", more, options)
 
 
 def read(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The earlier results. Raises OptionError if they have other settings."""
     if not file.exists():
-        return {"settings": dict(settings), "known": {}, "trios": {}}
+        return {"settings": dict(settings), "known": {}, "trios": {}, "more_rates": {}}
     found = json.loads(file.read_text())
     for part, asked in settings.items():
         for name, value in asked.items():

@@ -38,6 +38,7 @@ class WeightsOptions:
     trio_gains: list[float] = flag([10.0], "gains of the students of trios")
     trio_steps: int = flag(16, "optimizer steps of a student of a trio, 8 responses each")
     trio_rate: float = flag(2e-5, "peak learning rate of the students of trios")
+    trio_more_rates: list[float] = flag([3e-5], "of students without a limit too, from float32 bodies")
     trio_rows: int = flag(128, "rows of --data")
     held_out_rows: int = flag(16, "rows of --held_out_data")
     trio_top_k: int = flag(64, "mean number of tokens kept a position, of a trio's caches")
@@ -85,6 +86,6 @@ class WeightsOptions:
 
     def trio_identity(self) -> dict[str, object]:
         """What the figures of a trio depend on, beside its models and data."""
-        names = ("caps", "half_caps", "min_strengths", "trio_gains", "trio_steps", "trio_rate",
+        names = ("caps", "half_caps", "min_strengths", "trio_gains", "trio_steps", "trio_rate", "trio_more_rates",
                  "trio_rows", "held_out_rows", "trio_top_k", "max_length")  # fmt: skip
         return {name: getattr(self, name) for name in names}

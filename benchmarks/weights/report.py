@@ -25,7 +25,8 @@ def page(results: Results) -> str:
         lines += ["## The known-reward task", "", *known_section(results), ""]
     for name, gains in results["trios"].items():
         for gain, parts in gains.items():
-            lines += [f"## Trio {name}, gain {gain}", "", *trio_section(results, parts), ""]
+            more = results["more_rates"].get(name, {}).get(gain, {})
+            lines += [f"## Trio {name}, gain {gain}", "", *trio_section(results, parts, more), ""]
     return "\n".join(lines)
 
 
@@ -58,25 +59,33 @@ def known_gaps(parts: Parts) -> list[tuple[str, str, str]]:
     return [row for row in found if row[2]]
 
 
-def trio_section(results: Results, parts: Parts) -> list[str]:
+def trio_section(results: Results, parts: Parts, more: Parts) -> list[str]:
+    """more: students without a limit at other learning rates."""
     found = results["settings"]["trios"]
+    rates = sorted({run["rate"] for by_seed in more.values() for part in by_seed.values() for run in part["runs"]})
     shares = " | ".join(f"reward at {share:g} KL | less, % of it" for share in TRIO_SHARES)
     lines = [
         f"{found['trio_steps']} steps of 8, learning rate {found['trio_rate']:g}, {found['trio_rows']} responses of at "
         f"most {found['max_length']} tokens; {found['held_out_rows']} held-out ones. Orders of the data: "
         f"{seeds_text(parts)}. Reward and KLs are nats a token.",
         "",
-        f"| bodies | rule | at the end: reward | KL to the reference | KL to the true teacher | {shares} |",
-        f"|---|---|--:|--:|--:|{'--:|--:|' * len(TRIO_SHARES)}",
+        f"| bodies | rule | at the end: reward | KL to the reference | less at that KL, % | KL to the true teacher "
+        f"| {shares} |",
+        f"|---|---|--:|--:|--:|--:|{'--:|--:|' * len(TRIO_SHARES)}",
     ]
     ends = least_ends(parts)
-    for dtype, rule in rows_of(parts):
-        here, other = trio_curves(parts, dtype, rule), trio_curves(parts, *compared_with(dtype, rule))
-        names = ("reward", "kl_nats", "teacher_kl")
-        cells = [dtype, rule, *(text(over_seeds(here, lambda c, n=name: c[-1][n]), digits=5) for name in names)]
+    for dtype, rule, rate in [*((*row, None) for row in rows_of(parts)), *(("float32", NONE, rate) for rate in rates)]:
+        here = trio_curves(parts, dtype, rule) if rate is None else trio_curves(more, dtype, rule, rate)
+        other = plain_curves(parts, more, compared_with(dtype, rule)[0])
+        same = (dtype, rule) == ("float32", NONE)
+        reward, kl, teacher = (
+            text(over_seeds(here, lambda c, n=name: c[-1][n]), digits=5) for name in ("reward", "kl_nats", "teacher_kl")
+        )
+        at_end = "" if same else end_text(here, other)
+        cells = [dtype, rule if rate is None else f"{rule}, learning rate {rate:g}", reward, kl, at_end, teacher]
         for share in TRIO_SHARES:
             cells.append(text(interval([reward_at(here[seed], share * ends[seed]) for seed in here]), digits=5))
-            cells.append(share_text(here, other, {seed: share * end for seed, end in ends.items()}))
+            cells.append("" if same else share_text(here, other, {seed: share * end for seed, end in ends.items()}))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -106,17 +115,27 @@ def known_curves(parts: Parts, dtype: str, rule: str) -> Curves:
     }
 
 
-def trio_curves(parts: Parts, dtype: str, rule: str) -> Curves:
-    """The metrics are sums over the vocabulary on the same responses: nothing is sampled, one half would be all."""
+def trio_curves(parts: Parts, dtype: str, rule: str, rate: float | None = None) -> Curves:
+    """rate: None for any.
+
+    The metrics are sums over the vocabulary on the same responses: nothing is sampled, so the figures that choose are
+    those that are reported.
+    """
     return {
         seed: [
             point | {"choice_reward": point["reward"], "choice_kl": point["kl_nats"]}
             for run in part["runs"]
-            if run["rule"] == rule
+            if run["rule"] == rule and rate in (None, run["rate"])
             for point in run["points"]
         ]
         for seed, part in parts.get(dtype, {}).items()
     }
+
+
+def plain_curves(parts: Parts, more: Parts, dtype: str) -> Curves:
+    """Without a limit: the students of these bodies at all learning rates."""
+    further = trio_curves(more, dtype, NONE)
+    return {seed: [*curve, *further.get(seed, [])] for seed, curve in trio_curves(parts, dtype, NONE).items()}
 
 
 def least_ends(parts: Parts) -> dict[str, float]:
@@ -144,13 +163,21 @@ def gap_text(here: Curves, other: Curves, kls: Sequence[float]) -> str:
 
 
 def share_text(here: Curves, other: Curves, kls: Mapping[str, float]) -> str:
-    """The difference of two rewards at a KL of each seed, in percent of the other."""
+    """The difference of two frontiers at a KL of each seed, in percent of the other's reward."""
     gaps = [
         100 * (reward_at(here[seed], kls[seed]) / reward_at(other[seed], kls[seed]) - 1)
         for seed in here
         if seed in other
     ]
-    return "" if here == other or not gaps else text(interval(gaps), sign=True, digits=1)
+    return text(interval(gaps), sign=True, digits=1) if gaps else ""
+
+
+def end_text(here: Curves, other: Curves) -> str:
+    """The same at the KL where each student ends; "not reached" if the other students do not go so far."""
+    kls = {seed: curve[-1]["kl_nats"] for seed, curve in here.items()}
+    if any(max(point["kl_nats"] for point in other[seed]) < kl for seed, kl in kls.items() if seed in other):
+        return "not reached"
+    return share_text(here, other, kls)
 
 
 def text(found: Interval, *, sign: bool = False, digits: int = 3) -> str:
@@ -182,8 +209,10 @@ gives more reward **at the same KL to the reference**. More reward at a larger K
   reference, over the gains and judged steps of a rule, on samples that did not choose them.
 * **The trios** are those of [fidelity.md](fidelity.md): the expected contrastive reward beta (l_dpo - l_reverse) under
   the student, its KL to the reference and to the true teacher (float32 bodies, no limit), all with dense live float32
-  models on held-out responses. Rewards at the same KL are read off the students' paths (every fourth step), at a share
-  of the largest KL that every student of the table reaches.
+  models on held-out responses. Rewards at the same KL are read off the students' paths (every fourth step; a straight
+  line between two of them is a mixture of two models), at the KL where a student ends and at shares of the largest KL
+  that every student of the table reaches. Students without a limit at a higher learning rate show what the frontier is
+  where limits lead.
 * **Less**: a limit less none from the same bodies; half precision without a limit less float32 without one; paired over
   seeds, with 95% t-intervals. Bold: the interval is on one side of 0.
 """

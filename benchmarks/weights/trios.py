@@ -8,6 +8,7 @@ Dimensions: N response positions of a batch, V vocabulary.
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,32 @@ Point = dict[str, float]
 
 
 def run_part(
-    folder: Path, models: Mapping[Role, Path], gain: float, seed: int, dtype: str, options: WeightsOptions
+    folder: Path,
+    models: Mapping[Role, Path],
+    gain: float,
+    seed: int,
+    dtype: str,
+    wanted: Sequence[tuple[Rule, float]],
+    options: WeightsOptions,
 ) -> dict[str, Any]:
-    """The students of all rules from bodies of one dtype, in one order of the data. The cache is made on first use."""
+    """The wanted students (rule, learning rate) from bodies of one dtype. The cache is made on first use."""
     started = time.process_time()
     bench = open_bench(folder, models, dtype, options)
     vocabulary_size = CachedResponses([bench.cache]).caches[0].plan.vocabulary_size
-    held_out = held_out_batches(bench.models, bench.held_out, TeacherSpec(gain=gain), vocabulary_size, batch_size=BATCH)
-    runs = [
-        {"rule": rule.name, "points": student(bench, held_out, rule, gain, seed, options)}
-        for rule in options.rules_for(dtype)
-    ]
+    true = TeacherSpec(gain=gain)
+    held_out = held_out_batches(bench.models, bench.held_out, true, vocabulary_size, batch_size=BATCH)
+    runs = []
+    for rule, rate in wanted:
+        recipe = Recipe(
+            steps=options.trio_steps,
+            batch_size=BATCH,
+            learning_rate=rate,
+            measure_every=MEASURE_EVERY,
+            seed=seed,
+            other_seed=seed,
+        )
+        points = student(bench, held_out, replace(true, **rule.flags(true.beta)), recipe)
+        runs.append({"rule": rule.name, "rate": rate, "points": points})
     return {"runs": runs, "cpu_seconds": time.process_time() - started}
 
 
@@ -78,19 +94,17 @@ def open_bench(folder: Path, models: Mapping[Role, Path], dtype: str, options: W
                  scratch=folder / "scratch")  # fmt: skip
 
 
-def student(
-    bench: Bench, held_out: Sequence[HeldOutBatch], rule: Rule, gain: float, seed: int, options: WeightsOptions
-) -> list[Point]:
+def student(bench: Bench, held_out: Sequence[HeldOutBatch], spec: TeacherSpec, recipe: Recipe) -> list[Point]:
     """The judgements along one training."""
-    spec = TeacherSpec(gain=gain, **rule.flags(TeacherSpec().beta))
-    recipe = Recipe(steps=options.trio_steps, batch_size=BATCH, learning_rate=options.trio_rate,
-                    measure_every=MEASURE_EVERY, seed=seed, other_seed=seed)  # fmt: skip
-    recorder: Any = Recorder(lambda model: judge(model, held_out), MEASURE_EVERY)
+    recorder: Any = Recorder(lambda model: judge(model, held_out), recipe.measure_every)
     with silent():
         trainer = DistillTrainer(
-            load_student(bench.student), arguments(bench, spec, recipe, seed), CachedResponses([bench.cache]),
-            processing_class=AutoTokenizer.from_pretrained(bench.student), callbacks=[recorder],
-        )  # fmt: skip
+            load_student(bench.student),
+            arguments(bench, spec, recipe, recipe.seed),
+            CachedResponses([bench.cache]),
+            processing_class=AutoTokenizer.from_pretrained(bench.student),
+            callbacks=[recorder],
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return [{"step": step, **point} for step, point in recorder.curve.items()]
