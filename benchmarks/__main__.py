@@ -35,6 +35,8 @@ QUICK = {
     "online": "--steps 4 --measure_every 2 --rows 32 --held_out_rows 4",
     "alignment": "--seeds 0 --texts 256 --pairs 288 --few_pairs 288 --held_out_pairs 20 --samples_per_prompt 1 "
     "--learning_rates 3e-4 --hidden_size 16",
+    "weights": "--seeds 0 --texts 256 --pairs 288 --samples_per_prompt 1 --hidden_size 16 --known_gains 1 "
+    "--caps 1 --half_caps 1",
 }
 """Flags with which a benchmark runs in a minute or two: they test that it runs; its figures mean nothing."""
 

@@ -12,6 +12,7 @@ from benchmarks.loading import scale_report as scaling
 from benchmarks.online import report as online
 from benchmarks.step import report as step
 from benchmarks.tokenizing import report as tokenizing
+from benchmarks.weights import report as weights
 
 Results = Mapping[str, Any]
 
@@ -115,6 +116,13 @@ def of_gpu(results: Results) -> list[Headline]:
     ]
 
 
+def of_weights(results: Results) -> list[Headline]:
+    return [
+        Headline(f"true reward, mean of KLs, {dtype} bodies, {rule}: less", gap)
+        for dtype, rule, gap in weights.known_gaps(results["known"])
+    ]
+
+
 HEADLINES: dict[str, Callable[[Results], Sequence[Headline]]] = {
     "gpu": of_gpu,
     "loading": of_loading,
@@ -125,6 +133,7 @@ HEADLINES: dict[str, Callable[[Results], Sequence[Headline]]] = {
     "fidelity": of_fidelity,
     "online": of_online,
     "alignment": of_alignment,
+    "weights": of_weights,
 }
 """Name of the benchmark -> its headlines, in the order in which they are run."""
 

@@ -112,7 +112,13 @@ def test_every_section_of_the_page_is_there(trio_folders, pairs_file, tmp_path, 
     assert {(row["name"], row["max_weight"]) for row in tiny["student"]} == set(product(WAYS, CAPS))
     text = page(results, {})
     assert "The student in half precision" in text and "fp16 autocast | 0.3 |" in text
-    for part in ("`the command`", "Angle against bytes", "Strengths between nodes", "learned, dpo/reverse", "bf16"):
+    for part in (
+        "`the command`",
+        "Angle against bytes",
+        "Strengths between nodes",
+        "learned, dpo/reverse",
+        "Dtype of the bodies",
+    ):
         assert part in text
     assert "Offline equals online" not in text
 

@@ -5,8 +5,7 @@ docs/fidelity.md it also writes the page and its pictures there.
 """
 
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from benchmarks.command import parse, quiet
-from benchmarks.fidelity import measure
+from benchmarks.fidelity import dtypes, measure
 from benchmarks.fidelity.dense import Dense, load_roles, read_rows, score
 from benchmarks.fidelity.learned import judged
 from benchmarks.fidelity.options import FidelityOptions, trios_or_toy
@@ -25,31 +24,47 @@ from benchmarks.online.__main__ import run as run_online
 from benchmarks.online.options import OnlineOptions
 from benchmarks.plots import require_matplotlib
 from precompute.tokens.tokenized import TokenizedResponse
-from shards import TeacherSpec
 from shards.cli.command import run_command
 from shards.format.schema import Role
 
 
 def run(options: FidelityOptions, command: str) -> dict[str, Any]:
-    """All measurements of all trios; results.json is written after each. Raises AlignDistilError."""
+    """All tables of all trios, with those of --join; results.json is written after each. Raises AlignDistilError."""
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     trios, data = trios_or_toy(options.folders, options.data, out)
-    results: dict[str, Any] = {"settings": {"command": command}, "trios": {}}
+    results = joined([json.loads(Path(file).read_text()) for file in options.join])
     for name, folders in trios.items():
-        results["trios"][name] = measure_trio(name, folders, data, options)
-        (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        trio = results["trios"].setdefault(name, {"commands": {}})
+        trio["left_out"] = trio.get("left_out", {}) | options.reasons
+        for table, found in measure_trio(name, folders, data, options):
+            trio[table] = found
+            trio["commands"][table] = command
+            (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     return results
 
 
-def measure_trio(name: str, folders: Mapping[Role, Path], data: str, options: FidelityOptions) -> dict[str, Any]:
+def joined(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The tables of several runs; those of a later one replace those of an earlier one."""
+    trios: dict[str, Any] = {}
+    for run in results:
+        for name, trio in run["trios"].items():
+            mine = trios.setdefault(name, {"commands": {}, "left_out": {}})
+            nested = {key: mine[key] | trio[key] for key in ("commands", "left_out")}
+            mine |= trio | nested
+    return {"trios": trios}
+
+
+def measure_trio(
+    name: str, folders: Mapping[Role, Path], data: str, options: FidelityOptions
+) -> Iterator[tuple[str, Any]]:
+    """("facts", what the trio is), then every wanted table with its name."""
     rows = read_rows(folders, data, rows=options.rows, max_length=options.max_length)
     models = load_roles(folders, "float32")
     dense = score(models, rows, options.positions)
     top_k = min(options.top_k, dense.vocabulary_size // 4)
     scores = measure.default_scores(dense, top_k)
     few = dense.take(torch.linspace(0, len(dense) - 1, min(options.frontier_positions, len(dense))).round().long())
-    narrow = score(load_roles(folders, "bfloat16"), rows, options.positions)
     steps = {
         "teachers": lambda: measure.cases(dense, scores, measure.GOAL_CASES),
         "presets": lambda: measure.cases(dense, scores, measure.PRESET_CASES),
@@ -57,25 +72,17 @@ def measure_trio(name: str, folders: Mapping[Role, Path], data: str, options: Fi
         "between": lambda: measure.between_nodes(dense, scores),
         "divergences": lambda: measure.divergences(dense, scores),
         "entropy": lambda: measure.by_entropy(dense, scores),
-        "bf16": lambda: [
-            measure.row(
-                "bf16 bodies against float32 ones",
-                measure.compare_case(dense, measure.default_scores(narrow, top_k), TeacherSpec()),
-            )
-        ],
-        "parameters": lambda: measure.parameter_angles(models, rows[: options.parameter_rows], top_k),
+        "dtypes": lambda: dtypes.table(dense, folders, rows, options.positions, top_k),
+        "parameters": lambda: measure.parameter_angles(folders, models, rows[: options.parameter_rows], top_k),
         "student": lambda: student(folders, rows[: options.student_rows], top_k),
         "learned": lambda: learned(name, folders, data, options, top_k),
         "online": lambda: online(name, folders, data, options),
     }
-    found: dict[str, Any] = {"facts": facts(dense, models, top_k)}
-    with tqdm(steps.items(), desc=f"trio {name}", unit="table") as bar:
-        for step, work in bar:
+    yield "facts", facts(dense, models, top_k, len(few))
+    with tqdm(options.tables, desc=f"trio {name}", unit="table") as bar:
+        for step in bar:
             bar.set_postfix_str(step)
-            started = time.perf_counter()
-            found[step] = work()
-            found["facts"]["seconds"][step] = round(time.perf_counter() - started, 1)
-    return found
+            yield step, steps[step]()
 
 
 def student(folders: Mapping[Role, Path], rows: Sequence[TokenizedResponse], top_k: int) -> list[measure.Row]:
@@ -97,7 +104,7 @@ def learned(
 
 
 def online(name: str, folders: Mapping[Role, Path], data: str, options: FidelityOptions) -> dict[str, Any] | None:
-    """`python -m benchmarks.online` on the same trio and data, with its defaults but for steps and learning rate."""
+    """`python -m benchmarks.online` on the same trio and data."""
     if not options.online_steps:
         return None
     return run_online(
@@ -106,12 +113,17 @@ def online(name: str, folders: Mapping[Role, Path], data: str, options: Fidelity
             data=data,
             steps=options.online_steps,
             learning_rate=options.online_learning_rate,
+            batch_size=options.online_batch_size,
+            presets=options.online_presets,
+            max_length=options.online_length,
+            rows=options.online_batch_size * options.online_steps,
+            held_out_rows=options.online_held_out_rows,
             out=str(Path(options.out) / f"online-{name}"),
         )
     )
 
 
-def facts(dense: Dense, models: Mapping[Role, Any], top_k: int) -> dict[str, Any]:
+def facts(dense: Dense, models: Mapping[Role, Any], top_k: int, few: int) -> dict[str, Any]:
     distance_N = (dense.logprobs["dpo"].exp() - dense.logprobs["reverse"].exp()).abs().sum(-1)
     return {
         "parameters": models["reference"].model.num_parameters(),
@@ -120,7 +132,7 @@ def facts(dense: Dense, models: Mapping[Role, Any], top_k: int) -> dict[str, Any
         "top_k": top_k,
         "entropy": float(dense.entropy().mean()),
         "l1_distance": distance_N.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist(),
-        "seconds": {},
+        "frontier_positions": few,
     }
 
 
@@ -134,9 +146,11 @@ def write(results: dict[str, Any], report: Path) -> None:
     for name, trio in results["trios"].items():
         picture = report.with_suffix("") / f"frontier-{name}.svg"
         picture.parent.mkdir(exist_ok=True)
-        draw(trio["frontier"], picture, title=f"trio {name}: worst of gains 2, 10 and 20 and of all stages")
-        pictures[name] = {"frontier": f"{picture.parent.name}/{picture.name}"}
-        if trio["online"]:
+        pictures[name] = {}
+        if "frontier" in trio:
+            draw(trio["frontier"], picture, title=f"trio {name}: worst of gains 2, 10 and 20 and of all stages")
+            pictures[name]["frontier"] = f"{picture.parent.name}/{picture.name}"
+        if trio.get("online"):
             draw_online(trio["online"], picture.with_name(f"online-{name}.svg"))
             pictures[name]["online"] = f"{picture.parent.name}/online-{name}.svg"
     report.write_text(page(results, pictures))

@@ -6,6 +6,7 @@ Dimensions: N positions, V vocabulary.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,10 +56,11 @@ def read_rows(folders: Mapping[Role, Path], data: str, *, rows: int, max_length:
     return [corpus.responses[i] for i in spread(len(corpus.responses), rows)]
 
 
-def load_roles(folders: Mapping[Role, Path], dtype: str) -> dict[Role, RoleModel]:
+def load_roles(folders: Mapping[Role, Path], dtype: str, **kwargs: Any) -> dict[Role, RoleModel]:
+    """On the CPU. kwargs: of `load_models`."""
     found = {role: resolve(str(folders[role])) for role in ROLES if role in folders}
     vocabulary = check_vocabularies({role: load_tokenizer(folder) for role, folder in found.items()})
-    return load_models(found, max(vocabulary.values()) + 1, dtype=dtype, device="cpu")
+    return load_models(found, max(vocabulary.values()) + 1, dtype=dtype, device="cpu", **kwargs)
 
 
 def score(models: Mapping[Role, RoleModel], rows: Sequence[TokenizedResponse], positions: int) -> Dense:

@@ -5,6 +5,7 @@ Dimensions: N positions, C of a chunk, V vocabulary, M kept tokens.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from benchmarks.fidelity.dense import NODES, Dense, score
 from benchmarks.fidelity.supports import SUPPORTS, keep, rank, scores_on, stored
 from precompute.check.compare import compare, sparse_divergence, support_index
 from precompute.check.sums import Comparison
+from precompute.models.folders import load_merged
 from precompute.models.role_model import RoleModel
 from precompute.scoring.dense import angle_degrees, dense_divergence, dense_teacher
 from precompute.tokens.tokenized import TokenizedResponse
@@ -21,6 +23,7 @@ from shards import Divergence, TeacherSpec
 from shards.format.encoding.spans import Span
 from shards.format.schema import VALUES, Role
 from shards.format.scores import Scores, concatenate, segment_starts
+from shards.modelfiles.find import resolve
 from shards.teacher.compose import compose
 from shards.teacher.spec import teacher_logits
 
@@ -184,19 +187,27 @@ def _partition_error(dense: Dense, scores: Scores, spec: TeacherSpec) -> dict[st
     }
 
 
-def parameter_angles(models: Mapping[Role, RoleModel], rows: Sequence[TokenizedResponse], top_k: int) -> list[Row]:
-    """Angle of the default teacher's two gradients over a real student's parameters; the student is one of the trio."""
+def parameter_angles(
+    folders: Mapping[Role, Path], models: Mapping[Role, RoleModel], rows: Sequence[TokenizedResponse], top_k: int
+) -> list[Row]:
+    """Angle of the default teacher's two gradients over a real student's parameters; the student is one of the trio.
+
+    An adapter is merged into its base first: all parameters of the student count.
+    """
     spec = TeacherSpec()
     dense = score(models, rows, sum(int(row.loss_mask.sum()) for row in rows))
     scores = default_scores(dense, top_k)
     ends = np.cumsum([int(row.loss_mask.sum()) for row in rows])
     found = []
     for role in ("reference", "dpo"):
-        parameters = [p.requires_grad_() for p in models[role].model.parameters()]
+        student = RoleModel(
+            role, load_merged(resolve(str(folders[role])), role, dtype="float32", device="cpu"), dense.vocabulary_size
+        )
+        parameters = [p.requires_grad_() for p in student.model.parameters()]
         sums = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
         for row, end in zip(rows, ends, strict=True):
             here = slice(int(end - row.loss_mask.sum()), int(end))
-            logits_NV = _logits(models[role], row)
+            logits_NV = _logits(student, row)
             wanted = _gradients(logits_NV.detach(), dense.take(here), scores.slice(here.start, here.stop), spec)
             for total, gradient_NV in zip(sums, wanted, strict=True):
                 gradients = torch.autograd.grad(logits_NV, parameters, gradient_NV.float(), retain_graph=True)

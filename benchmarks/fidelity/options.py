@@ -7,6 +7,21 @@ from benchmarks.online.trio import make_trio
 from shards.cli.command import flag, require_at_least
 from shards.errors import OptionError
 from shards.format.schema import ROLES, Role
+from shards.teacher.spec import PRESETS
+
+TABLES = (
+    "teachers",
+    "presets",
+    "frontier",
+    "between",
+    "divergences",
+    "entropy",
+    "dtypes",
+    "parameters",
+    "student",
+    "learned",
+    "online",
+)
 
 
 @dataclass(kw_only=True)
@@ -26,6 +41,13 @@ class FidelityOptions:
     pairs: int = flag(400, "pairs that the learned strength is fitted to and judged by, a half each; 0: none")
     online_steps: int = flag(16, "steps of each run that compares offline with online training; 0: no runs")
     online_learning_rate: float = flag(2e-5, "of these runs")
+    online_batch_size: int = flag(8, "responses of a step")
+    online_presets: list[str] = flag(list(PRESETS), "teachers of these runs")
+    online_length: int = flag(128, "tokens of prompt and response in these runs")
+    online_held_out_rows: int = flag(16, "rows that these runs are measured on")
+    tables: list[str] = flag(list(TABLES), "what is measured")
+    left_out: list[str] = flag([], "table=reason, for the page, of a table that is not measured")
+    join: list[str] = flag([], "results.json of earlier runs, whose trios and tables the page has too")
     top_k: int = flag(64, "mean number of tokens kept a position, where one size is measured")
     out: str = flag("runs/fidelity", "folder for results and pictures")
     page: str | None = flag(None, "write the page and its pictures here too: docs/fidelity.md")
@@ -35,7 +57,16 @@ class FidelityOptions:
             raise OptionError(f"trios and data: expected both or neither, got {self.trios} and {self.data}")
         require_at_least(self, 1, ("rows", "positions", "frontier_positions", "parameter_rows", "top_k"))
         require_at_least(self, 0, ("pairs", "online_steps", "student_rows"))
+        if wrong := [name for name in (*self.tables, *self.reasons) if name not in TABLES]:
+            raise OptionError(f"tables and left_out: expected names of {', '.join(TABLES)}, got {wrong[0]}")
+        if both := set(self.tables) & set(self.reasons):
+            raise OptionError(f"left_out: expected tables that are not measured, got {min(both)}")
         _ = self.folders
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Table that is left out -> why."""
+        return {name: reason for name, _, reason in (item.partition("=") for item in self.left_out)}
 
     @property
     def folders(self) -> dict[str, dict[Role, Path]]:

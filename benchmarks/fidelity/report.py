@@ -1,19 +1,27 @@
 """Writes the page docs/fidelity.md from results.json. Pure functions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.online.report import section
 
 GOALS = {"0.1": (0.25, 0.006), "0.25": (0.8, 0.01)}
 """Name of a trio -> the goal: largest angle in degrees and deficit, at every stage and gain 2 to 20."""
+DTYPE_GOAL = ("0.1", 2.0)
+"""Name of a trio, and the largest angle of float16, support and codec that was asked for, degrees."""
+DTYPE_NAMES = {
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "tf32": "float32, TF32 products (emulated)",
+    "float32": "float32",
+}
 STAGES = "at the reference / half way / nearly there"
 Row = Mapping[str, Any]
 
 
 def page(results: Mapping[str, Any], pictures: Mapping[str, Mapping[str, str]]) -> str:
     """All sections; pictures: name of a trio -> frontier, online -> its path, as seen from the page."""
-    parts = [INTRODUCTION.format(**results["settings"])]
+    parts = [INTRODUCTION]
     for name, trio in results["trios"].items():
         parts.append(trio_section(name, trio, pictures.get(name, {})))
     return "\n".join(parts)
@@ -21,44 +29,60 @@ def page(results: Mapping[str, Any], pictures: Mapping[str, Mapping[str, str]]) 
 
 def trio_section(name: str, trio: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     facts = trio["facts"]
-    lines = [
-        f"## Trio {name}",
-        "",
+    picture = pictures.get("frontier")
+    sections: dict[tuple[str, ...], tuple[str, Callable[[], list[str]]]] = {
+        ("teachers", "presets"): (
+            f"Every teacher, a mean of {facts['top_k']} tokens, compact values",
+            lambda: [teachers_table([*trio["teachers"], *trio["presets"]])],
+        ),
+        ("frontier",): (
+            "Angle against bytes",
+            lambda: [
+                f"{facts['frontier_positions']:,} of the positions.\n",
+                *([f"![worst angle and deficit against bytes]({picture})", ""] if picture else []),
+                frontier_table(trio["frontier"]),
+                "",
+                *goal_lines(name, trio["frontier"]),
+            ],
+        ),
+        ("between",): ("Strengths between nodes", lambda: [between_table(trio["between"])]),
+        ("divergences", "entropy"): (
+            "Divergences and entropy",
+            lambda: [teachers_table([*trio["divergences"], *trio["entropy"]])],
+        ),
+        ("dtypes",): ("Dtype of the bodies", lambda: dtype_lines(name, trio["dtypes"], facts["top_k"])),
+        ("parameters",): ("Over the student's parameters", lambda: [parameters_table(trio["parameters"])]),
+        ("student",): ("The student in half precision", lambda: [STUDENT, "", student_table(trio["student"])]),
+        ("learned",): ("The learned strength", lambda: learned_lines(trio["learned"])),
+    }
+    lines = [f"## Trio {name}", "", *fact_lines(trio), ""]
+    for tables, (title, body) in sections.items():
+        if all(trio.get(table) for table in tables):
+            lines += [f"### {title}", "", *body(), ""]
+        elif reasons := [trio["left_out"][table] for table in tables if table in trio["left_out"]]:
+            lines += [f"### {title}", "", f"Not measured: {'; '.join(reasons)}.", ""]
+    if trio.get("online"):
+        lines += [section(trio["online"], pictures.get("online"), heading="###")]
+    elif "online" in trio["left_out"]:
+        lines += ["### Offline equals online", "", f"Not measured: {trio['left_out']['online']}.", ""]
+    return "\n".join(lines)
+
+
+def fact_lines(trio: Mapping[str, Any]) -> list[str]:
+    """What was measured, and by which commands."""
+    facts, runs = trio["facts"], dict[str, list[str]]()
+    for table, command in trio["commands"].items():
+        if table != "facts":
+            runs.setdefault(command, []).append(table)
+    (first, *others) = runs
+    return [
         f"{facts['parameters']:,} parameters, V = {facts['vocabulary_size']:,}; {facts['positions']:,} response "
         f"positions, entropy of the reference {facts['entropy']:.2f} nats, D_t (dpo/reverse) at 10, 50 and 90%: "
         f"{', '.join(f'{d:.3f}' for d in facts['l1_distance'])}.",
         "",
-        f"### Every teacher, a mean of {facts['top_k']} tokens, compact values",
-        "",
-        teachers_table([*trio["teachers"], *trio["presets"]]),
-        "",
-        "### Angle against bytes",
-        "",
-        *([f"![worst angle and deficit against bytes]({pictures['frontier']})", ""] if pictures else []),
-        frontier_table(trio["frontier"]),
-        "",
-        *goal_lines(name, trio["frontier"]),
-        "",
-        "### Strengths between nodes",
-        "",
-        between_table(trio["between"]),
-        "",
-        "### Divergences, entropy, bf16 bodies",
-        "",
-        teachers_table([*trio["divergences"], *trio["entropy"], *trio["bf16"]]),
-        "",
-        "### Over the student's parameters",
-        "",
-        parameters_table(trio["parameters"]),
-        "",
+        f"Measured by `{first}`.",
+        *(f"The tables {', '.join(runs[command])} by `{command}`." for command in others),
     ]
-    if trio.get("student"):
-        lines += ["### The student in half precision", "", STUDENT, "", student_table(trio["student"]), ""]
-    if trio["learned"]:
-        lines += ["### The learned strength", "", *learned_lines(trio["learned"]), ""]
-    if trio["online"]:
-        lines += [section(trio["online"], pictures.get("online"), heading="###")]
-    return "\n".join(lines)
 
 
 def teachers_table(rows: Sequence[Row]) -> str:
@@ -138,6 +162,30 @@ def between_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def dtype_lines(trio: str, rows: Sequence[Row], top_k: int) -> list[str]:
+    """The table, and whether float16 reaches the goal."""
+    lines = [
+        f"| bodies | gain | angle of the dtype alone, {STAGES} | with support and codec, a mean of {top_k} tokens "
+        "| error of l_dpo - l_reverse | of a size of |",
+        "|---|--:|---|---|--:|--:|",
+    ]
+    for row in rows:
+        cells = [DTYPE_NAMES[row["dtype"]], f"{row['gain']:g}", _degrees(row["alone"]), _degrees(row["chain"])]
+        cells += [f"{row[name]:.4f}" for name in ("error", "signal")]
+        lines.append(f"| {' | '.join(cells)} |")
+    if trio != DTYPE_GOAL[0]:
+        return lines
+    worst = {row["gain"]: row["chain"][0] for row in rows if row["dtype"] == "float16"}
+    found = ", ".join(f"{angle:.2f}° at gain {gain:g}" for gain, angle in worst.items())
+    reached = [f"{gain:g}" for gain, angle in worst.items() if angle < DTYPE_GOAL[1]]
+    return [
+        *lines,
+        "",
+        f"Asked for: under {DTYPE_GOAL[1]:g} degrees of float16, support and codec together, at the reference: "
+        f"{found}. Reached at gains {', '.join(reached) or 'none'}.",
+    ]
+
+
 def parameters_table(rows: Sequence[Row]) -> str:
     lines = ["| the student is | angle | norm ratio |", "|---|--:|--:|"]
     lines += [f"| the {row['name']} model | {row['angle']:.3f}° | {row['norm_ratio']:.4f} |" for row in rows]
@@ -189,7 +237,7 @@ rounded as autocast does it, and the loss is scaled; sums of products are in flo
 INTRODUCTION = """\
 # Fidelity: how far a cached teacher is from live models
 
-This page is written by `{command}`; every figure on it was measured in that one run.
+This page is written by `python -m benchmarks.fidelity`; the section of a trio names the commands that measured it.
 
 A cache keeps some tokens of every position and puts the rest together. This page measures what that costs, against live
 models, in float64 over the whole vocabulary:
@@ -202,6 +250,11 @@ models, in float64 over the whole vocabulary:
 * **error of log p\\***: of the composed teacher, in nats, on the kept tokens, and for the mass of the rest.
 * **strengths between nodes**: the error of the interpolated log partition of the tail, and the bound that convexity
   gives. An excess of up to 2^-12 nat, 2.4e-04, is the rounding of compact tails.
+* **dtype of the bodies**: the gradient of the dense loss of rounded bodies, and that of a cache of them, against the
+  dense loss of float32 bodies. Output layers have float32 products in all. bfloat16 and float16 bodies are run as they
+  are, on a CPU. TF32 products are emulated: the factors of the linear layers' and attention's products are rounded to
+  ten bits of mantissa, and added up in float32. The error of l_dpo - l_reverse is the mean of its absolute value under
+  p_dpo, in nats, beside that of the difference itself.
 * **bytes a position**: everything that is stored, compressed (zstd level 3), with the row's input ids but without its
   prompt.
 

@@ -16,6 +16,7 @@ from benchmarks.online.live import TokenRow
 from benchmarks.online.measure import Metrics, held_out_batches, measure
 from benchmarks.online.trainer import OnlineTrainer, Recorder, batch_order
 from shards import TeacherSpec
+from shards.cli.teacher_flags import FIELDS
 from shards.format.schema import Role
 from student.data import CachedResponses
 from student.options import DistillArguments
@@ -133,7 +134,7 @@ def arguments(bench: Bench, spec: TeacherSpec, recipe: Recipe, seed: int) -> Dis
     """The released recipe (AdamW, warm-up, cosine), shortened; the same object for both sides."""
     return DistillArguments(
         output_dir=str(bench.scratch),
-        **{name: getattr(spec, name) for name in ("anchor", "negative", "strength", "beta", "gain", "kl_coef")},
+        **{name: getattr(spec, name) for name in FIELDS if not name.startswith("learned")},
         learning_rate=recipe.learning_rate,
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.batch_size,

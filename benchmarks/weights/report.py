@@ -1,0 +1,218 @@
+"""Writes docs/weights.md from results.json. Pure functions of plain numbers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from benchmarks.alignment.frontier import Interval, interval, reward_at
+from benchmarks.weights.rules import NONE
+
+KNOWN_KLS = (0.25, 0.5, 1.0, 2.0)
+"""Nats a response, as on docs/results.md."""
+TRIO_SHARES = (0.5, 1.0)
+"""Of the largest KL that every student of a trio reaches with an order of the data."""
+Results = Mapping[str, Any]
+Parts = Mapping[str, Mapping[str, Any]]
+"""dtype of the bodies -> seed -> its runs."""
+Point = Mapping[str, float]
+Curves = Mapping[str, Sequence[Point]]
+"""Seed -> the judged models of one rule, the reference among them."""
+
+
+def page(results: Results) -> str:
+    lines = [INTRODUCTION.format(command=results["command"])]
+    if results["known"]:
+        lines += ["## The known-reward task", "", *known_section(results), ""]
+    for name, gains in results["trios"].items():
+        for gain, parts in gains.items():
+            more = results["more_rates"].get(name, {}).get(gain, {})
+            lines += [f"## Trio {name}, gain {gain}", "", *trio_section(results, parts, more), ""]
+    return "\n".join(lines)
+
+
+def known_section(results: Results) -> list[str]:
+    found, parts = results["settings"]["known"], results["known"]
+    gains = ", ".join(f"{gain:g}" for gain in found["known_gains"])
+    lines = [
+        f"{found['pairs']:,} pairs in {found['pairs'] // 32} steps of 32; dpo and reverse of beta "
+        f"{found['known_beta']:g} and learning rate {found['known_teacher_rate']:g}; students of gains {gains} at "
+        f"learning rate {found['known_rate']:g}, judged half way and at the end. Seeds: {seeds_text(parts)}.",
+        "",
+        f"| bodies | rule | {' | '.join(f'reward at KL {kl:g} | less' for kl in KNOWN_KLS)} | less, mean of all |",
+        f"|---|---|{'--:|--:|' * len(KNOWN_KLS)}--:|",
+    ]
+    for dtype, rule in rows_of(parts):
+        here, other = known_curves(parts, dtype, rule), known_curves(parts, *compared_with(dtype, rule))
+        cells = [dtype, rule]
+        for kl in KNOWN_KLS:
+            cells += [text(over_seeds(here, lambda c, kl=kl: reward_at(c, kl))), gap_text(here, other, [kl])]
+        lines.append(f"| {' | '.join([*cells, gap_text(here, other, KNOWN_KLS)])} |")
+    return lines
+
+
+def known_gaps(parts: Parts) -> list[tuple[str, str, str]]:
+    """(dtype, rule, mean difference of the frontiers) of every row but the first."""
+    found = []
+    for dtype, rule in rows_of(parts):
+        here, other = known_curves(parts, dtype, rule), known_curves(parts, *compared_with(dtype, rule))
+        found.append((dtype, rule, gap_text(here, other, KNOWN_KLS)))
+    return [row for row in found if row[2]]
+
+
+def trio_section(results: Results, parts: Parts, more: Parts) -> list[str]:
+    """more: students without a limit at other learning rates."""
+    found = results["settings"]["trios"]
+    rates = sorted({run["rate"] for by_seed in more.values() for part in by_seed.values() for run in part["runs"]})
+    shares = " | ".join(f"reward at {share:g} KL | less, % of it" for share in TRIO_SHARES)
+    lines = [
+        f"{found['trio_steps']} steps of 8, learning rate {found['trio_rate']:g}, {found['trio_rows']} responses of at "
+        f"most {found['max_length']} tokens; {found['held_out_rows']} held-out ones. Orders of the data: "
+        f"{seeds_text(parts)}. Reward and KLs are nats a token.",
+        "",
+        f"| bodies | rule | at the end: reward | KL to the reference | less at that KL, % | KL to the true teacher "
+        f"| {shares} |",
+        f"|---|---|--:|--:|--:|--:|{'--:|--:|' * len(TRIO_SHARES)}",
+    ]
+    ends = least_ends(parts)
+    for dtype, rule, rate in [*((*row, None) for row in rows_of(parts)), *(("float32", NONE, rate) for rate in rates)]:
+        here = trio_curves(parts, dtype, rule) if rate is None else trio_curves(more, dtype, rule, rate)
+        other = plain_curves(parts, more, compared_with(dtype, rule)[0])
+        same = (dtype, rule) == ("float32", NONE)
+        reward, kl, teacher = (
+            text(over_seeds(here, lambda c, n=name: c[-1][n]), digits=5) for name in ("reward", "kl_nats", "teacher_kl")
+        )
+        at_end = "" if same else end_text(here, other)
+        cells = [dtype, rule if rate is None else f"{rule}, learning rate {rate:g}", reward, kl, at_end, teacher]
+        for share in TRIO_SHARES:
+            cells.append(text(interval([reward_at(here[seed], share * ends[seed]) for seed in here]), digits=5))
+            cells.append("" if same else share_text(here, other, {seed: share * end for seed, end in ends.items()}))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+# ---- curves
+
+
+def rows_of(parts: Parts) -> list[tuple[str, str]]:
+    """(dtype, rule) of every row, float32 first."""
+    dtypes = sorted(parts, key=lambda dtype: (dtype != "float32", dtype))
+    return [
+        (dtype, rule)
+        for dtype in dtypes
+        for rule in dict.fromkeys(run["rule"] for run in next(iter(parts[dtype].values()))["runs"])
+    ]
+
+
+def compared_with(dtype: str, rule: str) -> tuple[str, str]:
+    """A limit is compared with the same bodies without it; half-precision bodies without one, with float32 ones."""
+    return ("float32" if rule == NONE else dtype), NONE
+
+
+def known_curves(parts: Parts, dtype: str, rule: str) -> Curves:
+    return {
+        seed: [part["reference"], *(p for run in part["runs"] if run["rule"] == rule for p in run["points"])]
+        for seed, part in parts.get(dtype, {}).items()
+    }
+
+
+def trio_curves(parts: Parts, dtype: str, rule: str, rate: float | None = None) -> Curves:
+    """rate: None for any.
+
+    The metrics are sums over the vocabulary on the same responses: nothing is sampled, so the figures that choose are
+    those that are reported.
+    """
+    return {
+        seed: [
+            point | {"choice_reward": point["reward"], "choice_kl": point["kl_nats"]}
+            for run in part["runs"]
+            if run["rule"] == rule and rate in (None, run["rate"])
+            for point in run["points"]
+        ]
+        for seed, part in parts.get(dtype, {}).items()
+    }
+
+
+def plain_curves(parts: Parts, more: Parts, dtype: str) -> Curves:
+    """Without a limit: the students of these bodies at all learning rates."""
+    further = trio_curves(more, dtype, NONE)
+    return {seed: [*curve, *further.get(seed, [])] for seed, curve in trio_curves(parts, dtype, NONE).items()}
+
+
+def least_ends(parts: Parts) -> dict[str, float]:
+    """Seed -> the least of the KLs to the reference at which its students end."""
+    ends: dict[str, float] = {}
+    for by_seed in parts.values():
+        for seed, part in by_seed.items():
+            ends[seed] = min([run["points"][-1]["kl_nats"] for run in part["runs"]] + [ends.get(seed, float("inf"))])
+    return ends
+
+
+# ---- text
+
+
+def over_seeds(curves: Curves, figure: Callable[[Sequence[Point]], float]) -> Interval:
+    return interval([figure(curve) for curve in curves.values()])
+
+
+def gap_text(here: Curves, other: Curves, kls: Sequence[float]) -> str:
+    """The mean difference of two frontiers at some KLs, paired over the seeds that both have."""
+    gaps = [
+        fmean(reward_at(here[seed], kl) - reward_at(other[seed], kl) for kl in kls) for seed in here if seed in other
+    ]
+    return "" if here == other or not gaps else text(interval(gaps), sign=True)
+
+
+def share_text(here: Curves, other: Curves, kls: Mapping[str, float]) -> str:
+    """The difference of two frontiers at a KL of each seed, in percent of the other's reward."""
+    gaps = [
+        100 * (reward_at(here[seed], kls[seed]) / reward_at(other[seed], kls[seed]) - 1)
+        for seed in here
+        if seed in other
+    ]
+    return text(interval(gaps), sign=True, digits=1) if gaps else ""
+
+
+def end_text(here: Curves, other: Curves) -> str:
+    """The same at the KL where each student ends; "not reached" if the other students do not go so far."""
+    kls = {seed: curve[-1]["kl_nats"] for seed, curve in here.items()}
+    if any(max(point["kl_nats"] for point in other[seed]) < kl for seed, kl in kls.items() if seed in other):
+        return "not reached"
+    return share_text(here, other, kls)
+
+
+def text(found: Interval, *, sign: bool = False, digits: int = 3) -> str:
+    """Bold if the interval of a difference is on one side of 0."""
+    shown = f"{found.mean:{'+' if sign else ''}.{digits}f}"
+    if found.half_width is not None:
+        shown += f" ± {found.half_width:.{digits}f}"
+    return f"**{shown}**" if sign and (found.is_above_zero or found.is_below_zero) else shown
+
+
+def seeds_text(parts: Parts) -> str:
+    return ", ".join(f"{len(by_seed)} for {dtype}" for dtype, by_seed in parts.items())
+
+
+INTRODUCTION = """\
+# Weak positions: does a limit on lambda_t pay?
+
+This page is written by `{command}`.
+
+At a position where dpo and negative agree, w_t is small and the weight of the loss, lambda_t = beta / w_t, is large: up
+to 1000 beta at D_t = 0. Rounding of the bodies decides there where the teacher goes. `--max_weight` caps lambda_t and
+leaves the target as it is; `--min_strength` raises w_t, and so moves the target too. The question is whether either
+gives more reward **at the same KL to the reference**. More reward at a larger KL alone is no gain: `--gain` does that.
+
+* **The students** are float32, of the preset aligndistil. Their caches are built from bodies in float32, float16 and
+  bfloat16, on a CPU, with the build's defaults.
+* **Rules**: caps of lambda_t in units of beta (10 beta is w_t = 0.1, 1 beta is w_t = 1), and larger `--min_strength`.
+* **The known-reward task** is that of [results.md](results.md): frontiers of the true reward against KL to the
+  reference, over the gains and judged steps of a rule, on samples that did not choose them.
+* **The trios** are those of [fidelity.md](fidelity.md): the expected contrastive reward beta (l_dpo - l_reverse) under
+  the student, its KL to the reference and to the true teacher (float32 bodies, no limit), all with dense live float32
+  models on held-out responses. Rewards at the same KL are read off the students' paths (every fourth step; a straight
+  line between two of them is a mixture of two models), at the KL where a student ends and at shares of the largest KL
+  that every student of the table reaches. Students without a limit at a higher learning rate show what the frontier is
+  where limits lead.
+* **Less**: a limit less none from the same bodies; half precision without a limit less float32 without one; paired over
+  seeds, with 95% t-intervals. Bold: the interval is on one side of 0.
+"""
