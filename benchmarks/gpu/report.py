@@ -90,8 +90,8 @@ TITLES = {
     "loader": "The loader's feed",
 }
 TEXTS = {
-    "tests": "Each of these tests runs the same body on a GPU and on a CPU, where the ordinary suite has it; there the "
-    "kernels run in Triton's interpreter.",
+    "tests": "Each of these tests runs the same body on a GPU and on a CPU, where the ordinary suite has it; one of a "
+    "Triton kernel runs in Triton's interpreter there.",
     "build": "Microseconds per response position, three models together. The floor: three bare forward passes in half "
     "precision over the same batches, logits at the response positions, nothing else. The whole build scores, "
     "compresses, writes and reads back; stages are each run by themselves. Peak memory includes the models.",
@@ -135,7 +135,7 @@ def _introduction(settings: Mapping[str, Any]) -> str:
         lines += [
             f"**Its cells are empty: {NO_GPU}.** This page is written by the command above, which fills them in eight "
             "minutes on one H100 ([how](../benchmarks/gpu/README.md)). What a CPU can show is here: the bodies of the "
-            "tests, the kernels in Triton's interpreter among them, and the arithmetic of the floor. "
+            "tests, and the arithmetic of the floor. "
             "`python -m benchmarks.gpu --dry_run` runs every part in tiny shapes on a CPU; the test suite does so too."
         ]
     else:
