@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from shards.cli.device import Kernels
+from shards.cli.device import Kernels, triton_version
 
 LIBRARIES = ("aligndistil-offline", "torch", "transformers", "tokenizers", "jinja2", "numpy", "pyarrow")
 
@@ -30,5 +30,5 @@ def numerics(
     if (
         kernels == "triton"
     ):  # plain torch is not named, so that caches from before there were kernels keep their identity
-        found["kernels"] = f"triton {importlib.metadata.version('triton')}"
+        found["kernels"] = f"triton {triton_version()}"
     return found
