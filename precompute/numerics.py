@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from shards.cli.device import Kernels
+from shards.cli.device import Kernels, triton_version
 
 LIBRARIES = ("aligndistil-offline", "torch", "transformers", "tokenizers", "jinja2", "numpy", "pyarrow")
 
@@ -36,5 +36,5 @@ def numerics(
     }
     found |= {name: True for name, on in (("tf32", tf32), ("torch_compile", torch_compile)) if on}
     if kernels == "triton":
-        found["kernels"] = f"triton {importlib.metadata.version('triton')}"
+        found["kernels"] = f"triton {triton_version()}"
     return found

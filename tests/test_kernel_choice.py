@@ -10,32 +10,34 @@ from shards.cli.device import choose_kernels, resolve_kernels
 from shards.errors import OptionError
 from student.loss.sparse import gradient_by_
 
-HERE = {"installed": True, "interpreted": False}
+HERE = {"triton": "3.9.0", "interpreted": False}
 
 
 def test_auto_takes_triton_on_a_cuda_device_with_triton_and_else_torch():
     assert choose_kernels("auto", "cuda", **HERE) == "triton"
-    assert choose_kernels("auto", "cuda", installed=False, interpreted=False) == "torch"
+    for version, kernels in ((None, "torch"), ("3.3.1", "torch"), ("3.4.0", "triton"), ("3.10.1+git1", "triton")):
+        assert choose_kernels("auto", "cuda", triton=version, interpreted=False) == kernels
     for device in ("cpu", "mps", "xpu"):
         assert choose_kernels("auto", device, **HERE) == "torch"
     for device in ("cpu", "cuda"):  # the interpreter is for tests that ask for it
-        assert choose_kernels("auto", device, installed=True, interpreted=True) == "torch"
+        assert choose_kernels("auto", device, triton="3.9.0", interpreted=True) == "torch"
 
 
 def test_the_flag_decides():
     for device in ("cpu", "cuda"):
         assert choose_kernels("torch", device, **HERE) == "torch"
     assert choose_kernels("triton", "cuda", **HERE) == "triton"
-    assert choose_kernels("triton", "cpu", installed=True, interpreted=True) == "triton"
+    assert choose_kernels("triton", "cpu", triton="3.9.0", interpreted=True) == "triton"
 
 
 def test_triton_where_it_cannot_run_is_refused():
-    with pytest.raises(OptionError, match=r"^kernels: expected triton to be installed .*, found none$"):
-        choose_kernels("triton", "cuda", installed=False, interpreted=False)
+    for version, found in ((None, "none"), ("3.3.1", "3.3.1"), ("2.3", "2.3")):
+        with pytest.raises(OptionError, match=rf"^kernels: expected triton 3.4 or later .*, found {found}$"):
+            choose_kernels("triton", "cuda", triton=version, interpreted=False)
     with pytest.raises(OptionError, match=r"^kernels: expected a CUDA device .*, got a device of type cpu$"):
         choose_kernels("triton", "cpu", **HERE)
     with pytest.raises(OptionError, match=r"^kernels: expected the processor with TRITON_INTERPRET=1 .* type cuda$"):
-        choose_kernels("triton", "cuda", installed=True, interpreted=True)
+        choose_kernels("triton", "cuda", triton="3.9.0", interpreted=True)
 
 
 def test_a_build_refuses_triton_on_a_processor_before_it_writes(trio_folders, pairs_file, tmp_path, monkeypatch):

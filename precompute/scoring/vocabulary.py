@@ -59,6 +59,8 @@ class TorchVocabulary:
 
 def normalised_(logits: Logits) -> tuple[dict[Role, torch.Tensor], Logits]:
     """(role -> log partition (C,), role -> log-probs (C, V)); the logits become the log-probs."""
-    found = {role: log_partitions(logits_CV) for role, logits_CV in logits.items()}
-    logprobs = {role: logits_CV.sub_(found[role]) for role, logits_CV in logits.items()}
-    return {role: partition_C1[:, 0] for role, partition_C1 in found.items()}, logprobs
+    partitions, logprobs = {}, {}
+    for role, logits_CV in logits.items():
+        partition_C1 = log_partitions(logits_CV)
+        partitions[role], logprobs[role] = partition_C1[:, 0], logits_CV.sub_(partition_C1)
+    return partitions, logprobs

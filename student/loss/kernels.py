@@ -44,28 +44,29 @@ def with_gradient_(
     value_C, tail_C = logits_CV.new_empty(2, positions)
     student_M = logits_CV.new_empty(len(buckets.ids))
     factor_C = logits_CV.new_ones(positions) if factor_C is None else factor_C
-    divergence_gradient[(positions,)](
-        logits_CV,
-        gradient_CV,
-        buckets.count.cumsum(0, dtype=torch.long),
-        buckets.count,
-        buckets.ids,
-        buckets.logprobs,
-        buckets.tail,
-        factor_C,
-        value_C,
-        student_M,
-        tail_C,
-        size,
-        logits_CV.stride(0),
-        gradient_CV.stride(0),
-        NAME=divergence.name,
-        WEIGHT=divergence.jsd_weight,
-        LOG_WEIGHT=math.log(divergence.jsd_weight),
-        LOG_REST=math.log(1 - divergence.jsd_weight),
-        **tile,
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(logits_CV):  # Triton launches on the current device, which may be another one
+        divergence_gradient[(positions,)](
+            logits_CV,
+            gradient_CV,
+            buckets.count.cumsum(0, dtype=torch.long),
+            buckets.count,
+            buckets.ids,
+            buckets.logprobs,
+            buckets.tail,
+            factor_C,
+            value_C,
+            student_M,
+            tail_C,
+            size,
+            logits_CV.stride(0),
+            gradient_CV.stride(0),
+            NAME=divergence.name,
+            WEIGHT=divergence.jsd_weight,
+            LOG_WEIGHT=math.log(divergence.jsd_weight),
+            LOG_REST=math.log(1 - divergence.jsd_weight),
+            **tile,
+            enable_fp_fusion=True,
+        )
     return value_C, student_M, tail_C
 
 

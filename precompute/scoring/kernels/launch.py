@@ -179,11 +179,12 @@ class _Chunk:
         strides = [row_CV.stride(0) for row_CV in (*rows, *rows)][:3]  # with two roles the third is not used
         constants = self.vocabulary.constants(self.roles)
         taken = {name: constants[name] for name in kernel.arg_names if name in constants}
-        kernel[(len(rows[0]),)](
-            tuple(rows),
-            *strides,
-            *arguments,
-            **taken,
-            num_warps=self.vocabulary.num_warps,
-            enable_fp_fusion=False,  # a score must be the same number in every kernel
-        )
+        with torch.cuda.device_of(rows[0]):  # Triton launches on the current device, which may be another one
+            kernel[(len(rows[0]),)](
+                tuple(rows),
+                *strides,
+                *arguments,
+                **taken,
+                num_warps=self.vocabulary.num_warps,
+                enable_fp_fusion=False,  # a score must be the same number in every kernel
+            )
