@@ -25,6 +25,7 @@ class Collator:
     input_ids, attention_mask   (B, T)
     position                    (N,)   b * T + t of the hidden state that predicts the response token
     support_count, support_ids  (N,), (M,)   the latter int32, which halves the bytes sent to the device
+    support_ends                (N,)   sums of the counts up to each position; for the host, which cuts chunks with them
     teacher_logprobs, teacher_tail       (M,), (N,)   log p* of the kept tokens, of the tail
     reference_logprobs, reference_tail   (M,), (N,)
     dpo_logprobs, dpo_tail      (M,), (N,)
@@ -71,6 +72,7 @@ class Collator:
         return {
             **self._pad(batch.tokens),
             "support_count": torch.from_numpy(scores.support_count.astype(np.int64)),
+            "support_ends": torch.from_numpy(np.cumsum(scores.support_count, dtype=np.int64)),
             "support_ids": torch.from_numpy(np.require(scores.support_ids, np.int32, "W")),
             **{name: torch.from_numpy(np.require(values, np.float32, "W")) for name, values in floats.items()},
             "num_items": torch.tensor(num_sequences if self.reduction == "sequence" else num_positions),

@@ -208,9 +208,17 @@ class DistillTrainer(ResumableTrainer):
             targets=SparseTargets(inputs),
         )
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The micro-batch on the device, but for what only the host reads."""
+        given = dict(inputs)
+        kept = {name: given.pop(name) for name in ("support_ends",) if name in given}
+        return {**super()._prepare_inputs(given), **kept}
+
     def _prepare_input(self, data: Any) -> Any:
         # Trainer would cast floats to DeepSpeed's dtype here; targets must stay float32
-        return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device, non_blocking=True)  # the loader's memory is pinned
+        return super()._prepare_input(data)
 
     def _make_sampler(self, dataset: CachedResponses, micro_batch_size: int, *, shuffle: bool) -> GlobalBatchSampler:
         args = self.args

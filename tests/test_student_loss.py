@@ -1,6 +1,7 @@
 """The loss: equal to the dense formulas if all tokens are kept, below them otherwise."""
 
 import copy
+from types import SimpleNamespace
 
 import dense
 import numpy as np
@@ -19,6 +20,7 @@ from student.data import CachedResponses
 from student.loss.forward import DistillForward
 from student.loss.sparse import SparseTargets, sparse_divergence
 from student.order import BatchItem
+from student.trainer import DistillTrainer
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
 V = 18
@@ -291,3 +293,32 @@ def test_segment_sums_are_sums_of_each_position():
 
 def test_the_tiny_vocabulary_is_the_one_that_the_tests_assume():
     assert len(make_tokenizer().get_vocab()) == V
+
+
+def test_chunks_are_cut_without_waiting_for_the_device(sparse_cache, monkeypatch):
+    batch = batch_of(sparse_cache, [0, 1, 2])
+    without = {name: tensor for name, tensor in batch.items() if name != "support_ends"}
+    expected = list(SparseTargets(without).chunks(4))
+
+    def waited(*args):
+        raise AssertionError("asks the device")
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", waited)
+    for (mine, targets), (theirs, other) in zip(SparseTargets(batch).chunks(4), expected, strict=True):
+        assert mine == theirs and torch.equal(targets.support_ids, other.support_ids)
+
+
+def test_a_micro_batch_goes_to_the_device_without_waiting_and_ends_stay_on_the_host(sparse_cache, monkeypatch):
+    trainer = DistillTrainer.__new__(DistillTrainer)
+    trainer.args = SimpleNamespace(device=torch.device("meta"))
+    waits, plain = [], torch.Tensor.to
+
+    def to(self, *args, non_blocking=False, **kwargs):
+        waits.append(not non_blocking)
+        return plain(self, *args, non_blocking=non_blocking, **kwargs)
+
+    batch = batch_of(sparse_cache, [0, 1])
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    found = trainer._prepare_inputs(batch)
+    assert {name for name, tensor in found.items() if tensor.device.type == "cpu"} == {"support_ends"}
+    assert found.keys() == batch.keys() and waits and not any(waits)

@@ -65,6 +65,7 @@ class SparseTargets:
         for name in (*_PER_ENTRY, *_PER_POSITION):
             setattr(self, name, tensors[name])
         self.support_ids = self.support_ids.long()  # torch indexes with int64
+        self._ends = tensors.get("support_ends")
 
     @property
     def buckets(self) -> Buckets:
@@ -72,8 +73,11 @@ class SparseTargets:
         return Buckets(self.support_count, self.support_ids, self.teacher_logprobs, self.teacher_tail)
 
     def chunks(self, size: int) -> Iterator[tuple[slice, "SparseTargets"]]:
-        """Consecutive chunks of `size` positions, each with its slice of positions."""
-        ends = [0, *self.support_count.cumsum(0).tolist()]
+        """Consecutive chunks of `size` positions, each with its slice of positions.
+
+        Nobody waits for the device if the collator's `support_ends` have stayed on the host.
+        """
+        ends = [0, *(self.support_count.cumsum(0) if self._ends is None else self._ends).tolist()]
         total = len(ends) - 1
         for start in range(0, total, size):
             positions = slice(start, min(start + size, total))
