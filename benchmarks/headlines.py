@@ -12,7 +12,8 @@ from benchmarks.loading import scale_report as scaling
 from benchmarks.online import report as online
 from benchmarks.step import report as step
 from benchmarks.tokenizing import report as tokenizing
-from benchmarks.weights import report as weights
+from benchmarks.weights.curves import known_gaps
+from benchmarks.weights.report import text as interval_text
 
 Results = Mapping[str, Any]
 
@@ -118,8 +119,8 @@ def of_gpu(results: Results) -> list[Headline]:
 
 def of_weights(results: Results) -> list[Headline]:
     return [
-        Headline(f"true reward, mean of KLs, {dtype} bodies, {rule}: less", gap)
-        for dtype, rule, gap in weights.known_gaps(results["known"])
+        Headline(f"true reward, mean of KLs, {dtype} bodies, {rule}: less", interval_text(gap, sign=True))
+        for dtype, rule, gap in known_gaps(results["known"])
     ]
 
 

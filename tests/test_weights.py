@@ -13,8 +13,9 @@ from benchmarks.online.measure import held_out_batches
 from benchmarks.weights import __main__ as command
 from benchmarks.weights import options as options_module
 from benchmarks.weights import trios
+from benchmarks.weights.curves import compared_with, least_ends, plain_curves, trio_curves
 from benchmarks.weights.options import WeightsOptions
-from benchmarks.weights.report import compared_with, end_text, least_ends, page, plain_curves, share_text, trio_curves
+from benchmarks.weights.report import end_text, page, share_text
 from benchmarks.weights.rules import NONE, Rule, rules
 from examples.demo import models as demo_models
 from shards import TeacherSpec

@@ -1,26 +1,34 @@
 """Writes docs/weights.md from results.json. Pure functions of plain numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from benchmarks.alignment.frontier import Interval, interval, reward_at
+from benchmarks.weights.curves import (
+    KNOWN_KLS,
+    Curves,
+    Parts,
+    Point,
+    compared_with,
+    differences,
+    known_curves,
+    known_gaps,
+    least_ends,
+    plain_curves,
+    rows_of,
+    shares,
+    trio_curves,
+    trio_gaps,
+)  # fmt: skip
 from benchmarks.weights.rules import NONE
 
-KNOWN_KLS = (0.25, 0.5, 1.0, 2.0)
-"""Nats a response, as on docs/results.md."""
 TRIO_SHARES = (0.5, 1.0)
 """Of the largest KL that every student of a trio reaches with an order of the data."""
 Results = Mapping[str, Any]
-Parts = Mapping[str, Mapping[str, Any]]
-"""dtype of the bodies -> seed -> its runs."""
-Point = Mapping[str, float]
-Curves = Mapping[str, Sequence[Point]]
-"""Seed -> the judged models of one rule, the reference among them."""
 
 
 def page(results: Results) -> str:
-    lines = [INTRODUCTION.format(command=results["command"])]
+    lines = [INTRODUCTION.format(command=results["command"]), "## What came out", "", *verdict(results), ""]
     if results["known"]:
         lines += ["## The known-reward task", "", *known_section(results), ""]
     for name, gains in results["trios"].items():
@@ -28,6 +36,34 @@ def page(results: Results) -> str:
             more = results["more_rates"].get(name, {}).get(gain, {})
             lines += [f"## Trio {name}, gain {gain}", "", *trio_section(results, parts, more), ""]
     return "\n".join(lines)
+
+
+def verdict(results: Results) -> list[str]:
+    """Which rules move a frontier, and what follows for the defaults."""
+    tasks = {"The known-reward task": (known_gaps(results["known"]), 3)}
+    for name, gains in results["trios"].items():
+        for gain, parts in gains.items():
+            more = results["more_rates"].get(name, {}).get(gain, {})
+            tasks[f"Trio {name}, gain {gain}"] = (trio_gaps(parts, more), 1)
+    lines = [
+        "A rule's frontier less that of none from the same bodies: in true reward, the mean of the four KLs, on the "
+        "known-reward task; in % of the reward at the largest KL that all students reach, on the trios.",
+        "",
+    ]
+    for task, (gaps, digits) in tasks.items():
+        for dtype in dict.fromkeys(dtype for dtype, _, _ in gaps):
+            cells = [
+                f"{rule} {text(gap, sign=True, digits=digits)}"
+                for of, rule, gap in gaps
+                if of == dtype and rule != NONE
+            ]
+            lines += [f"* **{task}, {dtype} bodies**: {'; '.join(cells)}."] if cells else []
+    above = [{rule for _, rule, gap in gaps if gap.is_above_zero and rule != NONE} for gaps, _ in tasks.values()]
+    moved = ", ".join(sorted(set.intersection(*above))) or "none, so both stay: no cap, and 1e-3"
+    return [
+        *lines,
+        f"* **The defaults** change for a rule that is clearly above none in every task. This is so for {moved}.",
+    ]
 
 
 def known_section(results: Results) -> list[str]:
@@ -48,15 +84,6 @@ def known_section(results: Results) -> list[str]:
             cells += [text(over_seeds(here, lambda c, kl=kl: reward_at(c, kl))), gap_text(here, other, [kl])]
         lines.append(f"| {' | '.join([*cells, gap_text(here, other, KNOWN_KLS)])} |")
     return lines
-
-
-def known_gaps(parts: Parts) -> list[tuple[str, str, str]]:
-    """(dtype, rule, mean difference of the frontiers) of every row but the first."""
-    found = []
-    for dtype, rule in rows_of(parts):
-        here, other = known_curves(parts, dtype, rule), known_curves(parts, *compared_with(dtype, rule))
-        found.append((dtype, rule, gap_text(here, other, KNOWN_KLS)))
-    return [row for row in found if row[2]]
 
 
 def trio_section(results: Results, parts: Parts, more: Parts) -> list[str]:
@@ -90,85 +117,17 @@ def trio_section(results: Results, parts: Parts, more: Parts) -> list[str]:
     return lines
 
 
-# ---- curves
-
-
-def rows_of(parts: Parts) -> list[tuple[str, str]]:
-    """(dtype, rule) of every row, float32 first."""
-    dtypes = sorted(parts, key=lambda dtype: (dtype != "float32", dtype))
-    return [
-        (dtype, rule)
-        for dtype in dtypes
-        for rule in dict.fromkeys(run["rule"] for run in next(iter(parts[dtype].values()))["runs"])
-    ]
-
-
-def compared_with(dtype: str, rule: str) -> tuple[str, str]:
-    """A limit is compared with the same bodies without it; half-precision bodies without one, with float32 ones."""
-    return ("float32" if rule == NONE else dtype), NONE
-
-
-def known_curves(parts: Parts, dtype: str, rule: str) -> Curves:
-    return {
-        seed: [part["reference"], *(p for run in part["runs"] if run["rule"] == rule for p in run["points"])]
-        for seed, part in parts.get(dtype, {}).items()
-    }
-
-
-def trio_curves(parts: Parts, dtype: str, rule: str, rate: float | None = None) -> Curves:
-    """rate: None for any.
-
-    The metrics are sums over the vocabulary on the same responses: nothing is sampled, so the figures that choose are
-    those that are reported.
-    """
-    return {
-        seed: [
-            point | {"choice_reward": point["reward"], "choice_kl": point["kl_nats"]}
-            for run in part["runs"]
-            if run["rule"] == rule and rate in (None, run["rate"])
-            for point in run["points"]
-        ]
-        for seed, part in parts.get(dtype, {}).items()
-    }
-
-
-def plain_curves(parts: Parts, more: Parts, dtype: str) -> Curves:
-    """Without a limit: the students of these bodies at all learning rates."""
-    further = trio_curves(more, dtype, NONE)
-    return {seed: [*curve, *further.get(seed, [])] for seed, curve in trio_curves(parts, dtype, NONE).items()}
-
-
-def least_ends(parts: Parts) -> dict[str, float]:
-    """Seed -> the least of the KLs to the reference at which its students end."""
-    ends: dict[str, float] = {}
-    for by_seed in parts.values():
-        for seed, part in by_seed.items():
-            ends[seed] = min([run["points"][-1]["kl_nats"] for run in part["runs"]] + [ends.get(seed, float("inf"))])
-    return ends
-
-
-# ---- text
-
-
 def over_seeds(curves: Curves, figure: Callable[[Sequence[Point]], float]) -> Interval:
     return interval([figure(curve) for curve in curves.values()])
 
 
 def gap_text(here: Curves, other: Curves, kls: Sequence[float]) -> str:
-    """The mean difference of two frontiers at some KLs, paired over the seeds that both have."""
-    gaps = [
-        fmean(reward_at(here[seed], kl) - reward_at(other[seed], kl) for kl in kls) for seed in here if seed in other
-    ]
-    return "" if here == other or not gaps else text(interval(gaps), sign=True)
+    gaps = differences(here, other, kls)
+    return text(interval(gaps), sign=True) if gaps else ""
 
 
 def share_text(here: Curves, other: Curves, kls: Mapping[str, float]) -> str:
-    """The difference of two frontiers at a KL of each seed, in percent of the other's reward."""
-    gaps = [
-        100 * (reward_at(here[seed], kls[seed]) / reward_at(other[seed], kls[seed]) - 1)
-        for seed in here
-        if seed in other
-    ]
+    gaps = shares(here, other, kls)
     return text(interval(gaps), sign=True, digits=1) if gaps else ""
 
 
