@@ -27,8 +27,7 @@ def numerics(
         "num_threads": torch.get_num_threads() if device.type == "cpu" else None,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
-    if (
-        kernels == "triton"
-    ):  # plain torch is not named, so that caches from before there were kernels keep their identity
+    # plain torch is not named, so that caches from before there were kernels keep their identity
+    if kernels == "triton":
         found["kernels"] = f"triton {triton_version()}"
     return found
