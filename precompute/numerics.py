@@ -35,6 +35,7 @@ def numerics(
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
     found |= {name: True for name, on in (("tf32", tf32), ("torch_compile", torch_compile)) if on}
+    # plain torch is not named, so that caches from before there were kernels keep their identity
     if kernels == "triton":
         found["kernels"] = f"triton {triton_version()}"
     return found

@@ -77,6 +77,8 @@ HOSTILE = {
     "equal logits": (torch.zeros(2, 50), sample([3, 50], 50)[1]),
     "extreme": extreme(),
     "masked": masked(),
+    "masked, far below 0": (masked()[0] - 1000, masked()[1]),
+    "K = V, far below 0": (sample([40], 40)[0] - 1000, sample([40], 40)[1]),
     "lacking": lacking(),
 }
 
