@@ -29,7 +29,8 @@ QUICK = {
     "building": "--hidden_size 128 --layers 2 --heads 4 --vocabulary 4000 --pairs 2 --repeats 2",
     "step": "--hidden_size 128 --layers 2 --heads 4 --vocabulary 4000 --rows 2 --sequence_length 128 --repeats 2 "
     "--loader_batches 3",
-    "fidelity": "--rows 6 --positions 60 --frontier_positions 30 --parameter_rows 1 --pairs 40 --online_steps 0",
+    "fidelity": "--rows 6 --positions 60 --frontier_positions 30 --parameter_rows 1 --student_rows 1 "
+    "--pairs 40 --online_steps 0",
     "online": "--steps 4 --measure_every 2 --rows 32 --held_out_rows 4",
     "alignment": "--seeds 0 --texts 256 --pairs 288 --few_pairs 288 --held_out_pairs 20 --samples_per_prompt 1 "
     "--learning_rates 3e-4 --hidden_size 16",

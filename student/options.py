@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from transformers import TrainingArguments
 
 from shards import Divergence
@@ -16,6 +15,7 @@ from shards.cli.teacher_flags import TeacherFlags
 from shards.errors import OptionError
 from shards.teacher.divergence import DivergenceName
 from student.option_rules import refuse_options
+from student.precision import choose_autocast
 
 DEFAULT_GLOBAL_BATCH_SIZE = 128
 
@@ -69,15 +69,15 @@ class DistillArguments(LoraFlags, TeacherFlags, TrainingArguments):
     adam_beta2: float = flag(0.95, "beta2 of AdamW")
     num_train_epochs: float = flag(1.0, "passes over the rows")
     gradient_accumulation_steps: int = flag(None, "micro-batches per step; default: from global_batch_size")
-    bf16: bool = flag(None, "bf16 autocast; default: true if the GPU supports it")
+    fp16: bool = flag(None, "float16 autocast with loss scaling; default: true on a GPU, unless bf16 is given")
+    bf16: bool = flag(None, "bfloat16 autocast; rounds the gradient more than fp16")
     logging_steps: float = flag(1, "steps between log lines")
     logging_nan_inf_filter: bool = flag(False, "hide a loss that is NaN (off: it is shown)")
 
     def __post_init__(self) -> None:
         if self.lr_scheduler_type != "cosine_with_min_lr" and self.lr_scheduler_kwargs == {"min_lr_rate": 0.1}:
             self.lr_scheduler_kwargs = None  # they belong to the default schedule
-        if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.fp16
+        choose_autocast(self)
         refuse_options(self)
         self._set_accumulation()
         _ = self.spec, self.loss_divergence

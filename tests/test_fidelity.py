@@ -1,6 +1,7 @@
 """The fidelity benchmark runs, and its results obey the laws on its page."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from benchmarks.fidelity import measure
 from benchmarks.fidelity.dense import NODES, load_roles, read_rows, score
 from benchmarks.fidelity.options import FidelityOptions
 from benchmarks.fidelity.report import goal_lines, page
+from benchmarks.fidelity.student import CAPS, WAYS, student_angles
 from benchmarks.fidelity.supports import SUPPORTS, keep, rank, scores_on
 from shards import TeacherSpec
 from shards.errors import OptionError
@@ -93,6 +95,7 @@ def test_every_section_of_the_page_is_there(trio_folders, pairs_file, tmp_path, 
         positions=24,
         frontier_positions=12,
         parameter_rows=1,
+        student_rows=2,
         max_length=64,
         pairs=8,
         online_steps=0,
@@ -106,10 +109,31 @@ def test_every_section_of_the_page_is_there(trio_folders, pairs_file, tmp_path, 
     for row in tiny["frontier"]:
         assert min(row["coverage"]) > 0 and max(row["coverage"]) < 1
     assert tiny["learned"]["pairs"] + tiny["learned"]["held_out_pairs"] == 8
+    assert {(row["name"], row["max_weight"]) for row in tiny["student"]} == set(product(WAYS, CAPS))
     text = page(results, {})
-    for part in ("`the command`", "Angle against bytes", "Strengths between nodes", "learned, dpo/reverse", "Dtype of the bodies"):
+    assert "The student in half precision" in text and "fp16 autocast | 0.3 |" in text
+    parts = ("`the command`", "Angle against bytes", "Strengths between nodes", "learned, dpo/reverse")
+    for part in (*parts, "Dtype of the bodies"):
         assert part in text
     assert "Offline equals online" not in text
+
+
+def test_a_student_in_float16_turns_less_than_one_in_bfloat16_and_the_output_layer_alone_less_than_all(
+    trio_folders, pairs_file
+):
+    rows = read_rows(trio_folders, str(pairs_file), rows=3, max_length=64)
+    models = load_roles(trio_folders, "float32")
+    dense_ = score(models, rows, sum(int(row.loss_mask.sum()) for row in rows))
+    model = models["reference"].model.requires_grad_(True)
+    found = {
+        (row["name"], row["max_weight"]): row
+        for row in student_angles(model, rows, exact(dense_, 9), dense_.vocabulary_size)
+    }
+    for cap in CAPS:
+        at = [np.array(found[way, cap]["angle"]) for way in WAYS]
+        float16_head, bfloat16_head, fp16, bf16 = at
+        assert (float16_head > 0).all() and (float16_head < fp16).all() and (fp16 < 10).all()
+        assert (2 * float16_head < bfloat16_head).all() and (2 * fp16 < bf16).all()
 
 
 def test_the_goal_is_reached_by_the_fewest_bytes_or_said_to_be_missed():

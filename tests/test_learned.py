@@ -195,6 +195,16 @@ def test_with_all_tokens_kept_the_learned_teacher_is_the_dense_formula(anchor, n
 # ---- the pairs of a cache
 
 
+def test_a_fitted_strength_keeps_its_min_strength_and_one_beyond_the_nodes_is_refused_before_the_fit(fake):
+    cache = ShardCache(fake.folder)
+    pairs = find_pairs(cache)
+    fitted = fit([(cache, pairs)], replace(LEARNED, min_strength=0.7))
+    assert fitted.spec.min_strength == 0.7 and fitted.strength_quantiles[0] >= 0.7
+    assert fitted.log_likelihood != fit([(cache, pairs)], LEARNED).log_likelihood
+    with pytest.raises(TeacherUnavailable, match="a min_strength of 4 or less of a learned strength, got 5"):
+        fit([(cache, pairs)], replace(LEARNED, min_strength=5.0))
+
+
 def test_pairs_are_the_rows_that_share_a_number(fake):
     pairs = find_pairs(ShardCache(fake.folder))
     assert pairs.pair_id.tolist() == list(range(40))

@@ -33,11 +33,11 @@ def batch_of(cache, rows, preset="aligndistil", reduction="sequence", fillers=0)
     return collator(data.__getitems__(items))
 
 
-def distil(model, batch, *, name="reverse_kl", chunk=256, jsd_weight=0.5):
+def distil(model, batch, *, name="reverse_kl", chunk=256, jsd_weight=0.5, **more):
     """The package's loss of one batch, through the replaced forward; the model is unchanged afterwards."""
     base = model if hasattr(model, "get_decoder") and not hasattr(model, "get_base_model") else model.get_base_model()
     divergence = Divergence(name=name, jsd_weight=jsd_weight)
-    forward = DistillForward(base, vocabulary_size=V, divergence=divergence, chunk_positions=chunk)
+    forward = DistillForward(base, vocabulary_size=V, divergence=divergence, chunk_positions=chunk, **more)
     forward.install()
     try:
         out = model(

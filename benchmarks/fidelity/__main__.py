@@ -18,10 +18,12 @@ from benchmarks.fidelity.dense import Dense, load_roles, read_rows, score
 from benchmarks.fidelity.learned import judged
 from benchmarks.fidelity.options import FidelityOptions, trios_or_toy
 from benchmarks.fidelity.report import page
+from benchmarks.fidelity.student import student_angles
 from benchmarks.fidelity.supports import SUPPORTS
 from benchmarks.online.__main__ import run as run_online
 from benchmarks.online.options import OnlineOptions
 from benchmarks.plots import require_matplotlib
+from precompute.tokens.tokenized import TokenizedResponse
 from shards.cli.command import run_command
 from shards.format.schema import Role
 
@@ -72,6 +74,7 @@ def measure_trio(
         "entropy": lambda: measure.by_entropy(dense, scores),
         "dtypes": lambda: dtypes.table(dense, folders, rows, options.positions, top_k),
         "parameters": lambda: measure.parameter_angles(folders, models, rows[: options.parameter_rows], top_k),
+        "student": lambda: student(folders, rows[: options.student_rows], top_k),
         "learned": lambda: learned(name, folders, data, options, top_k),
         "online": lambda: online(name, folders, data, options),
     }
@@ -80,6 +83,15 @@ def measure_trio(
         for step in bar:
             bar.set_postfix_str(step)
             yield step, steps[step]()
+
+
+def student(folders: Mapping[Role, Path], rows: Sequence[TokenizedResponse], top_k: int) -> list[measure.Row]:
+    """Angles of a student's gradient in half precision; empty without rows."""
+    if not rows:
+        return []
+    dense = score(load_roles(folders, "float32"), rows, sum(int(row.loss_mask.sum()) for row in rows))
+    alone = load_roles({"reference": folders["reference"]}, "float32")["reference"].model  # without adapters of others
+    return student_angles(alone.requires_grad_(True), rows, measure.default_scores(dense, top_k), dense.vocabulary_size)
 
 
 def learned(

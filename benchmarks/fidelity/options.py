@@ -18,6 +18,7 @@ TABLES = (
     "entropy",
     "dtypes",
     "parameters",
+    "student",
     "learned",
     "online",
 )
@@ -35,6 +36,7 @@ class FidelityOptions:
     positions: int = flag(600, "response positions, spread over the responses")
     frontier_positions: int = flag(300, "of which are measured at every size of the support")
     parameter_rows: int = flag(3, "responses whose gradients over the student's parameters are compared")
+    student_rows: int = flag(3, "responses whose gradients in half precision are compared with float32's; 0: none")
     max_length: int = flag(192, "tokens of prompt and response")
     pairs: int = flag(400, "pairs that the learned strength is fitted to and judged by, a half each; 0: none")
     online_steps: int = flag(16, "steps of each run that compares offline with online training; 0: no runs")
@@ -54,7 +56,7 @@ class FidelityOptions:
         if bool(self.trios) != (self.data is not None):
             raise OptionError(f"trios and data: expected both or neither, got {self.trios} and {self.data}")
         require_at_least(self, 1, ("rows", "positions", "frontier_positions", "parameter_rows", "top_k"))
-        require_at_least(self, 0, ("pairs", "online_steps"))
+        require_at_least(self, 0, ("pairs", "online_steps", "student_rows"))
         if wrong := [name for name in (*self.tables, *self.reasons) if name not in TABLES]:
             raise OptionError(f"tables and left_out: expected names of {', '.join(TABLES)}, got {wrong[0]}")
         if both := set(self.tables) & set(self.reasons):

@@ -6,6 +6,7 @@ and without targets that is unchanged.
 Dimensions: B sequences, T tokens, N response positions, C positions of a chunk, V vocabulary, H hidden size.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from shards import Divergence
 from shards.errors import ModelError
 from shards.modelfiles.head import LogitTransform, body_of, probe_ids, require_same_logits, require_width
 from student.loss.fused import FusedLoss, Sums, why_not_fused
+from student.loss.products import half_of, multiply
 from student.loss.sparse import METRICS, SparseTargets, loss_sums, position_metrics, sparse_divergence
 
 
@@ -31,12 +33,20 @@ class DistillForward:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, vocabulary_size: int, divergence: Divergence, chunk_positions: int
+        self,
+        model: PreTrainedModel,
+        *,
+        vocabulary_size: int,
+        divergence: Divergence,
+        chunk_positions: int,
+        half_of: Callable[[torch.Tensor, torch.Tensor, torch.dtype | None], torch.dtype | None] = half_of,
     ) -> None:
+        """half_of: which dtype the inputs of the output layer's products are rounded to; another one emulates a GPU."""
         self.model = model
         self.vocabulary_size = vocabulary_size
         self.divergence = divergence
         self.chunk_positions = chunk_positions
+        self.half_of = half_of
         self._transform = LogitTransform.of(model.config)
         self._fused = FusedLoss(
             vocabulary_size=vocabulary_size,
@@ -71,11 +81,15 @@ class DistillForward:
 
     def distill(self, hidden_NH: torch.Tensor, targets: SparseTargets) -> dict[str, torch.Tensor]:
         """Loss and metrics from the hidden states of the response positions."""
-        hidden_NH = self._wide(hidden_NH)
-        self._require_weights(self.head)
+        head = self.head
+        self._require_weights(head)
+        half = self._half(hidden_NH, head)
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            run = self._fused if self.why_not_fused is None else self._chunk_by_chunk
-            loss, weak_3, metrics_X = run(hidden_NH, self.head, targets)
+            if half is not None:
+                loss, weak_3, metrics_X = self._fused(hidden_NH, head, targets, half)
+            else:
+                run = self._fused if self.why_not_fused is None else self._chunk_by_chunk
+                loss, weak_3, metrics_X = run(self._wide(hidden_NH), head, targets)
         return {"loss_sum": loss, "weak_sums": weak_3, "metrics": metrics_X}
 
     @torch.no_grad()
@@ -91,10 +105,10 @@ class DistillForward:
         `finite_state` (N,) says where the hidden states are finite: a soft cap on the logits would hide others.
         `kept_logprobs` (M,) and `tail_logprob` (N,) are the model's own, for comparisons with other teachers.
         """
-        hidden_NH = self._wide(self._hidden(input_ids, attention_mask, position))
+        hidden_NH = self._hidden(input_ids, attention_mask, position)
         finite_N = hidden_NH.isfinite().all(-1)
         self._require_weights(self.head)
-        head = self._float_head(self.head, hidden_NH.dtype)
+        hidden_NH, head = self._evaluated_head(hidden_NH)
         next_ids_N = input_ids.flatten()[position + 1]
         found, kept = [], []
         for positions, part in targets.chunks(self.chunk_positions):
@@ -120,10 +134,31 @@ class DistillForward:
         )[0]
         return hidden_BTH.flatten(0, 1)[position]
 
+    def _half(self, hidden_NH: torch.Tensor, head: Any) -> torch.dtype | None:
+        """The dtype of the output layer's products if they have half-precision inputs; None otherwise."""
+        device = hidden_NH.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return self.half_of(hidden_NH, head.weight, autocast) if why_not_fused(head) is None else None
+
     @staticmethod
     def _wide(hidden_NH: torch.Tensor) -> torch.Tensor:
         """At least float32: bf16 logits are 0.125 apart, while the teacher's signal is a tenth of a nat."""
         return hidden_NH.to(torch.promote_types(hidden_NH.dtype, torch.float32))
+
+    def _evaluated_head(self, hidden_NH: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Hidden states, and a call that gives their float32 products with the output layer."""
+        module, half = self.head, self._half(hidden_NH, self.head)
+        if half is None:
+            hidden_NH = self._wide(hidden_NH)
+            return hidden_NH, self._float_head(module, hidden_NH.dtype)
+        weight_WH = module.weight.to(half)
+
+        def head(hidden_CH: torch.Tensor) -> torch.Tensor:
+            room_CW = hidden_CH.new_empty(len(hidden_CH), len(weight_WH), dtype=torch.float32)
+            product_CW = multiply(hidden_CH, weight_WH.t(), out=room_CW)
+            return product_CW if module.bias is None else product_CW.add_(module.bias)
+
+        return hidden_NH.to(half), head
 
     def _logits(self, hidden_CH: torch.Tensor, head: Any) -> torch.Tensor:
         return self._transform(head(hidden_CH)[:, : self.vocabulary_size], torch)

@@ -15,6 +15,7 @@ import torch
 
 from shards import Divergence
 from shards.modelfiles.head import LogitTransform
+from student.loss.products import products_of
 from student.loss.sparse import SparseTargets, loss_sums
 
 Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -25,8 +26,8 @@ Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class FusedLoss:
     """Loss sums of hidden states under a plain output layer; `why_not_fused` says what is plain.
 
-    Logits exist for `chunk_positions` positions at a time. The gradients are kept for `backward`, in the dtype of the
-    hidden states: one tensor of the size of the hidden states and one of the size of the weight.
+    Logits exist for `chunk_positions` positions at a time. The gradients are kept for `backward`, in float32 or wider:
+    one tensor of the size of the hidden states and one of the size of the weight.
     """
 
     vocabulary_size: int
@@ -34,8 +35,11 @@ class FusedLoss:
     transform: LogitTransform
     chunk_positions: int
 
-    def __call__(self, hidden_NH: torch.Tensor, head: torch.nn.Linear, targets: SparseTargets) -> Sums:
-        return _FusedLoss.apply(hidden_NH, head.weight, head.bias, targets, self, torch.is_grad_enabled())
+    def __call__(
+        self, hidden_NH: torch.Tensor, head: torch.nn.Linear, targets: SparseTargets, half: torch.dtype | None = None
+    ) -> Sums:
+        """half: the dtype that the inputs of the matrix products are rounded to; None: that of the hidden states."""
+        return _FusedLoss.apply(hidden_NH, head.weight, head.bias, targets, self, half, torch.is_grad_enabled())
 
     def product_gradient_(self, product_CV: torch.Tensor, targets: SparseTargets) -> tuple[Sums, torch.Tensor]:
         """Sums of a chunk from the output layer's product, which is overwritten, and the gradient over that product."""
@@ -81,30 +85,34 @@ class _FusedLoss(torch.autograd.Function):
         bias_W: torch.Tensor | None,
         targets: SparseTargets,
         loss: FusedLoss,
+        half: torch.dtype | None,
         grad_enabled: bool,
     ) -> Sums:
         size = loss.vocabulary_size
-        weight_VH = weight_WH[:size].to(hidden_NH.dtype)
+        products = products_of(hidden_NH, weight_WH[:size], targets.coefficient, half)
+        float_dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
         wanted = [wants and grad_enabled for wants in ctx.needs_input_grad[:3]]
         shapes = (hidden_NH.shape, weight_WH.shape, weight_WH.shape[:1])
-        grads = [hidden_NH.new_zeros(shape) if wants else None for wants, shape in zip(wanted, shapes, strict=True)]
+        grads = [
+            hidden_NH.new_zeros(shape, dtype=float_dtype) if wants else None
+            for wants, shape in zip(wanted, shapes, strict=True)
+        ]
         grad_NH, grad_WH, grad_W = grads
-        room_CV = hidden_NH.new_empty(min(loss.chunk_positions, len(hidden_NH)), size)
+        room_CV = hidden_NH.new_empty(min(loss.chunk_positions, len(hidden_NH)), size, dtype=float_dtype)
         parts = []
         for positions, part in targets.chunks(loss.chunk_positions):
-            hidden_CH = hidden_NH[positions]
-            product_CV = torch.mm(hidden_CH, weight_VH.t(), out=room_CV[: len(hidden_CH)])
+            product_CV = products.logits(positions, out=room_CV[: positions.stop - positions.start])
             if bias_W is not None:
                 product_CV += bias_W[:size]
             sums, grad_CV = loss.product_gradient_(product_CV, part)
             parts.append(sums)
-            if grad_NH is not None:
-                torch.mm(grad_CV, weight_VH, out=grad_NH[positions])
-            if grad_WH is not None:
-                grad_WH[:size].addmm_(grad_CV.t(), hidden_CH)
             if grad_W is not None:
                 grad_W[:size] += grad_CV.sum(0)
+            hidden = None if grad_NH is None else grad_NH[positions]
+            weight = None if grad_WH is None else grad_WH[:size]
+            products.gradients_(grad_CV, positions, hidden=hidden, weight=weight)
         ctx.save_for_backward(*grads)
+        ctx.weight_unit = products.weight_unit
         ctx.weight_dtype = weight_WH.dtype
         loss_sum, weak_3, metrics_X = (torch.stack(column).sum(0) for column in zip(*parts, strict=True))
         ctx.mark_non_differentiable(weak_3, metrics_X)
@@ -113,6 +121,10 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # in place, since the weight's gradient is large; autograd notices, and refuses a second backward
-        grad_NH, grad_WH, grad_W = (None if saved is None else saved.mul_(grads[0]) for saved in ctx.saved_tensors)
+        factors = (grads[0], grads[0] * ctx.weight_unit, grads[0])
+        grad_NH, grad_WH, grad_W = (
+            None if saved is None else saved.mul_(factor)
+            for saved, factor in zip(ctx.saved_tensors, factors, strict=True)
+        )
         narrow = (None if grad is None else grad.to(ctx.weight_dtype) for grad in (grad_WH, grad_W))
-        return grad_NH, *narrow, None, None, None
+        return grad_NH, *narrow, None, None, None, None

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.training_args import OptimizerNames
@@ -24,6 +23,7 @@ from shards.modelfiles.generation import keep_generation_config
 from shards.modelfiles.trained_precision import require_float32
 from student.loss.forward import base_model
 from student.options import DistillArguments
+from student.precision import ScalingTrainer
 from student.runs import checkpoints
 from student.runs.before import require_disk, try_saving
 from student.runs.identity import weights_sha256
@@ -33,7 +33,7 @@ from student.runs.schedule import require_steps_that_move
 logger = logging.get_logger(__name__)
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(ScalingTrainer):
     """A Trainer whose checkpoints are either complete or not used. A subclass defines the identity of its runs."""
 
     args: DistillArguments

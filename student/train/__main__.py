@@ -22,6 +22,7 @@ from student.data import CachedResponses
 from student.load import load_model, load_tokenizer
 from student.loss.forward import base_model
 from student.options import DistillArguments
+from student.precision import precision_text
 from student.runs.checkpoints import checkpoint_to_resume, checkpoints_of, step_of
 from student.runs.learned import require_teacher, take_fit
 from student.runs.schedule import steps_texts
@@ -114,6 +115,7 @@ def _plan_text(trainer: DistillTrainer, source: str, resumes: str) -> str:
         "responses": f"{len(data):,} ({args.train_on}) from {', '.join(str(cache.folder) for cache in data.caches)}",
         "teacher": str(args.spec),
         "loss": f"{args.divergence}, mean by {args.reduction}; {_loss_path(trainer)}",
+        "precision": precision_text(args),
         "steps": steps,
         **_trust_lines(trainer),
         "resumed": resumes,

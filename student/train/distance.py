@@ -35,7 +35,7 @@ def measure(trainer: Any) -> dict[str, float] | None:
     trainer.model.eval()
     for start in range(0, len(mine), size):
         inputs = trainer._prepare_inputs(trainer.data_collator(data.__getitems__(mine[start : start + size])))
-        with trainer.compute_loss_context_manager():
+        with trainer.accelerator.autocast():  # before a training the model does not bring it
             sums.add(trainer._distill(trainer.model, inputs), inputs)
     trainer.model.train(was_training)
     return sums.means(trainer.accelerator, args.reduction) | {"rows": len(rows)}
