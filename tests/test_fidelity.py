@@ -154,6 +154,14 @@ def test_a_page_can_come_from_several_runs(trio_folders, pairs_file, tmp_path):
     assert "### Over the student's parameters\n\nNot measured: too large." in text
 
 
+def test_tables_of_a_later_run_replace_those_of_an_earlier_one():
+    def run(tables, command, left_out):
+        return {"trios": {"a": {**tables, "commands": dict.fromkeys(tables, command), "left_out": left_out}}}
+
+    trio = command.joined([run({"x": 1, "y": 2}, "first", {"p": "q"}), run({"y": 3}, "second", {})])["trios"]["a"]
+    assert trio == {"x": 1, "y": 3, "commands": {"x": "first", "y": "second"}, "left_out": {"p": "q"}}
+
+
 def test_the_goal_is_reached_by_the_fewest_bytes_or_said_to_be_missed():
     def size(top_k, angle, deficit, values="compact"):
         row = {"support": "ours", "values": values, "top_k": top_k, "mean": top_k, "bytes": 8.0 * top_k}
