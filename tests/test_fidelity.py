@@ -107,18 +107,14 @@ def test_every_section_of_the_page_is_there(trio_folders, pairs_file, tmp_path, 
     tiny = results["trios"]["tiny"]
     assert len(tiny["frontier"]) == 3 * (len(SUPPORTS) + 1), "ours in both kinds of values"
     for row in tiny["frontier"]:
+        assert row["positions"] == 12
         assert min(row["coverage"]) > 0 and max(row["coverage"]) < 1
     assert tiny["learned"]["pairs"] + tiny["learned"]["held_out_pairs"] == 8
     assert {(row["name"], row["max_weight"]) for row in tiny["student"]} == set(product(WAYS, CAPS))
     text = page(results, {})
     assert "The student in half precision" in text and "fp16 autocast | 0.3 |" in text
-    for part in (
-        "`the command`",
-        "Angle against bytes",
-        "Strengths between nodes",
-        "learned, dpo/reverse",
-        "Dtype of the bodies",
-    ):
+    parts = ("`the command`", "Angle against bytes", "Strengths between nodes", "learned, dpo/reverse")
+    for part in (*parts, "Dtype of the bodies"):
         assert part in text
     assert "Offline equals online" not in text
 
@@ -139,6 +135,31 @@ def test_a_student_in_float16_turns_less_than_one_in_bfloat16_and_the_output_lay
         float16_head, bfloat16_head, fp16, bf16 = at
         assert (float16_head > 0).all() and (float16_head < fp16).all() and (fp16 < 10).all()
         assert (2 * float16_head < bfloat16_head).all() and (2 * fp16 < bf16).all()
+
+
+def test_a_page_can_come_from_several_runs(trio_folders, pairs_file, tmp_path):
+    (tmp_path / "trio").symlink_to(trio_folders["dpo"].parent)
+    common = {"trios": [f"tiny={tmp_path / 'trio'}"], "data": str(pairs_file), "rows": 2, "positions": 8, "top_k": 4}
+    first = FidelityOptions(**common, tables=["between"], out=str(tmp_path / "first"))
+    command.run(first, "first command")
+    reasons = ["learned=too long", "parameters=too large"]
+    join = [str(tmp_path / "first" / "results.json")]
+    second = FidelityOptions(
+        **common, tables=["entropy", "divergences"], left_out=reasons, join=join, out=str(tmp_path / "second")
+    )
+    text = page(command.run(second, "second command"), {})
+    assert "Measured by `first command`.\nThe tables entropy, divergences by `second command`." in text
+    assert "### Strengths between nodes" in text and "### Divergences and entropy" in text
+    assert "### The learned strength\n\nNot measured: too long." in text and "Angle against bytes" not in text
+    assert "### Over the student's parameters\n\nNot measured: too large." in text
+
+
+def test_tables_of_a_later_run_replace_those_of_an_earlier_one():
+    def run(tables, command, left_out):
+        return {"trios": {"a": {**tables, "commands": dict.fromkeys(tables, command), "left_out": left_out}}}
+
+    trio = command.joined([run({"x": 1, "y": 2}, "first", {"p": "q"}), run({"y": 3}, "second", {})])["trios"]["a"]
+    assert trio == {"x": 1, "y": 3, "commands": {"x": "first", "y": "second"}, "left_out": {"p": "q"}}
 
 
 def test_the_goal_is_reached_by_the_fewest_bytes_or_said_to_be_missed():
@@ -164,6 +185,9 @@ def test_the_goal_is_reached_by_the_fewest_bytes_or_said_to_be_missed():
         ({"rows": 0}, "rows"),
         ({"pairs": -1}, "pairs"),
         ({"online_steps": -1}, "online_steps"),
+        ({"tables": ["speed"]}, "tables"),
+        ({"left_out": ["speed=none"]}, "left_out"),
+        ({"left_out": ["dtypes=none"]}, "left_out"),
     ],
 )
 def test_flags_that_cannot_be_are_refused(flags, named):

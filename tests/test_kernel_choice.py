@@ -52,7 +52,7 @@ def test_numerics_name_the_kernels_only_if_they_are_not_plain_torch():
     cpu = torch.device("cpu")
     plain = numerics("float32", None, None, cpu)
     assert "kernels" not in plain
-    assert numerics("float32", None, None, cpu, "triton") == plain | {"kernels": f"triton {triton_version()}"}
+    assert numerics("float32", None, None, cpu, kernels="triton") == plain | {"kernels": f"triton {triton_version()}"}
 
 
 def triton_version():

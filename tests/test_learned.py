@@ -349,7 +349,7 @@ def test_a_run_fits_on_all_pairs_and_trains_and_evaluates_with_the_fit(sparse_ca
     logged = trainer.state.log_history
     assert logged[0]["strength"] == pytest.approx(mean, rel=1e-5)
     assert next(e["eval_strength"] for e in logged if "eval_strength" in e) == pytest.approx(mean, rel=1e-5)
-    numbers = f"1e-3 + softplus({expected.spec.learned_offset} + {expected.spec.learned_slope} x D_t)"
+    numbers = f"0.001 + softplus({expected.spec.learned_offset} + {expected.spec.learned_slope} x D_t)"
     assert numbers in (tmp_path / "README.md").read_text()
 
 

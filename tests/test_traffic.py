@@ -62,7 +62,7 @@ def test_the_builds_kernels_move_the_bytes_of_the_formula(moved, fixed):
         if fixed
         else SupportRule(lowest=1, highest=SIZE, log_threshold=-5.0)
     )
-    scores = kernels.summarise(near_models(), torch.tensor([3]), rule).fetch()
+    scores = kernels.summarise(near_models(), torch.tensor([3]), rule).fetch(Transfer()).wait().scores
     wanted = sum(build_traffic(SIZE, scores.num_entries, tile=(2, 16)).values(), Traffic(0, 0))
     if fixed:  # the threshold is its own, and nothing is kept before it is known
         wanted += own_threshold_traffic(SIZE) + Traffic(-4, 0)

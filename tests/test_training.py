@@ -231,7 +231,7 @@ def test_the_plan_says_whether_the_cache_is_good_for_the_teacher(
     settings = plain_sgd(learning_rate=0.0, gain=30.0)
     train(arguments(roomy_cache, trio_folders["reference"], tmp_path / "sparse", **settings))
     printed = capsys.readouterr().out
-    sparse = dict(line.strip().split("  ", 1) for line in printed.splitlines()[5:8])
+    sparse = dict(line.strip().split("  ", 1) for line in printed.splitlines()[5:9])
     trust = assess(
         [response.scores for response in roomy_cache.read(range(24))], TeacherSpec(gain=30), roomy_cache.plan.nodes, 18
     )

@@ -78,7 +78,7 @@ def measure_trio(
         "learned": lambda: learned(name, folders, data, options, top_k),
         "online": lambda: online(name, folders, data, options),
     }
-    yield "facts", facts(dense, models, top_k, len(few))
+    yield "facts", facts(dense, models, top_k)
     with tqdm(options.tables, desc=f"trio {name}", unit="table") as bar:
         for step in bar:
             bar.set_postfix_str(step)
@@ -123,7 +123,7 @@ def online(name: str, folders: Mapping[Role, Path], data: str, options: Fidelity
     )
 
 
-def facts(dense: Dense, models: Mapping[Role, Any], top_k: int, few: int) -> dict[str, Any]:
+def facts(dense: Dense, models: Mapping[Role, Any], top_k: int) -> dict[str, Any]:
     distance_N = (dense.logprobs["dpo"].exp() - dense.logprobs["reverse"].exp()).abs().sum(-1)
     return {
         "parameters": models["reference"].model.num_parameters(),
@@ -132,7 +132,6 @@ def facts(dense: Dense, models: Mapping[Role, Any], top_k: int, few: int) -> dic
         "top_k": top_k,
         "entropy": float(dense.entropy().mean()),
         "l1_distance": distance_N.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist(),
-        "frontier_positions": few,
     }
 
 

@@ -27,6 +27,8 @@ from shards.teacher.compose import compose
 
 DTYPES = ("bfloat16", "float16", "tf32", "float32")
 GAINS = (2.0, 10.0, 20.0)
+CAP = 1.0
+"""Of lambda_t, ten times the default beta."""
 TF32_DROPPED_BITS = 13
 Row = dict[str, Any]
 
@@ -72,6 +74,7 @@ def table(
 
     alone, chain   angle of the gradient at every stage, of the dense loss of these bodies and of their cache's, to the
                    dense loss of float32 bodies
+    capped         as chain, with lambda_t at most CAP on both sides
     signal, error  of l_dpo - l_reverse: mean absolute value under p_dpo, and that of its error, nats
     """
     found = []
@@ -81,9 +84,9 @@ def table(
         signal, error = signal_and_error(exact, rounded)
         for gain in GAINS:
             alone, chain = angles(exact, rounded, scores, TeacherSpec(gain=gain))
-            found.append(
-                {"dtype": dtype, "gain": gain, "alone": alone, "chain": chain, "signal": signal, "error": error}
-            )
+            _, capped = angles(exact, rounded, scores, TeacherSpec(gain=gain, max_weight=CAP))
+            angle = {"alone": alone, "chain": chain, "capped": capped}
+            found.append({"dtype": dtype, "gain": gain, **angle, "signal": signal, "error": error})
     return found
 
 

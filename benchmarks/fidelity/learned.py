@@ -42,3 +42,21 @@ def judged(
         "figures": others | {name: report["held_out"]["learned"] for name, report in reports.items()},
         "fits": {name: str(report["fit"]) for name, report in reports.items()},
     }
+
+
+def learned_lines(learned: Mapping[str, Any]) -> list[str]:
+    """How the held-out pairs are judged, and what was fitted to the others."""
+    return [
+        f"Fitted to {learned['pairs']:,} pairs, judged by {learned['held_out_pairs']:,} others. Accuracy: the share of "
+        "pairs whose chosen response has the larger R; nats: mean log-likelihood of R's margin, and of beta times it "
+        "([teacher.md](teacher.md#a-learned-strength)).",
+        "",
+        "| | accuracy | nats a pair | nats a pair, beta R |",
+        "|---|--:|--:|--:|",
+        *(
+            f"| {name} | {row['accuracy']:.3f} | {row['log_likelihood']:.4f} | {row['log_likelihood_at_beta']:.4f} |"
+            for name, row in learned["figures"].items()
+        ),
+        "",
+        *(f"* {name}: {found}." for name, found in learned["fits"].items()),
+    ]

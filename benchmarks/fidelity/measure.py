@@ -113,6 +113,7 @@ def frontier(dense: Dense, sizes: Sequence[int], supports: Sequence[str]) -> Ite
                     "support": name,
                     "values": values,
                     "top_k": top_k,
+                    "positions": len(dense),
                     "mean": exact.num_entries / exact.num_positions,
                     "bytes": size,
                     "coverage": [_mass(scores.tail_logprob["reference"]), _mass(teacher.tail_logprob)],

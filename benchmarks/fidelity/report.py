@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.fidelity.learned import learned_lines
 from benchmarks.online.report import section
 
 GOALS = {"0.1": (0.25, 0.006), "0.25": (0.8, 0.01)}
@@ -38,7 +39,7 @@ def trio_section(name: str, trio: Mapping[str, Any], pictures: Mapping[str, str]
         ("frontier",): (
             "Angle against bytes",
             lambda: [
-                f"{facts['frontier_positions']:,} of the positions.\n",
+                f"{trio['frontier'][0]['positions']:,} of the positions.\n",
                 *([f"![worst angle and deficit against bytes]({picture})", ""] if picture else []),
                 frontier_table(trio["frontier"]),
                 "",
@@ -166,11 +167,12 @@ def dtype_lines(trio: str, rows: Sequence[Row], top_k: int) -> list[str]:
     """The table, and whether float16 reaches the goal."""
     lines = [
         f"| bodies | gain | angle of the dtype alone, {STAGES} | with support and codec, a mean of {top_k} tokens "
-        "| error of l_dpo - l_reverse | of a size of |",
-        "|---|--:|---|---|--:|--:|",
+        "| the same with max_weight 1 | error of l_dpo - l_reverse | of a size of |",
+        "|---|--:|---|---|---|--:|--:|",
     ]
     for row in rows:
-        cells = [DTYPE_NAMES[row["dtype"]], f"{row['gain']:g}", _degrees(row["alone"]), _degrees(row["chain"])]
+        cells = [DTYPE_NAMES[row["dtype"]], f"{row['gain']:g}"]
+        cells += [_degrees(row[kind]) for kind in ("alone", "chain", "capped")]
         cells += [f"{row[name]:.4f}" for name in ("error", "signal")]
         lines.append(f"| {' | '.join(cells)} |")
     if trio != DTYPE_GOAL[0]:
@@ -199,24 +201,6 @@ def student_table(rows: Sequence[Row]) -> str:
         ratios = " / ".join(f"{ratio:.4f}" for ratio in row["norm_ratio"])
         lines.append(f"| {row['name']} | {cap} | {_degrees(row['angle'])} | {ratios} |")
     return "\n".join(lines)
-
-
-def learned_lines(learned: Mapping[str, Any]) -> list[str]:
-    """How the held-out pairs are judged, and what was fitted to the others."""
-    return [
-        f"Fitted to {learned['pairs']:,} pairs, judged by {learned['held_out_pairs']:,} others. Accuracy: the share of "
-        "pairs whose chosen response has the larger R; nats: mean log-likelihood of R's margin, and of beta times it "
-        "([teacher.md](teacher.md#a-learned-strength)).",
-        "",
-        "| | accuracy | nats a pair | nats a pair, beta R |",
-        "|---|--:|--:|--:|",
-        *(
-            f"| {name} | {row['accuracy']:.3f} | {row['log_likelihood']:.4f} | {row['log_likelihood_at_beta']:.4f} |"
-            for name, row in learned["figures"].items()
-        ),
-        "",
-        *(f"* {name}: {found}." for name, found in learned["fits"].items()),
-    ]
 
 
 def _degrees(angles: Iterable[float]) -> str:

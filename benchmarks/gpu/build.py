@@ -17,6 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import precompute.build.build
+import precompute.build.inputs
 from benchmarks.gpu.models import (
     DTYPES,
     Load,
@@ -115,7 +116,7 @@ class Bench:
 
     @classmethod
     def of(cls, trio: Mapping[Any, Any], way: Way, options: GpuOptions) -> "Bench":
-        """Raises NotHere for what the build has no flag for, or refuses on this machine."""
+        """Raises NotHere for what the build refuses on this machine."""
         load, vocabulary, device = load_of(options), vocabulary_of(options), device_of(options)
         rows = random_rows(load, vocabulary, load.batches)
         facts = facts_of(rows)
@@ -219,18 +220,13 @@ class Floor:
 def make_scorer(trio: Mapping[Any, Any], inputs: BuildInputs, asked: BuildOptions) -> Scorer:
     """The build's own scorer with all that its flags ask for, around models in memory instead of loaded ones."""
     models = role_models(trio, inputs.vocabulary_size)
-    with patch.object(precompute.build.build, "load_models", lambda *given, **flags: models):
-        return precompute.build.build.load_scorer(asked, inputs, Processes())
+    with patch.object(precompute.build.inputs, "load_models", lambda *given, **flags: models):
+        return precompute.build.inputs.load_scorer(asked, inputs, Processes())
 
 
 def _flags(way: Way) -> dict[str, Any]:
-    """The build's flags for a way. Raises NotHere for one that it does not have."""
-    wanted = {"dtype": way.dtype, "kernels": way.kernels, "torch_compile": way.compiled}
-    default = {"kernels": "torch", "torch_compile": False}
-    found = {name: value for name, value in wanted.items() if name in BuildOptions.__dataclass_fields__}
-    if missing := [name for name in wanted if name not in found and wanted[name] != default.get(name)]:
-        raise NotHere(f"the build has no --{missing[0]}")
-    return found
+    """The build's flags for a way."""
+    return {"dtype": way.dtype, "kernels": way.kernels, "torch_compile": way.compiled}
 
 
 def mfu(flop_per_second: float, device: torch.device) -> dict[str, Cell]:

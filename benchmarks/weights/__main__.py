@@ -55,8 +55,8 @@ def all_work(options: WeightsOptions) -> Iterator[Work]:
                 for dtype in options.dtypes:
                     wanted = [(rule, options.trio_rate) for rule in options.rules_for(dtype)]
                     yield ("trios", name, f"{gain:g}", dtype, str(seed)), partial(work, dtype, wanted, options)
-                more = [(Rule(), rate) for rate in options.trio_more_rates]
-                yield ("more_rates", name, f"{gain:g}", "float32", str(seed)), partial(work, "float32", more, options)
+                    more = [(Rule(), rate) for rate in options.trio_more_rates]
+                    yield ("more_rates", name, f"{gain:g}", dtype, str(seed)), partial(work, dtype, more, options)
 
 
 def read(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class WeightsOptions:
     trio_gains: list[float] = flag([10.0], "gains of the students of trios")
     trio_steps: int = flag(16, "optimizer steps of a student of a trio, 8 responses each")
     trio_rate: float = flag(2e-5, "peak learning rate of the students of trios")
-    trio_more_rates: list[float] = flag([3e-5], "of students without a limit too, from float32 bodies")
+    trio_more_rates: list[float] = flag([3e-5, 5e-5], "of further students without a limit")
     trio_rows: int = flag(128, "rows of --data")
     held_out_rows: int = flag(16, "rows of --held_out_data")
     trio_top_k: int = flag(64, "mean number of tokens kept a position, of a trio's caches")

@@ -101,7 +101,10 @@ def trio_section(results: Results, parts: Parts, more: Parts) -> list[str]:
         f"|---|---|--:|--:|--:|--:|{'--:|--:|' * len(TRIO_SHARES)}",
     ]
     ends = least_ends(parts)
-    for dtype, rule, rate in [*((*row, None) for row in rows_of(parts)), *(("float32", NONE, rate) for rate in rates)]:
+    for dtype, rule, rate in [
+        *((*row, None) for row in rows_of(parts)),
+        *((dtype, NONE, rate) for dtype in more for rate in rates),
+    ]:
         here = trio_curves(parts, dtype, rule) if rate is None else trio_curves(more, dtype, rule, rate)
         other = plain_curves(parts, more, compared_with(dtype, rule)[0])
         same = (dtype, rule) == ("float32", NONE)

@@ -116,10 +116,8 @@ def times_text(times: Times, processes: int) -> str:
     parts = ", ".join(f"{seconds / times.wall:.1%} {name}" for name, seconds in shares.items())
     total = f"{processes} x {duration(times.wall / processes)}" if processes > 1 else duration(times.wall)
     waits = (f"{getattr(times, name):,.1f} s for {name}" for name in ("input", "results", "writers"))
-    return (
-        f"{'time':>18}  {total} of scoring: {parts}\n"
-        f"{'waits':>18}  {', '.join(waits)}, who worked {times.writing:,.1f} s beside it"
-    )
+    waited = f"{', '.join(waits)}, who worked {times.writing:,.1f} s beside it"
+    return "\n".join([_wrapped("time", f"{total} of scoring: {parts}"), _wrapped("waits", waited)])
 
 
 def directions_text(directions: Sequence[Direction]) -> str:

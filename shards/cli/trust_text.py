@@ -57,7 +57,7 @@ def trust_lines(trust: Trust, sample: str) -> dict[str, str]:
         f"{trust.mean('coverage_reference'):.4f} of the reference's, on {sample}",
         "bound": f"log p* is off by {number(bound.mean)} nat at most on average, {number(bound.quantile(0.99))} at "
         f"99% of the positions; the tail's log partition by {number(trust.mean('tail_bound'))}",
-        **({} if trust.precision is None else {"precision": str(trust.precision)}),
+        **({} if trust.precision is None else {"bodies": str(trust.precision)}),
         "verdict": "\n".join([headline(word, reasons), *(f"- {text}" for text in reasons)]),
     }
 
