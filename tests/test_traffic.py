@@ -13,6 +13,7 @@ from benchmarks.traffic import (
     student_traffic,
     torch_build_traffic,
 )
+from precompute.feeding.transfer import Transfer
 from precompute.scoring.support import SupportRule
 from shards import Divergence
 from shards.format.nodes import StrengthNodes

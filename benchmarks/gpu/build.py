@@ -35,6 +35,7 @@ from benchmarks.gpu.options import GpuOptions
 from benchmarks.gpu.parts import Cell, Cells, NotHere
 from benchmarks.gpu.shapes import MODELS, SHAPES, Shape, card_of
 from benchmarks.step.measure import interleaved, medians, timed
+from precompute.build.identity import with_sizes
 from precompute.build.inputs import BuildInputs
 from precompute.build.options import BuildOptions
 from precompute.build.plan import log_threshold, make_plan
@@ -128,12 +129,13 @@ class Bench:
             responses="both",
             top_k=load.top_k,
             max_top_k=min(BuildOptions.max_top_k, vocabulary),
-            batch_tokens=load.rows * load.length,
+            batch_tokens=str(load.rows * load.length),
             tokens_per_shard=load.positions,
             sample_rows=2,
             device=str(device),
             **_flags(way),
         )
+        asked = with_sizes(asked, Path(asked.out), device)
         set_products(torch, dtype=way.dtype, tf32=False, device=device)
         named = {f"token{i}": i for i in range(vocabulary)}
         inputs = BuildInputs(folders={}, vocabulary=named, corpus=corpus, identity={})
