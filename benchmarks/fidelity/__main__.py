@@ -124,9 +124,10 @@ def online(name: str, folders: Mapping[Role, Path], data: str, options: Fidelity
 
 
 def facts(dense: Dense, models: Mapping[Role, Any], top_k: int) -> dict[str, Any]:
+    named = models["reference"].model.named_parameters()  # of a base that roles share, with their adapters
     distance_N = (dense.logprobs["dpo"].exp() - dense.logprobs["reverse"].exp()).abs().sum(-1)
     return {
-        "parameters": models["reference"].model.num_parameters(),
+        "parameters": sum(p.numel() for name, p in named if ".lora_" not in name),
         "vocabulary_size": dense.vocabulary_size,
         "positions": len(dense),
         "top_k": top_k,

@@ -61,15 +61,6 @@ def plain_curves(parts: Parts, more: Parts, dtype: str) -> Curves:
     return {seed: [*curve, *further.get(seed, [])] for seed, curve in trio_curves(parts, dtype, NONE).items()}
 
 
-def least_ends(parts: Parts) -> dict[str, float]:
-    """Seed -> the least of the KLs to the reference at which its students end."""
-    ends: dict[str, float] = {}
-    for by_seed in parts.values():
-        for seed, part in by_seed.items():
-            ends[seed] = min([run["points"][-1]["kl_nats"] for run in part["runs"]] + [ends.get(seed, float("inf"))])
-    return ends
-
-
 def known_gaps(parts: Parts) -> list[tuple[str, str, Interval]]:
     """(dtype, rule, mean difference of the frontiers over the KLs) of every row that is compared with another."""
     found = []
@@ -81,12 +72,12 @@ def known_gaps(parts: Parts) -> list[tuple[str, str, Interval]]:
 
 
 def trio_gaps(parts: Parts, more: Parts) -> list[tuple[str, str, Interval]]:
-    """(dtype, rule, difference at the largest KL that all reach, in percent)."""
-    ends, found = least_ends(parts), []
+    """(dtype, rule, difference at the KL where it ends, in percent) of every row that can be compared."""
+    found = []
     for dtype, rule in rows_of(parts):
-        if (dtype, rule) != ("float32", NONE):
-            here, other = trio_curves(parts, dtype, rule), plain_curves(parts, more, compared_with(dtype, rule)[0])
-            found.append((dtype, rule, interval(shares(here, other, ends))))
+        here, other = trio_curves(parts, dtype, rule), plain_curves(parts, more, compared_with(dtype, rule)[0])
+        if (dtype, rule) != ("float32", NONE) and (gaps := at_ends(here, other)):
+            found.append((dtype, rule, interval(gaps)))
     return found
 
 
@@ -99,10 +90,12 @@ def differences(here: Curves, other: Curves, kls: Sequence[float]) -> list[float
     ]
 
 
-def shares(here: Curves, other: Curves, kls: Mapping[str, float]) -> list[float]:
-    """The difference of two frontiers at a KL of each seed, in percent of the other's reward."""
-    return [
-        100 * (reward_at(here[seed], kls[seed]) / reward_at(other[seed], kls[seed]) - 1)
-        for seed in here
-        if seed in other
-    ]
+def at_ends(here: Curves, other: Curves) -> list[float]:
+    """Reward at the KL where a curve ends, less the other frontier's there, in percent of that; one for every seed that
+    both have. None at all if the other does not reach it.
+    """
+    both = [seed for seed in here if seed in other]
+    kls = {seed: here[seed][-1]["kl_nats"] for seed in both}
+    if any(max(point["kl_nats"] for point in other[seed]) < kls[seed] for seed in both):
+        return []
+    return [100 * (reward_at(here[seed], kls[seed]) / reward_at(other[seed], kls[seed]) - 1) for seed in both]

@@ -9,21 +9,18 @@ from benchmarks.weights.curves import (
     Curves,
     Parts,
     Point,
+    at_ends,
     compared_with,
     differences,
     known_curves,
     known_gaps,
-    least_ends,
     plain_curves,
     rows_of,
-    shares,
     trio_curves,
     trio_gaps,
 )  # fmt: skip
 from benchmarks.weights.rules import NONE
 
-TRIO_SHARES = (0.5, 1.0)
-"""Of the largest KL that every student of a trio reaches with an order of the data."""
 Results = Mapping[str, Any]
 
 
@@ -47,7 +44,7 @@ def verdict(results: Results) -> list[str]:
             tasks[f"Trio {name}, gain {gain}"] = (trio_gaps(parts, more), 1)
     lines = [
         "A rule's frontier less that of none from the same bodies: in true reward, the mean of the four KLs, on the "
-        "known-reward task; in % of the reward at the largest KL that all students reach, on the trios.",
+        "known-reward task; in % of the reward at the KL where a student ends, on the trios, where none goes as far.",
         "",
     ]
     for task, (gaps, digits) in tasks.items():
@@ -59,7 +56,7 @@ def verdict(results: Results) -> list[str]:
             ]
             lines += [f"* **{task}, {dtype} bodies**: {'; '.join(cells)}."] if cells else []
     above = [{rule for _, rule, gap in gaps if gap.is_above_zero and rule != NONE} for gaps, _ in tasks.values()]
-    moved = ", ".join(sorted(set.intersection(*above))) or "none, so both stay: no cap, and 1e-3"
+    moved = ", ".join(sorted(set.intersection(*above))) or "no rule, so both stay: no cap, and 1e-3"
     return [
         *lines,
         f"* **The defaults** change for a rule that is clearly above none in every task. This is so for {moved}.",
@@ -90,17 +87,14 @@ def trio_section(results: Results, parts: Parts, more: Parts) -> list[str]:
     """more: students without a limit at other learning rates."""
     found = results["settings"]["trios"]
     rates = sorted({run["rate"] for by_seed in more.values() for part in by_seed.values() for run in part["runs"]})
-    shares = " | ".join(f"reward at {share:g} KL | less, % of it" for share in TRIO_SHARES)
     lines = [
         f"{found['trio_steps']} steps of 8, learning rate {found['trio_rate']:g}, {found['trio_rows']} responses of at "
         f"most {found['max_length']} tokens; {found['held_out_rows']} held-out ones. Orders of the data: "
         f"{seeds_text(parts)}. Reward and KLs are nats a token.",
         "",
-        f"| bodies | rule | at the end: reward | KL to the reference | less at that KL, % | KL to the true teacher "
-        f"| {shares} |",
-        f"|---|---|--:|--:|--:|--:|{'--:|--:|' * len(TRIO_SHARES)}",
+        "| bodies | rule | reward at the end | KL to the reference | less at that KL, % | KL to the true teacher |",
+        "|---|---|--:|--:|--:|--:|",
     ]
-    ends = least_ends(parts)
     for dtype, rule, rate in [
         *((*row, None) for row in rows_of(parts)),
         *((dtype, NONE, rate) for dtype in more for rate in rates),
@@ -113,9 +107,6 @@ def trio_section(results: Results, parts: Parts, more: Parts) -> list[str]:
         )
         at_end = "" if same else end_text(here, other)
         cells = [dtype, rule if rate is None else f"{rule}, learning rate {rate:g}", reward, kl, at_end, teacher]
-        for share in TRIO_SHARES:
-            cells.append(text(interval([reward_at(here[seed], share * ends[seed]) for seed in here]), digits=5))
-            cells.append("" if same else share_text(here, other, {seed: share * end for seed, end in ends.items()}))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -129,17 +120,9 @@ def gap_text(here: Curves, other: Curves, kls: Sequence[float]) -> str:
     return text(interval(gaps), sign=True) if gaps else ""
 
 
-def share_text(here: Curves, other: Curves, kls: Mapping[str, float]) -> str:
-    gaps = shares(here, other, kls)
-    return text(interval(gaps), sign=True, digits=1) if gaps else ""
-
-
 def end_text(here: Curves, other: Curves) -> str:
-    """The same at the KL where each student ends; "not reached" if the other students do not go so far."""
-    kls = {seed: curve[-1]["kl_nats"] for seed, curve in here.items()}
-    if any(max(point["kl_nats"] for point in other[seed]) < kl for seed, kl in kls.items() if seed in other):
-        return "not reached"
-    return share_text(here, other, kls)
+    gaps = at_ends(here, other)
+    return text(interval(gaps), sign=True, digits=1) if gaps else "not reached"
 
 
 def text(found: Interval, *, sign: bool = False, digits: int = 3) -> str:
@@ -157,7 +140,8 @@ def seeds_text(parts: Parts) -> str:
 INTRODUCTION = """\
 # Weak positions: does a limit on lambda_t pay?
 
-This page is written by `{command}`.
+This page is written by `{command}`. It shows
+what was done by then, and says how many seeds that were; the same command goes on with what is missing.
 
 At a position where dpo and negative agree, w_t is small and the weight of the loss, lambda_t = beta / w_t, is large: up
 to 1000 beta at D_t = 0. Rounding of the bodies decides there where the teacher goes. `--max_weight` caps lambda_t and
@@ -165,16 +149,15 @@ leaves the target as it is; `--min_strength` raises w_t, and so moves the target
 gives more reward **at the same KL to the reference**. More reward at a larger KL alone is no gain: `--gain` does that.
 
 * **The students** are float32, of the preset aligndistil. Their caches are built from bodies in float32, float16 and
-  bfloat16, on a CPU, with the build's defaults.
+  bfloat16, run as they are on a CPU, with the build's defaults but 16 tokens a position on the known-reward task.
 * **Rules**: caps of lambda_t in units of beta (10 beta is w_t = 0.1, 1 beta is w_t = 1), and larger `--min_strength`.
 * **The known-reward task** is that of [results.md](results.md): frontiers of the true reward against KL to the
   reference, over the gains and judged steps of a rule, on samples that did not choose them.
 * **The trios** are those of [fidelity.md](fidelity.md): the expected contrastive reward beta (l_dpo - l_reverse) under
   the student, its KL to the reference and to the true teacher (float32 bodies, no limit), all with dense live float32
   models on held-out responses. Rewards at the same KL are read off the students' paths (every fourth step; a straight
-  line between two of them is a mixture of two models), at the KL where a student ends and at shares of the largest KL
-  that every student of the table reaches. Students without a limit at a higher learning rate show what the frontier is
-  where limits lead.
+  line between two of them is a mixture of two models), at the KL where a student ends. Students without a limit at
+  higher learning rates belong to the frontier of none: limits lead further in as many steps.
 * **Less**: a limit less none from the same bodies; half precision without a limit less float32 without one; paired over
   seeds, with 95% t-intervals. Bold: the interval is on one side of 0.
 """
