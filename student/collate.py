@@ -3,7 +3,6 @@
 Dimensions: B sequences of a micro-batch, T tokens, N response positions and M kept tokens of the micro-batch.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,17 +12,18 @@ import torch
 from shards import TeacherSpec
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import Role
-from shards.format.scores import Tokens, segment_starts
+from shards.format.scores import segment_starts
 from shards.teacher.compose import compose
 from student.data import MicroBatch
+from student.loss.rows import in_one, padded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collator:
     """Turns a micro-batch of responses into tensors, with the teacher composed. Values are float32.
 
-    input_ids, attention_mask   (B, T)
-    position                    (N,)   b * T + t of the hidden state that predicts the response token
+    input_ids, attention_mask, position   see `student.loss.rows.padded`; padding_free: input_ids, packed, position of
+                                `in_one`
     support_count, support_ids  (N,), (M,)   the latter int32, which halves the bytes sent to the device
     support_ends                (N,)   sums of the counts up to each position; for the host, which cuts chunks with them
     teacher_logprobs, teacher_tail       (M,), (N,)   log p* of the kept tokens, of the tail
@@ -42,6 +42,7 @@ class Collator:
     nodes: StrengthNodes
     reduction: Literal["sequence", "token"]
     pad_token_id: int
+    padding_free: bool = False
 
     def __call__(self, batch: MicroBatch) -> dict[str, Any]:
         scores = batch.scores
@@ -70,7 +71,7 @@ class Collator:
             "counts": counts_N,
         }
         return {
-            **self._pad(batch.tokens),
+            **(in_one(batch.tokens) if self.padding_free else padded(batch.tokens, self.pad_token_id)),
             "support_count": torch.from_numpy(scores.support_count.astype(np.int64)),
             "support_ends": torch.from_numpy(np.cumsum(scores.support_count, dtype=np.int64)),
             "support_ids": torch.from_numpy(np.require(scores.support_ids, np.int32, "W")),
@@ -78,19 +79,4 @@ class Collator:
             "num_items": torch.tensor(num_sequences if self.reduction == "sequence" else num_positions),
             "num_sequences": torch.tensor(num_sequences),
             "num_positions": torch.tensor(num_positions),
-        }
-
-    def _pad(self, rows: Sequence[Tokens]) -> dict[str, torch.Tensor]:
-        longest = max(len(row.input_ids) for row in rows)
-        input_ids_BT = np.full((len(rows), longest), self.pad_token_id, dtype=np.int64)
-        attention_mask_BT = np.zeros_like(input_ids_BT)
-        positions = []
-        for number, row in enumerate(rows):
-            input_ids_BT[number, : len(row.input_ids)] = row.input_ids
-            attention_mask_BT[number, : len(row.input_ids)] = 1
-            positions.append(number * longest + np.flatnonzero(row.loss_mask) - 1)
-        return {
-            "input_ids": torch.from_numpy(input_ids_BT),
-            "attention_mask": torch.from_numpy(attention_mask_BT),
-            "position": torch.from_numpy(np.concatenate(positions)),
         }

@@ -17,6 +17,7 @@ from shards.format.index import RowIndex
 from shards.format.manifest import refuse_difference
 from shards.format.nodes import StrengthNodes
 from shards.format.scores import Scores, Tokens, concatenate
+from shards.spread import spread
 from student.order import BatchItem
 
 
@@ -85,6 +86,10 @@ class CachedResponses(Dataset):
     def scores(self, rows: Sequence[int]) -> Scores:
         """The scores of these responses, concatenated; rows count over all caches, as in `self[row]`."""
         return self.__getitems__([BatchItem(row, True) for row in rows]).scores
+
+    def some(self, limit: int) -> Sequence[Tokens]:
+        """The tokens of at most `limit` responses, spread over all."""
+        return self.__getitems__([BatchItem(row, True) for row in spread(len(self), limit)]).tokens
 
     def _reading(self, selection: Selection) -> "CachedResponses":
         view = copy.copy(self)

@@ -47,6 +47,9 @@ class DistillArguments(LoraFlags, TeacherFlags, TrainingArguments):
     kernels: AskedKernels = flag(
         "auto", "what computes over the vocabulary; auto: Triton kernels on a CUDA device, else plain torch"
     )
+    padding_free: bool = flag(
+        False, "run the rows of a micro-batch as one, without padding; pays with flash attention only"
+    )
     global_batch_size: int | None = flag(
         None,
         f"sequences per optimizer step, {DEFAULT_GLOBAL_BATCH_SIZE} unless accumulation is given; sets accumulation",

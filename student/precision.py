@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType
 from transformers import Trainer, TrainerCallback
 
 from shards.errors import NonFiniteLogits
+from shards.modelfiles.precision import rounding_apart
 
 
 def choose_autocast(options: Any) -> None:
@@ -33,6 +34,12 @@ def precision_text(options: Any) -> str:
     if options.bf16:
         return "bf16 autocast, weights in float32; it turns the gradient several times as much as --fp16 true"
     return f"float32{' with TF32 products' if options.tf32 else ''}{default}"
+
+
+def rounding_of(options: Any, weights: torch.dtype) -> float:
+    """How far rounding takes two hidden states apart at most, by the dtype of the weights or of the products."""
+    products = "float16" if options.fp16 else "bfloat16" if options.bf16 else "tf32" if options.tf32 else "float32"
+    return max(rounding_apart(weights), rounding_apart(products))
 
 
 class ScalingTrainer(Trainer):

@@ -22,10 +22,12 @@ from shards.modelfiles.vocabulary import require_same_vocabulary
 from student.collate import Collator
 from student.data import CachedResponses
 from student.loss.forward import DistillForward, base_model
+from student.loss.rows import require_padding_free
 from student.loss.sparse import SparseTargets
 from student.metrics import MetricSums
 from student.options import DistillArguments
 from student.order import GlobalBatchSampler
+from student.precision import rounding_of
 from student.runs.card import write_model_card
 from student.runs.identity import run_identity
 from student.runs.learned import fit_strength
@@ -44,6 +46,8 @@ class DistillTrainer(ResumableTrainer):
     processing_class    the student's tokenizer; compared with the cache's, and saved with the model
 
     A learned strength without numbers is fitted here, on the pairs of the training caches, and stored in `args`.
+
+    With `padding_free` a few rows are run both ways first.
 
     Raises VocabularyMismatch, TeacherUnavailable, ModelError, and OptionError for several GPUs without a launcher.
     """
@@ -78,7 +82,11 @@ class DistillTrainer(ResumableTrainer):
             eval_dataset = train_dataset.like(eval_dataset)
         pad_token_id = getattr(processing_class, "pad_token_id", None) or 0
         collator: Any = Collator(  # takes a MicroBatch; Trainer's type is a list
-            spec=args.spec, nodes=train_dataset.nodes, reduction=args.reduction, pad_token_id=pad_token_id
+            spec=args.spec,
+            nodes=train_dataset.nodes,
+            reduction=args.reduction,
+            pad_token_id=pad_token_id,
+            padding_free=args.padding_free,
         )
         super().__init__(
             model,
@@ -99,6 +107,9 @@ class DistillTrainer(ResumableTrainer):
             kernels=resolve_kernels(args.kernels, args.device.type),
         )
         self.distill_forward.install()
+        if args.padding_free:
+            with self.accelerator.autocast():  # before a training the model does not bring it
+                require_padding_free(base_model(model), train_dataset.some(4), rounding_of(args, model.dtype))
         self.sampler = self._make_sampler(train_dataset, args.per_device_train_batch_size, shuffle=True)
         self.train_sums = MetricSums()
         self.add_callback(_Steps(self))
@@ -203,8 +214,9 @@ class DistillTrainer(ResumableTrainer):
     def _distill(self, model: Any, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         return model(
             input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            attention_mask=inputs.get("attention_mask"),
             position=inputs["position"],
+            packed=inputs.get("packed"),
             targets=SparseTargets(inputs),
         )
 

@@ -11,11 +11,7 @@ from precompute.scoring.packing import Packed, pack, pack_flat
 from precompute.scoring.score import Batch, hidden_states, packed_states
 from shards.errors import ModelError, first_line
 from shards.format.schema import Role
-from shards.modelfiles.precision import spacing
-
-SAME_STATES, SPACINGS_APART = 1e-3, 6.4
-"""Largest distance of two hidden states that rounding explains, relative to their length: the first in float32, and so
-many spacings of the body's dtype (0.05 in bfloat16)."""
+from shards.modelfiles.precision import rounding_apart
 
 
 def require_shared_prompts(models: Mapping[Role, RoleModel], pair: Batch, longest: int) -> None:
@@ -55,7 +51,7 @@ def _require_same(model: RoleModel, rows: Batch, packed: Packed, way: str, flag:
         ) from exc
     length_N = apart_NH.float().norm(dim=-1)
     off = float(((together_NH.float() - apart_NH.float()).norm(dim=-1) / length_N).max())
-    if not off <= max(SAME_STATES, SPACINGS_APART * spacing(model.dtype)):
+    if not off <= rounding_apart(model.dtype):
         raise ModelError(
             f"{role}: expected the same hidden states with {way}, got some {off:.1%} off in the {what} of "
             f"{rows[0].sample_id}; leave {flag} out"

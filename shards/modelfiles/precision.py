@@ -5,11 +5,19 @@ from typing import Any
 SPACINGS = {"float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Distance of neighbouring numbers, relative to the power of two below them. TF32 is of the factors of a product."""
 LARGEST_FLOAT16 = 65504.0
+SAME_STATES, SPACINGS_APART = 1e-3, 6.4
+"""Largest distance of two hidden states that rounding explains, relative to their length: the first in float32, and so
+many spacings of the dtype they are computed in (0.05 in bfloat16)."""
 
 
 def spacing(dtype: Any) -> float:
     """The spacing of a dtype of torch, or of its name; of float32 for wider ones."""
     return SPACINGS.get(_name(dtype), SPACINGS["float32"])
+
+
+def rounding_apart(dtype: Any) -> float:
+    """Largest distance of two hidden states that rounding in this dtype explains, relative to their length."""
+    return max(SAME_STATES, SPACINGS_APART * spacing(dtype))
 
 
 def remedy(dtype: Any) -> str:

@@ -20,6 +20,7 @@ from shards.errors import ModelError
 from shards.modelfiles.head import LogitTransform, body_of, probe_ids, require_same_logits, require_width
 from student.loss.fused import FusedLoss, Sums, why_not_fused
 from student.loss.products import half_of, multiply
+from student.loss.rows import response_states
 from student.loss.sparse import METRICS, SparseTargets, loss_sums, position_metrics, sparse_divergence
 
 
@@ -77,11 +78,13 @@ class DistillForward:
         *args: Any,
         targets: SparseTargets | None = None,
         position: torch.Tensor | None = None,
+        packed: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         if targets is None:
             return self._own_forward(input_ids, attention_mask, *args, **kwargs)
-        return self.distill(self._hidden(input_ids, attention_mask, position), targets)
+        assert input_ids is not None and position is not None, "they come with the targets"
+        return self.distill(response_states(self.model, input_ids, attention_mask, position, packed), targets)
 
     def distill(self, hidden_NH: torch.Tensor, targets: SparseTargets) -> dict[str, torch.Tensor]:
         """Loss and metrics from the hidden states of the response positions."""
@@ -109,7 +112,7 @@ class DistillForward:
         `finite_state` (N,) says where the hidden states are finite: a soft cap on the logits would hide others.
         `kept_logprobs` (M,) and `tail_logprob` (N,) are the model's own, for comparisons with other teachers.
         """
-        hidden_NH = self._hidden(input_ids, attention_mask, position)
+        hidden_NH = response_states(self.model, input_ids, attention_mask, position)
         finite_N = hidden_NH.isfinite().all(-1)
         self._require_weights(self.head)
         hidden_NH, head = self._evaluated_head(hidden_NH)
@@ -130,13 +133,6 @@ class DistillForward:
         names = ("divergence", "next_logprob", "tail_logprob", *METRICS)
         by_name = dict(zip(names, torch.cat(found).unbind(-1), strict=True))
         return by_name | {"finite_state": finite_N, "kept_logprobs": torch.cat(kept)}
-
-    def _hidden(self, input_ids: Any, attention_mask: Any, position: Any) -> torch.Tensor:
-        """Last hidden states at the response positions, (N, H)."""
-        hidden_BTH = body_of(self.model, "student")(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        )[0]
-        return hidden_BTH.flatten(0, 1)[position]
 
     def _half(self, hidden_NH: torch.Tensor, head: Any) -> torch.dtype | None:
         """The dtype of the output layer's products if they have half-precision inputs; None otherwise."""

@@ -117,6 +117,7 @@ def _plan_text(trainer: DistillTrainer, source: str, resumes: str) -> str:
         "teacher": str(args.spec),
         "loss": f"{args.divergence}, mean by {args.reduction}; {_loss_path(trainer)}",
         "precision": precision_text(args),
+        "padding": "none: the rows of a micro-batch run as one" if args.padding_free else "",
         "steps": steps,
         **_trust_lines(trainer),
         "resumed": resumes,
