@@ -22,6 +22,7 @@ from precompute import processes
 from precompute.build import inputs
 from precompute.build.__main__ import main as build_main
 from precompute.build.build import build
+from precompute.models import folders
 from precompute.processes import Processes
 from precompute.rollout.__main__ import main as rollout_main
 from precompute.tokens import share
@@ -62,8 +63,15 @@ class Thread(Processes):
 @pytest.fixture
 def on_two(monkeypatch):
     """Runs work(rank) on two processes; returns the results or errors by rank."""
-    here = threading.local()
+    here, loading, load = threading.local(), threading.Lock(), folders._load_full
     monkeypatch.setattr(Processes, "join", classmethod(lambda cls: here.processes))
+
+    def alone(*args, **kwargs):
+        """Transformers changes its own classes while it loads: of two at once, the second leaves them changed."""
+        with loading:
+            return load(*args, **kwargs)
+
+    monkeypatch.setattr(folders, "_load_full", alone)
 
     def run(work):
         meeting = Meeting(2)
