@@ -99,17 +99,17 @@ class DistillTrainer(ResumableTrainer):
         )
         # we divide the sums below by global counts, so Trainer must not divide again
         self.loss_is_scaled_for_ga = True
-        self.distill_forward = DistillForward(
-            base_model(model),
-            vocabulary_size=train_dataset.caches[0].plan.vocabulary_size,
-            divergence=args.loss_divergence,
-            chunk_positions=args.chunk_positions,
-            kernels=resolve_kernels(args.kernels, args.device.type),
-        )
-        self.distill_forward.install()
-        if args.padding_free:
-            with self.accelerator.autocast():  # before a training the model does not bring it
+        with self.accelerator.autocast():  # what is tried at the start: a model does not bring it before its training
+            self.distill_forward = DistillForward(
+                base_model(model),
+                vocabulary_size=train_dataset.caches[0].plan.vocabulary_size,
+                divergence=args.loss_divergence,
+                chunk_positions=args.chunk_positions,
+                kernels=resolve_kernels(args.kernels, args.device.type),
+            )
+            if args.padding_free:
                 require_padding_free(base_model(model), train_dataset.some(4), rounding_of(args, model.dtype))
+        self.distill_forward.install()
         self.sampler = self._make_sampler(train_dataset, args.per_device_train_batch_size, shuffle=True)
         self.train_sums = MetricSums()
         self.add_callback(_Steps(self))

@@ -8,6 +8,7 @@ from test_training import arguments, launch, moved, plain_sgd, recipe, same_weig
 from transformers import TrainerCallback
 
 from shards.errors import NonFiniteLogits, OptionError
+from student.loss.forward import DistillForward
 from student.options import DistillArguments
 from student.precision import choose_autocast, precision_text
 from student.train import __main__ as command
@@ -112,13 +113,19 @@ def test_a_skipped_step_leaves_weights_and_schedule_and_is_logged_with_its_loss(
     assert all(0 < entry["loss"] < 100 and 0 < entry["kl_teacher"] < 100 for entry in logged)
 
 
-def test_a_body_that_leaves_float16s_range_ends_the_run_in_one_line(sparse_cache, trio, tmp_path):
+def test_a_body_that_leaves_float16s_range_ends_the_run_in_one_line(sparse_cache, trio, tmp_path, monkeypatch):
+    """At the start; if it only does so for some tokens, at the step."""
     from tiny import nudged, save
 
     model = nudged(trio["reference"], 7, 0.1)
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(1e6)
     folder = save(model, tmp_path / "wide")
+    with pytest.raises(
+        NonFiniteLogits, match=r"^student: expected finite logits .* in float16, .* give --bf16 true, or "
+    ):
+        train(arguments(sparse_cache, folder, tmp_path / "out", **plain_sgd(fp16=True)))
+    monkeypatch.setattr(DistillForward, "_check_head", lambda self: None)
     with pytest.raises(NonFiniteLogits, match=r"^step 1: expected a finite loss, got nan under fp16 autocast; if the "):
         train(arguments(sparse_cache, folder, tmp_path / "out", **plain_sgd(fp16=True)))
 
@@ -141,6 +148,23 @@ def test_the_plan_says_the_precision_and_whether_it_is_the_default(monkeypatch, 
     options.device = torch.device("cuda" if gpu else "cpu")
     choose_autocast(options)
     assert precision_text(options).startswith(expected)
+
+
+@pytest.mark.parametrize("half", [None, *HALF])
+def test_what_is_tried_at_the_start_runs_in_the_runs_autocast(
+    sparse_cache, student_folder, tmp_path, monkeypatch, half
+):
+    """Flash attention takes half precision only, so float32 weights need it there too."""
+    seen, check = [], DistillForward._check_head
+
+    def recorded(self):
+        seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+        check(self)
+
+    monkeypatch.setattr(DistillForward, "_check_head", recorded)
+    settings = plain_sgd(max_steps=1, **({half: True} if half else {}))
+    train(arguments(sparse_cache, student_folder, tmp_path, **settings))
+    assert seen[0] == {None: None, "fp16": torch.float16, "bf16": torch.bfloat16}[half]
 
 
 def test_both_half_precisions_at_once_are_refused(tmp_path):

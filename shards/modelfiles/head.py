@@ -51,7 +51,9 @@ def body_of(model: Any, who: str) -> Any:
     raise ModelError(f"{who}: expected a model with a body and an output layer, got {type(model).__name__}")
 
 
-def require_same_logits(ours: Any, theirs: Any, *, dtype: Any, who: str, model_class: str) -> None:
+def require_same_logits(
+    ours: Any, theirs: Any, *, dtype: Any, who: str, model_class: str, autocast: bool = False
+) -> None:
     """Compare the logits that we compute from a model's parts with its own logits; same shape, both in its own dtype.
 
     They may differ by one spacing of that dtype at the largest logit, and by SAME in float32. Raises NonFiniteLogits,
@@ -60,7 +62,9 @@ def require_same_logits(ours: Any, theirs: Any, *, dtype: Any, who: str, model_c
     """
     largest = float(abs(theirs).max())
     if not math.isfinite(largest):
-        raise NonFiniteLogits(f"{who}: expected finite logits of {model_class}, got {largest}{remedy(dtype)}")
+        raise NonFiniteLogits(
+            f"{who}: expected finite logits of {model_class}, got {largest}{remedy(dtype, autocast=autocast)}"
+        )
     worst = float(abs(ours - theirs).max())
     if not worst <= max(SAME, spacing(dtype)) * largest + 1e-6:
         raise ModelError(

@@ -20,11 +20,15 @@ def rounding_apart(dtype: Any) -> float:
     return max(SAME_STATES, SPACINGS_APART * spacing(dtype))
 
 
-def remedy(dtype: Any) -> str:
-    """The end of a message about values that are not finite; empty where another dtype does not have a larger range."""
+def remedy(dtype: Any, *, autocast: bool = False) -> str:
+    """The end of a message about values that are not finite; empty where another dtype does not have a larger range.
+
+    autocast: whether the dtype is that of a training's autocast, not of weights.
+    """
     if _name(dtype) != "float16":
         return ""
-    return f" in float16, whose range ends at {LARGEST_FLOAT16:,.0f}; give --dtype bfloat16 or float32"
+    flags = "--bf16 true, or --fp16 false for float32" if autocast else "--dtype bfloat16 or float32"
+    return f" in float16, whose range ends at {LARGEST_FLOAT16:,.0f}; give {flags}"
 
 
 def _name(dtype: Any) -> str:

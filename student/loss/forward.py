@@ -208,7 +208,10 @@ class DistillForward:
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Compare the logits from body, output layer and transform with the model's own, in the model's own dtype."""
+        """Compare the logits from body, output layer and transform with the model's own.
+
+        In the caller's autocast: flash attention refuses float32 weights without it.
+        """
         model = self.model
         module = self.head
         name = type(model).__name__
@@ -220,10 +223,14 @@ class DistillForward:
         model.eval()
         ids_BT = torch.tensor([probe_ids(self.vocabulary_size)], device=model.device)
         hidden_TH = body_of(model, "student")(input_ids=ids_BT, use_cache=False)[0][0]
-        ours_TV = self._transform(module(hidden_TH), torch).float()
+        product_TW = module(hidden_TH)
+        ours_TV = self._transform(product_TW, torch).float()
         theirs_TV = self._own_forward(input_ids=ids_BT, use_cache=False).logits[0].float()
         model.train(training)
-        require_same_logits(ours_TV, theirs_TV, dtype=module.weight.dtype, who="student", model_class=name)
+        autocast = torch.is_autocast_enabled(model.device.type)
+        require_same_logits(
+            ours_TV, theirs_TV, dtype=product_TW.dtype, who="student", model_class=name, autocast=autocast
+        )
 
 
 def base_model(model: Any) -> PreTrainedModel:
