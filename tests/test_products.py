@@ -9,6 +9,7 @@ from test_student_loss import V, batch_of, distil, soft_cap, tied
 
 from shards import Divergence
 from shards.modelfiles.head import LogitTransform
+from student.loss import products
 from student.loss.fused import FusedLoss
 from student.loss.products import HalfProducts, half_of
 from student.loss.sparse import SparseTargets
@@ -118,6 +119,20 @@ def test_positions_without_weight_have_no_gradient(sparse_cache):
         assert not grad.any()
 
 
+@pytest.mark.parametrize("size", [1e-1, 1e-4, 1e-8])
+def test_a_position_without_weight_leaves_the_gradients_of_the_others(sparse_cache, size):
+    """A row that fills a batch has the coefficient 0, and the others may be small."""
+    batch = batch_of(sparse_cache, ROWS)
+    coefficient = torch.full_like(batch["coefficient"], size)
+    coefficient[::3] = 0
+    hidden_NH, head = make(batch)
+    targets = SparseTargets(batch | {"coefficient": coefficient})
+    _, grad_NH, grad_WH = run(torch.float16, hidden_NH, head, targets)
+    _, exact_NH, exact_WH = run(None, hidden_NH, head, targets)
+    assert angle(grad_NH, exact_NH) < 0.1 and angle(grad_WH, exact_WH) < 0.1
+    assert not grad_NH[::3].any()
+
+
 @pytest.mark.parametrize(
     ("device", "hidden", "weight", "autocast", "expected"),
     [
@@ -132,7 +147,20 @@ def test_positions_without_weight_have_no_gradient(sparse_cache):
     ],
 )
 def test_products_have_half_inputs_where_a_gpu_has_them_already_or_fp16_rounds_them(
-    device, hidden, weight, autocast, expected
+    device, hidden, weight, autocast, expected, monkeypatch
 ):
+    monkeypatch.setattr(products, "has_products", lambda *_: True)
     tensors = [SimpleNamespace(device=torch.device(device), dtype=dtype) for dtype in (hidden, weight)]
     assert half_of(*tensors, autocast) == expected
+
+
+def test_a_torch_without_such_products_is_found_out_and_said(monkeypatch, caplog):
+    assert products.has_products(torch.device("cpu"), torch.float16) and not caplog.records
+
+    def refuses(*given, **named):
+        raise NotImplementedError("mm with out_dtype")
+
+    monkeypatch.setattr(products, "add_product_", refuses)
+    monkeypatch.setattr(products.logger, "propagate", True)
+    assert not products.has_products.__wrapped__(torch.device("cpu"), torch.float16)
+    assert "the output layer is multiplied in float32: torch" in caplog.text and "mm with out_dtype" in caplog.text

@@ -33,6 +33,7 @@ from precompute.tokens.tokenized import TokenizedResponse
 from shards import TeacherSpec
 from shards.cli.device import set_products
 from shards.format.schema import ROLES, Role
+from shards.modelfiles.adapter import rounded
 from shards.modelfiles.find import ModelFolder, resolve
 
 WAYS = ("float16", "bfloat16", "float32, TF32 products")
@@ -47,6 +48,7 @@ def planned(options: GpuOptions) -> list[str]:
 
 def measure(cells: Cells, options: GpuOptions) -> None:
     source = Trio(options)
+    set_products(torch, dtype="float32", tf32=False, device=source.device)
     exact = source.logprobs("float32")
     cells.fact(trio=source.name, signal_nats=_expected(exact, _signal(exact)))
     for way in WAYS:
@@ -84,7 +86,9 @@ class Trio:
             models = load_models(self.folders, self.vocabulary, dtype=dtype, device=str(self.device))
         else:
             exact = make_trio(self.shape, torch.float32, self.device)
-            models = role_models({role: model.to(DTYPES[dtype]) for role, model in exact.items()}, self.vocabulary)
+            models = role_models(
+                {role: rounded(model, DTYPES[dtype]) for role, model in exact.items()}, self.vocabulary
+            )
         found: Logprobs = {}
         for role, model in models.items():
             hidden_NH = hidden_states(model, self.rows)
@@ -139,13 +143,11 @@ def _expected(exact: Logprobs, values_NV: torch.Tensor) -> float:
 
 @contextmanager
 def _products(way: str, device: torch.device) -> Iterator[None]:
-    """Products of float32 in TF32 where the way's name says so. Raises NotHere where there are none."""
-    if "TF32" not in way:
-        yield
-        return
-    if device.type != "cuda":
+    """Products as a build of this way has them. Raises NotHere for TF32 where there is no GPU."""
+    tf32 = "TF32" in way
+    if tf32 and device.type != "cuda":
         raise NotHere("TF32 products need a GPU")
-    set_products(torch, dtype="float32", tf32=True, device=device)
+    set_products(torch, dtype=way.split(",")[0], tf32=tf32, device=device)
     try:
         yield
     finally:

@@ -10,7 +10,14 @@ Dimensions: N response positions, C positions of a chunk, V vocabulary, W rows o
 size.
 """
 
+import functools
+
 import torch
+from transformers.utils import logging
+
+from shards.errors import first_line
+
+logger = logging.get_logger(__name__)
 
 HALVES = (torch.float16, torch.bfloat16)
 TOP = 15
@@ -32,9 +39,26 @@ def half_of(hidden: torch.Tensor, weight: torch.Tensor, autocast: torch.dtype | 
     multiplied as they are. Under fp16 autocast float32 inputs are rounded to float16, which has TF32's 11 bits of
     mantissa; under bf16 autocast they are not rounded, since 8 bits would cost more than they save (docs/fidelity.md).
     """
-    if hidden.device.type != "cuda" or "dtype_out" not in torch.ops.aten.mm.overloads():
+    if hidden.device.type != "cuda":
         return None
-    return half_on_gpu(hidden, weight, autocast)
+    half = half_on_gpu(hidden, weight, autocast)
+    return half if half is not None and has_products(hidden.device, half) else None
+
+
+@functools.cache
+def has_products(device: torch.device, half: torch.dtype) -> bool:
+    """Whether torch multiplies halves into float32 there, found by trying, once; if it does not, a warning says so."""
+    small, total = torch.ones(16, 16, dtype=half, device=device), torch.zeros(16, 16, device=device)
+    try:
+        multiply(small, small, out=total)
+        add_product_(total, small, small)
+    except (TypeError, RuntimeError) as exc:  # TypeError: before torch 2.8; NotImplementedError is a RuntimeError
+        logger.warning(
+            f"the output layer is multiplied in float32: torch {torch.__version__} has no products of {half} with "
+            f"float32 sums on {device} ({first_line(exc)})"
+        )
+        return False
+    return True
 
 
 def half_on_gpu(hidden: torch.Tensor, weight: torch.Tensor, autocast: torch.dtype | None) -> torch.dtype | None:
@@ -114,7 +138,8 @@ class HalfProducts(FloatProducts):
         shift_C1 = torch.zeros(len(grad_CV), 1, device=grad_CV.device)
         if self.half == torch.float16:
             largest_C1 = torch.linalg.vector_norm(grad_CV, torch.inf, dim=-1, keepdim=True)
-            shift_C1 = (TOP - _exponent(largest_C1)).clamp(max=LARGEST_SHIFT)
+            # a position without a gradient takes part with hidden states of nearly 0, not with infinite ones
+            shift_C1 = (TOP - _exponent(largest_C1)).where(largest_C1 > 0, LARGEST_SHIFT).clamp(max=LARGEST_SHIFT)
             grad_CV.mul_(torch.exp2(shift_C1))
         half_CV = grad_CV.to(self.half)
         if hidden is not None:
