@@ -1,6 +1,8 @@
 """How rows become batches: sizes found from memory and kept by a resumed build, no padding, compiled bodies."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from precompute.build import build as build_module
 from precompute.build import identity, shard_work, speed
 from precompute.build.build import build
+from precompute.build.options import BuildOptions
 from precompute.feeding.budget import MOST_BATCH_TOKENS, STEP, batch_tokens_for, chunk_positions_for, fitting_tokens
 from precompute.models.role_model import RoleModel
 from precompute.scoring.packing import batches_by_length, pack_flat, padding_share
@@ -70,6 +73,21 @@ def test_a_cpu_has_fixed_sizes_and_a_gpu_is_measured():
     assert (batch_tokens_for(cpu), chunk_positions_for(cpu)) == ("8192", 128)
     assert (batch_tokens_for(cuda), chunk_positions_for(cuda)) == ("auto", 512)
     assert batch_tokens_for(torch.device("mps")) == "8192"
+
+
+def test_sizes_left_open_are_those_of_the_build_that_goes_on(monkeypatch, tmp_path):
+    options, cuda = BuildOptions(models=["dpo=a", "reference=b"], data="d"), torch.device("cuda")
+    spread_out = replace(options, device_map="auto")
+
+    def sizes(options):
+        found = identity.with_sizes(options, tmp_path, cuda)
+        return found.batch_tokens, found.chunk_positions
+
+    assert sizes(options) == ("auto", 512)
+    assert sizes(spread_out) == ("8192", 512), "only one of several devices would be measured"
+    earlier = SimpleNamespace(identity={"options": {"batch_tokens": 3072, "chunk_positions": 64}})
+    monkeypatch.setattr(identity, "_earlier_plan", lambda folder: earlier)
+    assert sizes(options) == sizes(spread_out) == ("3072", 64)
 
 
 @pytest.mark.parametrize("value", ["many", "0", "-3", "1.5", ""])

@@ -163,13 +163,25 @@ def test_a_sample_is_spread_over_the_rows_and_small(near):
 
 
 def test_where_a_float32_body_does_not_fit_two_roundings_are_compared(near, halves, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(probe, "free_bytes", lambda *_: 1000)
     found = Precision.of(build(near, tmp_path / "cache", dtype="float16").plan)
     coarse, fine = (Precision.of(halves[dtype].plan) for dtype in ("bfloat16", "float16"))
     assert found.against == "bfloat16"
     assert 0.5 * coarse.error_nats < found.error_nats < 2 * coarse.error_nats  # made by bfloat16
     assert found.error_nats > fine.error_nats
     assert found.expected_error == 1 / 8 and "a float32 body does not fit" in str(found)
+
+
+def test_a_float32_body_that_runs_out_of_memory_does_not_fit_either(near, tmp_path, monkeypatch):
+    own = probe._logprobs
+
+    def logprobs(folders, vocabulary_size, rows, dtype, against, options):
+        if against == "float32":
+            raise torch.OutOfMemoryError("out of memory")
+        return own(folders, vocabulary_size, rows, dtype, against, options)
+
+    monkeypatch.setattr(probe, "_logprobs", logprobs)
+    assert Precision.of(build(near, tmp_path / "cache", dtype="float16").plan).against == "bfloat16"
 
 
 def test_the_size_of_a_float32_body_is_that_of_its_weights(near):

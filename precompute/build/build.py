@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from precompute.build.directions import sample_directions
 from precompute.build.identity import read_earlier, with_sizes
-from precompute.build.inputs import BuildInputs, find_sources, load_scorer, probe, read_inputs
+from precompute.build.inputs import BuildInputs, find_sources, load_scorer, measured_precision, probe, read_inputs
 from precompute.build.options import BuildOptions
 from precompute.build.plan import log_threshold, make_plan, support_rule
 from precompute.build.report import (
@@ -33,7 +33,6 @@ from precompute.feeding.stages import Times
 from precompute.feeding.writers import writers_for
 from precompute.models.made_from import direction_warnings
 from precompute.processes import Processes
-from precompute.scoring.probe import Exact, default_spec, precision
 from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule
 from shards import ShardCache
@@ -79,6 +78,8 @@ def build(options: BuildOptions) -> Manifest:
     # before the models are loaded: one float32 body needs the memory of two in half precision
     exact = processes.together(lambda: probe(options, inputs) if processes.is_first and begun is None else None)
     scorer = processes.together(lambda: load_scorer(options, inputs, processes))
+    precision = processes.together(lambda: None if exact is None else measured_precision(options, scorer, exact))
+    exact = None  # a gigabyte for a large vocabulary
     if options.batch_tokens == AUTO:
         options, inputs = with_measured_batches(options, inputs, scorer, processes)
     out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def build(options: BuildOptions) -> Manifest:
         earlier = processes.together(lambda: read_earlier(out, inputs.identity))
         if isinstance(earlier, Manifest):
             return _already_built(out, processes)
-        work = Build(out=out, options=options, inputs=inputs, scorer=scorer, processes=processes, exact=exact)
+        work = Build(out=out, options=options, inputs=inputs, scorer=scorer, processes=processes, precision=precision)
         return work.run(earlier)
 
 
@@ -106,7 +107,7 @@ class Build:
 
     The first process plans, announces and finishes for all. Each process scores and writes its own shards.
 
-    exact: log-probs of float32 bodies, for the precision probe of a new build with other ones.
+    precision: what the precision probe found, for a new build with bodies that are not float32.
     """
 
     out: Path
@@ -114,7 +115,7 @@ class Build:
     inputs: BuildInputs
     scorer: Scorer
     processes: Processes
-    exact: Exact | None = None
+    precision: Mapping[str, Any] | None = None
 
     def run(self, earlier: Plan | None) -> Manifest:
         """The finished cache's manifest. earlier: the plan of an interrupted build of the same inputs."""
@@ -207,7 +208,7 @@ class Build:
         index = corpus.facts.index.encoded()
         index_sha256 = hashlib.sha256(index).hexdigest()
         plan = make_plan(options, inputs.identity, corpus, inputs.vocabulary_size, threshold, index_sha256)
-        plan = replace(plan, precision=self._precision())
+        plan = replace(plan, precision=self.precision)
         files = {
             INDEX_FILE: index,
             VOCABULARY_FILE: json_bytes(inputs.vocabulary),
@@ -219,13 +220,6 @@ class Build:
             write_bytes(self.out, file, content)
         write_json(self.out, PLAN_FILE, plan.to_json())
         return plan
-
-    def _precision(self) -> dict[str, Any] | None:
-        """What the dtype of the bodies costs; None for float32. Raises NonFiniteLogits for a body that overflows."""
-        if self.exact is None:
-            return None
-        spec = default_spec(self.options.served_pairs)
-        return precision(self.scorer, self.exact, spec).to_json()
 
     def _clean(self) -> None:
         if self.processes.is_first:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from precompute.build.options import BuildOptions
-from precompute.feeding.budget import AUTO, batch_tokens_for, chunk_positions_for
+from precompute.feeding.budget import AUTO, CPU_BATCH_TOKENS, batch_tokens_for, chunk_positions_for
 from precompute.models.tokenizer_identity import tokenizer_identity
 from precompute.numerics import numerics
 from shards.cli.device import resolve_kernels
@@ -29,16 +29,18 @@ from shards.format.schema import Role
 def with_sizes(options: BuildOptions, folder: Path, device: torch.device) -> BuildOptions:
     """The options with the sizes that they leave open.
 
-    batch_tokens auto is the number of an earlier build in the folder, if there is one: bytes depend on it, and free
-    memory may be another now. Otherwise it is the device's; on a CUDA device it stays auto until it is measured.
+    They are those of an earlier build in the folder, if there is one: bytes depend on them, and free memory may be
+    another now. Otherwise they are the device's. On a CUDA device batch_tokens stays auto until it is measured, but for
+    models over several devices (device_map), of which only one would be measured.
     """
     batch_tokens, chunk_positions = options.batch_tokens, options.chunk_positions
+    earlier = _earlier_plan(folder) if batch_tokens == AUTO or chunk_positions is None else None
+    recorded = earlier.identity.get("options", {}) if earlier else {}
     if batch_tokens == AUTO:
-        earlier = _earlier_plan(folder)
-        recorded = earlier and earlier.identity.get("options", {}).get("batch_tokens")
-        batch_tokens = str(recorded) if recorded else batch_tokens_for(device)
+        default = str(CPU_BATCH_TOKENS) if options.device_map is not None else batch_tokens_for(device)
+        batch_tokens = str(recorded.get("batch_tokens") or default)
     if chunk_positions is None:
-        chunk_positions = chunk_positions_for(device)
+        chunk_positions = recorded.get("chunk_positions") or chunk_positions_for(device)
     return replace(options, batch_tokens=batch_tokens, chunk_positions=chunk_positions)
 
 

@@ -14,7 +14,7 @@ from precompute.feeding.transfer import transfer_for
 from precompute.models.folders import check_vocabularies, identity, load_models, load_tokenizer
 from precompute.models.roles import require_different_models
 from precompute.processes import Processes
-from precompute.scoring.probe import Exact, exact_logprobs, needs_probe, probe_rows
+from precompute.scoring.probe import Exact, default_spec, exact_logprobs, needs_probe, precision, probe_rows
 from precompute.scoring.score import Scorer
 from precompute.scoring.sharing import require_padding_free, require_shared_prompts
 from precompute.tokens.corpus import Corpus, load_corpus, rows_sha256
@@ -129,6 +129,11 @@ def probe(options: BuildOptions, inputs: BuildInputs) -> Exact | None:
         attn_implementation=options.attn_implementation,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def measured_precision(options: BuildOptions, scorer: Scorer, exact: Exact) -> dict[str, Any]:
+    """What the dtype of the bodies costs. Raises NonFiniteLogits for a body that overflows."""
+    return precision(scorer, exact, default_spec(options.served_pairs)).to_json()
 
 
 def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes) -> Scorer:

@@ -119,7 +119,7 @@ class BuildOptions(DataOptions):
 
     @property
     def tokens_per_batch(self) -> int:
-        """batch_tokens as a number; it is known where auto is resolved (`precompute.build.sizes`)."""
+        """batch_tokens as a number; it is known where auto is resolved (`with_sizes`, `with_measured_batches`)."""
         return int(self.batch_tokens)
 
     def identity(self) -> dict[str, Any]:

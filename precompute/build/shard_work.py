@@ -106,7 +106,15 @@ class ShardWork:
         found = Findings.nothing(self.plan)
         write_shard(self.out, self.plan.shards[number], self.plan, responses)
         found.read_back(self.out, self.plan, number)
-        with contextlib.suppress(IndexError):  # none are left
-            for _ in range(READ_BEHIND):
-                found.read_back(self.out, self.plan, self.unread.popleft())
+        for _ in range(READ_BEHIND):
+            earlier = self._next_unread()
+            if earlier is None:
+                break
+            found.read_back(self.out, self.plan, earlier)
         return found
+
+    def _next_unread(self) -> int | None:
+        """The number of a shard of an earlier run that nobody has read back; None if none are left. On any thread."""
+        with contextlib.suppress(IndexError):
+            return self.unread.popleft()
+        return None

@@ -85,7 +85,8 @@ class _Fetching:
             self._copied = torch.cuda.Event()
             self._copied.record(stream)
         for tensor in tensors:
-            tensor.record_stream(stream)  # its memory is not given to others before it is copied
+            if tensor.device.type == "cuda":
+                tensor.record_stream(stream)  # its memory is not given to others before it is copied
 
     def wait(self) -> list[torch.Tensor]:
         self._copied.synchronize()

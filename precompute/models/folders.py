@@ -100,11 +100,14 @@ def load_merged(folder: ModelFolder, who: str, *, dtype: str, device: str, **kwa
     dtype = resolve_dtype(dtype, torch.device(device))
     if folder.base is None:
         return _load_full(who, folder, dtype=dtype, device=device, **kwargs)
+    attention = kwargs.pop("attn_implementation", None)  # flash attention has no float32, and none on a CPU
     model = _load_full(who, folder.base, dtype="float32", device="cpu", **kwargs)
     adapted = _add_adapter(model, folder, who, name="default", onto=None, **kwargs)
     width = model.config.get_text_config().vocab_size
     merged = merge(adapted, f"{who} ({folder.name})", functools.partial(own_logits, vocabulary_size=width))
     merged = rounded(merged.requires_grad_(True), getattr(torch, dtype))  # trainable, because peft froze the base
+    if attention is not None:
+        merged.set_attn_implementation(attention)
     return merged if kwargs.get("device_map") is not None else merged.to(device)
 
 

@@ -77,7 +77,7 @@ class TransformersEngine:
             input_ids_BT[row, longest - len(request.token_ids) :] = torch.tensor(request.token_ids)
             attention_mask_BT[row, longest - len(request.token_ids) :] = 1
         device = self.model.device
-        watch = _FirstOdd()
+        watch = _FirstOdd(self.sampling.vocabulary_size)
         output = self.model.generate(
             input_ids=input_ids_BT.to(device),
             attention_mask=attention_mask_BT.to(device),
@@ -128,11 +128,12 @@ def until_end(token_ids: Sequence[int], end_ids: Sequence[int]) -> tuple[list[in
 class _FirstOdd(LogitsProcessor):
     """Remembers, for each row, the first step whose logits are not finite; the host does not wait for any of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary_size: int) -> None:
+        self._vocabulary_size = vocabulary_size  # rows behind it are padding
         self._finite: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._finite.append(scores.isfinite().all(-1))
+        self._finite.append(scores[:, : self._vocabulary_size].isfinite().all(-1))
         return scores
 
     def steps(self) -> list[int | None]:

@@ -25,12 +25,12 @@ def require_finite_states(
 
     hidden: role -> (N, H). The host waits for the device once, for all roles together.
     """
-    require_finite_where(finite_states(hidden).tolist(), hidden, models, batch)
-
-
-def finite_states(hidden: Mapping[Role, torch.Tensor]) -> torch.Tensor:
-    """Whether all states of each role are finite, (roles,), on the device of the first; nobody waits for it."""
     home = next(iter(hidden.values())).device
+    require_finite_where(finite_states(hidden, home).tolist(), hidden, models, batch)
+
+
+def finite_states(hidden: Mapping[Role, torch.Tensor], home: torch.device) -> torch.Tensor:
+    """Whether all states of each role are finite, (roles,), on the device `home`; nobody waits for it."""
     return torch.stack([states_NH.isfinite().all().to(home) for states_NH in hidden.values()])
 
 

@@ -28,7 +28,7 @@ from precompute.scoring.score import Scorer
 from precompute.tokens.tokenized import AnyRow
 from shards import Divergence, TeacherSpec
 from shards.cli.device import set_products
-from shards.errors import NonFiniteLogits
+from shards.errors import ModelError, NonFiniteLogits, first_line
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair, Role
 from shards.modelfiles.find import ModelFolder
@@ -100,56 +100,75 @@ def exact_logprobs(
     numerics: of the build (`precompute.numerics`). kwargs go to from_pretrained (device_map, trust_remote_code). Raises
     ModelError, and NonFiniteLogits for a float32 body.
     """
-    fits = all(float32_bytes(folder) * MEMORY_FACTOR < free_bytes(device) for folder in folders.values())
     dtype = "tf32" if numerics.get("tf32") else numerics["dtype"]
-    against = "float32" if fits or dtype == "tf32" else OTHER_HALF[dtype]
-    if against == "float32" and (attn_implementation or "").startswith("flash"):
-        attn_implementation = None  # flash attention has no float32
+    options = {"device": device, "attn_implementation": attn_implementation, **kwargs}
+    spread_out = kwargs.get("device_map") is not None
+    fits = all(float32_bytes(folder) * MEMORY_FACTOR < free_bytes(device, spread_out) for folder in folders.values())
+    try:
+        if fits or dtype == "tf32":
+            logprobs = _logprobs(folders, vocabulary_size, rows, dtype, "float32", options)
+            return Exact(rows=rows, dtype=dtype, against="float32", logprobs=logprobs)
+    except torch.OutOfMemoryError as exc:
+        if dtype == "tf32":
+            raise ModelError(f"tf32: expected memory for one float32 body, got {first_line(exc)}") from exc
+    finally:
+        set_products(torch, dtype=numerics["dtype"], tf32=dtype == "tf32", device=device)
+    _release(device)
+    try:
+        found = _logprobs(folders, vocabulary_size, rows, dtype, OTHER_HALF[dtype], options)
+    except NonFiniteLogits:
+        return Exact(rows=rows, dtype=dtype, against=None, logprobs={})
+    return Exact(rows=rows, dtype=dtype, against=OTHER_HALF[dtype], logprobs=found)
+
+
+def _logprobs(
+    folders: Mapping[Role, ModelFolder],
+    vocabulary_size: int,
+    rows: Sequence[Any],
+    dtype: str,
+    against: str,
+    options: Mapping[str, Any],
+) -> dict[Role, torch.Tensor]:
+    """Role -> (N, V) float32 in host memory, from bodies in the dtype `against`, one in memory at a time."""
+    device, attention = options["device"], options["attn_implementation"]
+    if against == "float32" and (attention or "").startswith("flash"):
+        attention = None  # flash attention has no float32
+    given = {**options, "device": str(device), "attn_implementation": attention}
     set_products(torch, dtype=against, tf32=False, device=device)
     found: dict[Role, torch.Tensor] = {}
     for role, folder in tqdm(folders.items(), f"probing {dtype} against {against}", unit="model", leave=False):
-        models = load_models(
-            {role: folder},
-            vocabulary_size,
-            dtype=against,
-            device=str(device),
-            attn_implementation=attn_implementation,
-            **kwargs,
-        )
+        models = load_models({role: folder}, vocabulary_size, dtype=against, **given)
         require_room(models[role].model.config, max(len(row.input_ids) for row in rows), role)
         scorer = Scorer(models=models, pairs=(), nodes=StrengthNodes(), chunk_positions=128, device=device)
         try:
             found[role] = torch.cat([part[role].cpu() for part in logprobs_of(scorer, rows)])
-        except NonFiniteLogits:
-            if against == "float32":
-                raise
-            return Exact(rows=rows, dtype=dtype, against=None, logprobs={})
         finally:
             del models, scorer
             _release(device)
-    set_products(torch, dtype=numerics["dtype"], tf32=dtype == "tf32", device=device)
-    return Exact(rows=rows, dtype=dtype, against=against, logprobs=found)
+    return found
 
 
 def precision(scorer: Scorer, exact: Exact, spec: TeacherSpec) -> Precision:
     """What the scorer's bodies cost. Raises NonFiniteLogits, naming role, sample and position."""
     sums, first = np.zeros(6), 0
+    home = scorer.device if scorer.device.type == "cuda" else torch.device("cpu")  # others may lack float64
     for rounded in logprobs_of(scorer, exact.rows):
         stop = first + len(rounded["dpo"])
         if exact.against is not None:
-            here = {role: l_NV[first:stop].to(scorer.device) for role, l_NV in exact.logprobs.items()}
-            sums += _sums(here, rounded, spec)
+            here = {role: l_NV[first:stop].to(home) for role, l_NV in exact.logprobs.items()}
+            sums += _sums(here, {role: l_CV.to(home) for role, l_CV in rounded.items()}, spec)
         first = stop
     positions = first if exact.against is not None else 0
     signal, error, rounded_count = sums[:3] / max(1, positions)
+    angle = angle_degrees(*sums[3:])
     return Precision(
         dtype=exact.dtype,
-        against=exact.against,
+        against=None if angle is None else exact.against,  # without a gradient there is nothing to measure
         positions=positions,
         negative=spec.negative,
         signal_nats=float(signal),
         error_nats=float(error),
-        angle_degrees=angle_degrees(*sums[3:]) or 0.0,
+        angle_degrees=angle or 0.0,
         rounded_share=float(rounded_count),
     )
 
@@ -169,10 +188,11 @@ def float32_bytes(folder: ModelFolder) -> int:
     return sum(_numel(name) for name in names) * 4 + (float32_bytes(folder.base) if folder.base else 0)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Free memory of a device; of the machine, if it is a processor."""
+def free_bytes(device: torch.device, spread_out: bool = False) -> int:
+    """Free memory of a device, or of all GPUs for a body that is spread over them; of the machine for a processor."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        devices = range(torch.cuda.device_count()) if spread_out else [device]
+        return sum(torch.cuda.mem_get_info(one)[0] for one in devices)
     return psutil.virtual_memory().available
 
 

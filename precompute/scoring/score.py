@@ -145,7 +145,7 @@ class Scorer:
             for batch, packed in self._received(prepared):
                 states = {role: self._states(model, packed) for role, model in self.models.items()}
                 with self.stages.work("bodies"):
-                    finite = self.transfer.fetch([finite_states(states)])
+                    finite = self.transfer.fetch([finite_states(states, self.device)])
                 yield Hidden(batch, states, packed, finite)
             return
         ready = list(prepared)
