@@ -164,3 +164,12 @@ def test_a_torch_without_such_products_is_found_out_and_said(monkeypatch, caplog
     monkeypatch.setattr(products.logger, "propagate", True)
     assert not products.has_products.__wrapped__(torch.device("cpu"), torch.float16)
     assert "the output layer is multiplied in float32: torch" in caplog.text and "mm with out_dtype" in caplog.text
+
+
+def test_a_lack_of_memory_is_not_taken_for_a_lack_of_products(monkeypatch):
+    def full(*given, **named):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(products, "multiply", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        products.has_products.__wrapped__(torch.device("cpu"), torch.float16)

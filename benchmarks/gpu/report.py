@@ -122,7 +122,6 @@ def page(results: Mapping[str, Any]) -> str:
         *(_goals(results) if not settings["dry_run"] else []),
         *(_part(name, found, dry=settings["dry_run"]) for name, found in results["parts"].items()),
         _floor(results["floor"]),
-        *([_kernel_bytes(results["kernel_bytes"])] if results.get("kernel_bytes") else []),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -184,20 +183,6 @@ def _floor(floor: Mapping[str, Any]) -> str:
         shares, micros = (_span(cost[name], text) for name, text in (("shares", "{:.0%}"), ("micros", "{:.1f}")))
         lines.append(f"| {cost['part']} | {cost['way']} | {amount} | {shares} | {micros} |")
     return "\n".join(lines)
-
-
-def _kernel_bytes(counted: Sequence[Mapping[str, Any]]) -> str:
-    """counted: for every kernel its name, and the bytes that it reads and writes per entry of the vocabulary."""
-    lines = [
-        "## Bytes that the kernels read and write",
-        "",
-        "Counted in Triton's interpreter, from the masks of every load and store; per entry of the vocabulary, three "
-        "models together. What a cache of the GPU serves is counted too.",
-        "",
-        "| kernel | read | written |",
-        "|---|--:|--:|",
-    ]
-    return "\n".join([*lines, *(f"| {row['kernel']} | {row['read']:.1f} | {row['written']:.1f} |" for row in counted)])
 
 
 def _span(values: Sequence[float], text: str) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from shards.cli.device import why_refused
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputLayer:
@@ -73,14 +75,9 @@ def why_no_product(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type == "cpu":
         return "a CPU has no product of halves"
     small = torch.ones(16, 16, dtype=dtype, device=device)
-    try:
-        found = torch.mm(small, small, out_dtype=torch.float32)
-    except (TypeError, RuntimeError) as exc:  # TypeError: before torch 2.8; NotImplementedError is a RuntimeError
-        if isinstance(exc, torch.OutOfMemoryError) or "CUBLAS" in str(exc):  # for want of memory, not of a product
-            raise
-        return f"torch {torch.__version__.partition('+')[0]} has no product of halves on {device.type}"
-    assert found.dtype == torch.float32
-    return None
+    if why_refused(torch, lambda: torch.mm(small, small, out_dtype=torch.float32)) is None:
+        return None
+    return f"torch {torch.__version__.partition('+')[0]} has no product of halves on {device.type}"
 
 
 def _name(dtype: torch.dtype) -> str:

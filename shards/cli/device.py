@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import os
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal, cast
 
@@ -65,6 +66,20 @@ def set_products(torch: ModuleType, *, dtype: str, tf32: bool, device: Any) -> N
         matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
     else:
         matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+
+
+def why_refused(torch: ModuleType, work: Callable[[], object]) -> str | None:
+    """Why this torch, or its build for a device, cannot do some work, found by trying; None if it can.
+
+    A lack of memory is no answer, and is raised.
+    """
+    try:
+        work()
+    except (TypeError, RuntimeError) as exc:  # NotImplementedError is a RuntimeError
+        if isinstance(exc, torch.OutOfMemoryError) or "CUBLAS" in str(exc):
+            raise
+        return first_line(exc)
+    return None
 
 
 def resolve_kernels(asked: AskedKernels, device_type: str) -> Kernels:

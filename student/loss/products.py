@@ -15,7 +15,7 @@ import functools
 import torch
 from transformers.utils import logging
 
-from shards.errors import first_line
+from shards.cli.device import why_refused
 
 logger = logging.get_logger(__name__)
 
@@ -49,18 +49,18 @@ def half_of(hidden: torch.Tensor, weight: torch.Tensor, autocast: torch.dtype | 
 def has_products(device: torch.device, half: torch.dtype) -> bool:
     """Whether torch multiplies halves into float32 there, found by trying, once; if it does not, a warning says so."""
     small, total = torch.ones(16, 16, dtype=half, device=device), torch.zeros(16, 16, device=device)
-    try:
+
+    def both() -> None:
         multiply(small, small, out=total)
         add_product_(total, small, small)
-    except (TypeError, RuntimeError) as exc:  # TypeError: before torch 2.8; NotImplementedError is a RuntimeError
-        if isinstance(exc, torch.OutOfMemoryError) or "CUBLAS" in str(exc):  # for want of memory, not of a product
-            raise
+
+    reason = why_refused(torch, both)
+    if reason is not None:
         logger.warning(
             f"the output layer is multiplied in float32: torch {torch.__version__} has no products of {half} with "
-            f"float32 sums on {device} ({first_line(exc)})"
+            f"float32 sums on {device} ({reason})"
         )
-        return False
-    return True
+    return reason is None
 
 
 def half_on_gpu(hidden: torch.Tensor, weight: torch.Tensor, autocast: torch.dtype | None) -> torch.dtype | None:
