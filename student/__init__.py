@@ -1,6 +1,6 @@
 """Distils a student from a cache. Reads `shards`; runs no teacher model."""
 
-from student.data import CachedResponses
+from student.data.responses import CachedResponses
 from student.options import DistillArguments
 from student.trainer import DistillTrainer
 

@@ -19,14 +19,14 @@ from shards.cli.device import resolve_kernels
 from shards.errors import OptionError
 from shards.modelfiles.head import require_room
 from shards.modelfiles.vocabulary import require_same_vocabulary
-from student.collate import Collator
-from student.data import CachedResponses
+from student.data.collate import Collator
+from student.data.order import GlobalBatchSampler
+from student.data.responses import CachedResponses
 from student.loss.forward import DistillForward, base_model
 from student.loss.rows import require_padding_free
 from student.loss.sparse import SparseTargets
 from student.metrics import MetricSums
 from student.options import DistillArguments
-from student.order import GlobalBatchSampler
 from student.precision import rounding_of
 from student.runs.card import write_model_card
 from student.runs.identity import run_identity

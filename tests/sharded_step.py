@@ -13,11 +13,11 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 from shards import Divergence, TeacherSpec
-from student.collate import Collator
-from student.data import CachedResponses
+from student.data.collate import Collator
+from student.data.order import BatchItem
+from student.data.responses import CachedResponses
 from student.loss.forward import DistillForward
 from student.loss.sparse import SparseTargets
-from student.order import BatchItem
 
 
 def loss_and_gradients(folder, cache, shard, head_apart=False):

@@ -14,7 +14,7 @@ from shards.cli import space
 from shards.cli.launcher import launched_processes
 from shards.cli.outside import naming_saves
 from shards.errors import AlignDistilError, CacheDamaged, OptionError
-from student.data import CachedResponses
+from student.data.responses import CachedResponses
 from student.options import DistillArguments
 from student.runs import before
 from student.runs.checkpoints import checkpoints_of

@@ -11,7 +11,7 @@ from tiny import load, make_llama, nudged, save
 from transformers import TrainerCallback
 
 from shards.errors import AlignDistilError
-from student.data import CachedResponses
+from student.data.responses import CachedResponses
 from student.runs import checkpoints
 from student.runs.identity import weights_sha256
 from student.runs.resumable import ResumableTrainer

@@ -22,7 +22,7 @@ from shards.format.index import INDEX_FILE, INDEX_SCHEMA, RowIndex, read_index
 from shards.format.manifest import PLAN_FILE
 from shards.format.writer import write_index
 from shards.preferences.pairs import find_pairs
-from student.data import CachedResponses
+from student.data.responses import CachedResponses
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_rows_of_several_caches_are_found_by_one_number_each(fake, tmp_path, tra
 
 
 def data_item(row):
-    from student.order import BatchItem
+    from student.data.order import BatchItem
 
     return BatchItem(row, True)
 

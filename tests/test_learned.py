@@ -24,8 +24,8 @@ from shards.preferences.ratio_table import tabulate
 from shards.preferences.strength import fit_learned, likelihood, log_sigmoid, margins, region
 from shards.teacher.compose import compose
 from shards.teacher.spec import PRESETS, learned_strength
-from student.collate import Collator
-from student.data import CachedResponses
+from student.data.collate import Collator
+from student.data.responses import CachedResponses
 from student.options import DistillArguments
 from student.runs import learned
 from student.train.__main__ import train

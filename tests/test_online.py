@@ -24,8 +24,8 @@ from benchmarks.online.trainer import batch_order
 from precompute.build.build import build
 from shards import ShardCache, TeacherSpec
 from shards.errors import OptionError
-from student.data import CachedResponses
-from student.order import GlobalBatchSampler
+from student.data.order import GlobalBatchSampler
+from student.data.responses import CachedResponses
 
 V = 18
 # batches of 5, 5 and 2 responses an epoch: the last one is filled up, and the second epoch has an order of its own

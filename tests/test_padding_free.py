@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 
 from shards.errors import CacheConflict, ModelError, NonFiniteLogits
 from shards.modelfiles.precision import rounding_apart
-from student.data import CachedResponses
+from student.data.responses import CachedResponses
 from student.loss.rows import in_one, padded, require_padding_free, response_states
 from student.precision import rounding_of
 from student.train.__main__ import train

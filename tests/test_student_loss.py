@@ -15,11 +15,11 @@ from shards import Divergence, TeacherSpec
 from shards.format.nodes import StrengthNodes
 from shards.teacher.compose import compose
 from shards.teacher.divergence import segment_sum
-from student.collate import Collator
-from student.data import CachedResponses
+from student.data.collate import Collator
+from student.data.order import BatchItem
+from student.data.responses import CachedResponses
 from student.loss.forward import DistillForward
 from student.loss.sparse import SparseTargets, sparse_divergence
-from student.order import BatchItem
 from student.trainer import DistillTrainer
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")

@@ -19,9 +19,9 @@ from shards.cli.trust_text import number
 from shards.errors import CacheConflict
 from shards.teacher.trust import assess
 from shards.teacher.verdict import verdict
-from student.data import CachedResponses
+from student.data.order import GlobalBatchSampler
+from student.data.responses import CachedResponses
 from student.options import DistillArguments
-from student.order import GlobalBatchSampler
 from student.train.__main__ import train
 from student.trainer import DistillTrainer
 

@@ -24,7 +24,7 @@ from precompute.teachers.__main__ import find_sources, read_inputs
 from precompute.teachers.options import TeacherOptions
 from shards.format.schema import Role
 from student import DistillArguments, DistillTrainer
-from student.data import CachedResponses
+from student.data.responses import CachedResponses
 from student.load import load_model, load_tokenizer
 
 Point = dict[str, float]

@@ -21,8 +21,8 @@ from precompute.check.sums import angle_degrees
 from precompute.tokens.tokenized import TokenizedResponse
 from shards import Divergence, TeacherSpec
 from shards.format.scores import Scores
-from student.collate import Collator
-from student.data import MicroBatch
+from student.data.collate import Collator
+from student.data.responses import MicroBatch
 from student.loss.forward import DistillForward
 from student.loss.products import HALVES, half_of, half_on_gpu
 from student.loss.sparse import SparseTargets

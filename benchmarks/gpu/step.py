@@ -34,7 +34,7 @@ from benchmarks.step.bench import Bench
 from benchmarks.step.measure import interleaved, loader_wait, measured_bytes, medians, timed
 from benchmarks.step.steps import DENSE, DENSE_RESPONSES, LIGER, ONLINE, SPARSE, Steps, Work, why_no_liger
 from shards.format.scores import Response
-from student.data import CachedResponses
+from student.data.responses import CachedResponses
 from student.options import DistillArguments
 from student.trainer import DistillTrainer
 

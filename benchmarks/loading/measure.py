@@ -20,9 +20,9 @@ from benchmarks.loading.options import LoadingOptions
 from shards import ShardCache, TeacherSpec
 from shards.format.encoding import codec
 from shards.teacher.compose import compose
-from student.collate import Collator
-from student.data import CachedResponses, MicroBatch
-from student.order import BatchItem, GlobalBatchSampler
+from student.data.collate import Collator
+from student.data.order import BatchItem, GlobalBatchSampler
+from student.data.responses import CachedResponses, MicroBatch
 
 Step = Callable[[], None]
 

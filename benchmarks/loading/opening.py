@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from student.data import CachedResponses
-from student.order import GlobalBatchSampler
+from student.data.order import GlobalBatchSampler
+from student.data.responses import CachedResponses
 
 
 def resident_bytes(field: str) -> int:

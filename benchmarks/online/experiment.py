@@ -18,9 +18,9 @@ from benchmarks.online.trainer import OnlineTrainer, Recorder, batch_order
 from shards import TeacherSpec
 from shards.cli.teacher_flags import FIELDS
 from shards.format.schema import Role
-from student.data import CachedResponses
+from student.data.order import BatchItem, GlobalBatchSampler
+from student.data.responses import CachedResponses
 from student.options import DistillArguments
-from student.order import BatchItem, GlobalBatchSampler
 from student.trainer import DistillTrainer
 
 Weights = Mapping[str, torch.Tensor]

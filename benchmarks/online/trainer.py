@@ -12,7 +12,7 @@ from benchmarks.online.live import TokenRow, collate, live_loss
 from benchmarks.online.measure import Metrics
 from shards import TeacherSpec
 from shards.format.schema import Role
-from student.order import GlobalBatchSampler
+from student.data.order import GlobalBatchSampler
 
 
 class OnlineTrainer(Trainer):

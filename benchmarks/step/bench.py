@@ -26,7 +26,7 @@ from precompute.scoring.support import SupportRule
 from shards.cli.device import resolve_device
 from shards.format.schema import ROLES, Role
 from shards.modelfiles.find import resolve
-from student.data import CachedResponses
+from student.data.responses import CachedResponses
 from student.options import DistillArguments
 from student.trainer import DistillTrainer
 

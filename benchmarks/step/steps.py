@@ -15,8 +15,8 @@ import torch
 from benchmarks.online.live import collate, compose_live, live_loss, response_logprobs, reverse_kl, sequence_mean
 from benchmarks.step.bench import Bench
 from shards import TeacherSpec
+from student.data.order import BatchItem
 from student.loss.sparse import SparseTargets
-from student.order import BatchItem
 
 SPARSE, TWICE, BUILD = "sparse", "sparse, logits twice", "build"
 ONLINE, ONLINE_LOGGED = "online", "online, logged"

@@ -28,7 +28,7 @@ from precompute.build.options import BuildOptions
 from precompute.tokens.corpus import load_corpus
 from shards import TeacherSpec
 from shards.format.schema import Role
-from student.data import CachedResponses
+from student.data.responses import CachedResponses
 from student.trainer import DistillTrainer
 
 BATCH = 8

@@ -45,7 +45,6 @@ from shards.format.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
     PROVENANCE_FILE,
-    SHARD_GLOB,
     VOCABULARY_FILE,
     Manifest,
     read_manifest,
@@ -60,12 +59,14 @@ from shards.format.writer import (
     write_bytes,
     write_json,
 )
+from shards.places.out import Out, open_out
 
 
 def build(options: BuildOptions) -> Manifest:
     """Build the cache of these options, finish a begun one, or recognise a finished one. Raises AlignDistilError."""
     processes = Processes.join()
-    out = Path(options.out)
+    place = open_out(options.out)
+    out = place.folder
     device = processes.together(lambda: resolve_device(torch, options.device, processes.local_rank))
     options = processes.together(lambda: with_sizes(options, out, device))
     sources = processes.together(lambda: find_sources(options, processes))
@@ -89,7 +90,9 @@ def build(options: BuildOptions) -> Manifest:
         earlier = processes.together(lambda: read_earlier(out, inputs.identity))
         if isinstance(earlier, Manifest):
             return _already_built(out, processes)
-        work = Build(out=out, options=options, inputs=inputs, scorer=scorer, processes=processes, precision=precision)
+        work = Build(
+            place=place, options=options, inputs=inputs, scorer=scorer, processes=processes, precision=precision
+        )
         return work.run(earlier)
 
 
@@ -110,12 +113,16 @@ class Build:
     precision: what the precision probe found, for a new build with bodies that are not float32.
     """
 
-    out: Path
+    place: Out
     options: BuildOptions
     inputs: BuildInputs
     scorer: Scorer
     processes: Processes
     precision: Mapping[str, Any] | None = None
+
+    @property
+    def out(self) -> Path:
+        return self.place.folder
 
     def run(self, earlier: Plan | None) -> Manifest:
         """The finished cache's manifest. earlier: the plan of an interrupted build of the same inputs."""
@@ -145,6 +152,7 @@ class Build:
                 expected = f"an index with sha256 {plan.index_sha256}"
                 raise CacheDamaged(f"{self.out}: expected {expected}, got another from the data")
             write_bytes(self.out, INDEX_FILE, index)
+            self.place.publish(INDEX_FILE)
 
         self.processes.together(lambda: restore() if self.processes.is_first else None)
         self._clean()
@@ -155,10 +163,10 @@ class Build:
 
     def work(self, plan: Plan) -> ShardWork:
         """The shards of this process."""
-        there = {path.name for path in self.out.glob(SHARD_GLOB)}
+        there = self.place.present()
         mine = [number for number in range(len(plan.shards)) if self.processes.owns(number)]
         return ShardWork(
-            out=self.out,
+            place=self.place,
             plan=plan,
             rows=self.inputs.corpus.responses,
             scorer=self.scorer,
@@ -198,7 +206,8 @@ class Build:
         print(summary_text(manifest))
         print(times_text(sum(times, Times()), len(times)))
         write_json(self.out, MANIFEST_FILE, manifest.to_json())
-        print(f"{self.out}: done")
+        self.place.publish(MANIFEST_FILE)
+        print(f"{self.place}: done")
 
     def _write_plan(self) -> Plan:
         options, corpus, inputs = self.options, self.inputs.corpus, self.inputs
@@ -219,6 +228,8 @@ class Build:
         for file, content in files.items():
             write_bytes(self.out, file, content)
         write_json(self.out, PLAN_FILE, plan.to_json())
+        for file in (*files, PLAN_FILE):
+            self.place.publish(file)
         return plan
 
     def _clean(self) -> None:

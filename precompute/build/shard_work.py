@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from tqdm.auto import tqdm
@@ -20,6 +19,7 @@ from shards.format.finishing import Findings
 from shards.format.plan import Plan, ShardPlan
 from shards.format.scores import Response, Scores
 from shards.format.writer import write_shard
+from shards.places.out import Out
 
 READ_BEHIND = 8
 """Shards of an earlier run that are read back behind each that is written: the writers must not fall far behind."""
@@ -42,7 +42,7 @@ class ShardWork:
     writers   most threads that write; so many shards, and the one that is scored, are in memory at a time
     """
 
-    out: Path
+    place: Out
     plan: Plan
     rows: Sequence[TokenizedResponse]
     scorer: Scorer
@@ -69,7 +69,7 @@ class ShardWork:
                 writers.submit(partial(self._write, task.number, responses))
         times = stages.end()
         for number in tqdm(self.unread, unit="shard", desc="checking", disable=not (show and self.unread)):
-            self.findings.read_back(self.out, self.plan, number)
+            self._read_back(self.findings, number)
         return self.findings, times
 
     def rows_of(self, number: int) -> Sequence[TokenizedResponse]:
@@ -104,14 +104,19 @@ class ShardWork:
     def _write(self, number: int, responses: Sequence[Response]) -> Findings:
         """Write a shard and read it back, and some of an earlier run. On any thread."""
         found = Findings.nothing(self.plan)
-        write_shard(self.out, self.plan.shards[number], self.plan, responses)
-        found.read_back(self.out, self.plan, number)
+        write_shard(self.place.folder, self.plan.shards[number], self.plan, responses)
+        found.read_back(self.place.folder, self.plan, number)
+        self.place.publish(self.plan.shards[number].file)
         for _ in range(READ_BEHIND):
             earlier = self._next_unread()
             if earlier is None:
                 break
-            found.read_back(self.out, self.plan, earlier)
+            self._read_back(found, earlier)
         return found
+
+    def _read_back(self, found: Findings, number: int) -> None:
+        """Read a shard of an earlier run."""
+        found.read_back(self.place.bring(self.plan.shards[number].file).parent, self.plan, number)
 
     def _next_unread(self) -> int | None:
         """The number of a shard of an earlier run that nobody has read back; None if none are left. On any thread."""

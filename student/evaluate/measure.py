@@ -20,8 +20,8 @@ from shards.modelfiles.head import require_room
 from shards.modelfiles.precision import remedy
 from shards.preferences.pairs import log_ratios
 from shards.teacher.compose import compose
-from student.collate import Collator
-from student.data import MicroBatch
+from student.data.collate import Collator
+from student.data.responses import MicroBatch
 from student.loss.forward import DistillForward
 from student.loss.sparse import SparseTargets
 from student.runs.record import Record

@@ -40,7 +40,7 @@ _PER_POSITION = (
 
 
 class SparseTargets:
-    """The targets for the student's positions; the tensors of `student.collate.Collator`, under the same names.
+    """The targets for the student's positions; the tensors of `student.data.collate.Collator`, under the same names.
 
     Not a dataclass, mapping or tuple on purpose: FSDP and DeepSpeed cast floating-point tensors in such containers to
     bf16 on the way into a model, and targets must stay float32.

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from student.data import CachedResponses
+from student.data.order import GlobalBatchSampler
+from student.data.responses import CachedResponses
 from student.loss.forward import base_model
 from student.options import DistillArguments
-from student.order import GlobalBatchSampler
 
 RUN_FILE = "distill_run.json"
 """In a checkpoint's folder: the identity of its run."""

@@ -19,7 +19,7 @@ from shards.modelfiles.find import resolve
 from shards.spread import chunks, spread
 from shards.teacher.precision import Precision
 from shards.teacher.trust import assess
-from student.data import CachedResponses
+from student.data.responses import CachedResponses
 from student.load import load_model, load_tokenizer
 from student.loss.forward import base_model
 from student.options import DistillArguments

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from shards.spread import spread
+from student.data.order import BatchItem
 from student.metrics import MetricSums
-from student.order import BatchItem
 
 ROWS = 32
 """Responses to measure: two forward passes over them take a sixth of a step of the recipe."""

@@ -18,7 +18,7 @@ from shards.format.manifest import refuse_difference
 from shards.format.nodes import StrengthNodes
 from shards.format.scores import Scores, Tokens, concatenate
 from shards.spread import spread
-from student.order import BatchItem
+from student.data.order import BatchItem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

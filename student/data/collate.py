@@ -14,7 +14,7 @@ from shards.format.nodes import StrengthNodes
 from shards.format.schema import Role
 from shards.format.scores import segment_starts
 from shards.teacher.compose import compose
-from student.data import MicroBatch
+from student.data.responses import MicroBatch
 from student.loss.rows import in_one, padded
 
 
