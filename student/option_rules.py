@@ -44,7 +44,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 AT_LEAST_ONE = (
     *("chunk_positions", "lora_r", "lora_alpha", "per_device_train_batch_size", "per_device_eval_batch_size"),
-    *("gradient_accumulation_steps", "save_total_limit", "dataloader_prefetch_factor"),
+    *("gradient_accumulation_steps", "save_total_limit", "dataloader_prefetch_factor", "shuffle_window"),
 )
 KEYWORDS = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 INTERVALS = ("logging_steps", "save_steps", "eval_steps")

@@ -54,6 +54,9 @@ class DistillArguments(LoraFlags, TeacherFlags, TrainingArguments):
         None,
         f"sequences per optimizer step, {DEFAULT_GLOBAL_BATCH_SIZE} unless accumulation is given; sets accumulation",
     )
+    shuffle_window: int | None = flag(
+        None, "shards among which rows are shuffled, and which must be on this machine at a time; default: all"
+    )
 
     overwrite_output_dir: bool = flag(False, "write into a folder with a model or checkpoints of another run")
     dtype: Dtype = flag(

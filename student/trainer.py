@@ -20,7 +20,7 @@ from shards.errors import OptionError
 from shards.modelfiles.head import require_room
 from shards.modelfiles.vocabulary import require_same_vocabulary
 from student.data.collate import Collator
-from student.data.order import GlobalBatchSampler
+from student.data.loading import Loading
 from student.data.responses import CachedResponses
 from student.loss.forward import DistillForward, base_model
 from student.loss.rows import require_padding_free
@@ -29,6 +29,7 @@ from student.metrics import MetricSums
 from student.options import DistillArguments
 from student.precision import rounding_of
 from student.runs.card import write_model_card
+from student.runs.checkpoints import step_of
 from student.runs.identity import run_identity
 from student.runs.learned import fit_strength
 from student.runs.outside import naming_workers
@@ -110,7 +111,8 @@ class DistillTrainer(ResumableTrainer):
             if args.padding_free:
                 require_padding_free(base_model(model), train_dataset.some(4), rounding_of(args, model.dtype))
         self.distill_forward.install()
-        self.sampler = self._make_sampler(train_dataset, args.per_device_train_batch_size, shuffle=True)
+        self.loading = Loading(args, train_dataset, eval_dataset)
+        self.sampler = self.loading.sampler(train_dataset, args.per_device_train_batch_size, shuffle=True)
         self.train_sums = MetricSums()
         self.add_callback(_Steps(self))
         self._eval_sums = MetricSums()
@@ -131,15 +133,22 @@ class DistillTrainer(ResumableTrainer):
         epochs = math.ceil(self.args.num_train_epochs * self.sampler.num_global_batches)
         return self.args.max_steps if self.args.max_steps > 0 else epochs
 
+    def require_ready(self, checkpoint: Path | None = None) -> None:
+        """As ResumableTrainer's, and raise OptionError if the order needs more of a store's shards than fit."""
+        done, every = 0 if checkpoint is None else step_of(checkpoint), self.sampler.num_global_batches
+        self.loading.require_limit(self.sampler, range(done // every, -(-self.num_steps // every)))
+        super().require_ready(checkpoint)
+
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of this rank. Not prepared by accelerate, because the sampler already knows the ranks."""
-        return self._loader(self.train_dataset, self.sampler)
+        return self.loading.loader(self.train_dataset, self.sampler, self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """All rows once, in order of length, distributed over the ranks."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         dataset = self.train_dataset.like(dataset)
-        return self._loader(dataset, self._make_sampler(dataset, self.args.eval_batch_size, shuffle=False))
+        order = self.loading.sampler(dataset, self.args.eval_batch_size, shuffle=False)
+        return self.loading.loader(dataset, order, self.data_collator)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         return self.get_eval_dataloader(test_dataset)
@@ -231,30 +240,6 @@ class DistillTrainer(ResumableTrainer):
         if isinstance(data, torch.Tensor):
             return data.to(self.args.device, non_blocking=True)  # the loader's memory is pinned
         return super()._prepare_input(data)
-
-    def _make_sampler(self, dataset: CachedResponses, micro_batch_size: int, *, shuffle: bool) -> GlobalBatchSampler:
-        args = self.args
-        return GlobalBatchSampler(
-            dataset.lengths,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            micro_batch_size=micro_batch_size,
-            accumulation_steps=args.gradient_accumulation_steps if shuffle else 1,
-            world_size=args.world_size,
-            rank=args.process_index,
-            shuffle=shuffle,
-        )
-
-    def _loader(self, dataset: CachedResponses, sampler: GlobalBatchSampler) -> DataLoader:
-        args = self.args
-        return DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
 
     def _warn_of_support(self, means: dict[str, float]) -> None:
         mass, reference_mass = means["support_mass"], means["reference_support_mass"]

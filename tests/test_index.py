@@ -91,7 +91,7 @@ def test_what_a_reader_keeps_of_a_row_is_some_tens_of_bytes(tmp_path):
     data = CachedResponses([fake.folder], train_on="both")
     assert (
         sum(value.nbytes for value in vars(data).values() if isinstance(value, np.ndarray) and len(value) == 6)
-        == 6 * 12
+        == 6 * 8
     )
 
 

@@ -19,6 +19,7 @@ from shards.format.nodes import StrengthNodes
 from shards.format.scores import Scores, Tokens, concatenate
 from shards.spread import spread
 from student.data.order import BatchItem
+from student.data.table import ShardTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,8 @@ class CachedResponses(Dataset):
         # number of each cache's first row: rows are numbered over all caches
         self._firsts = np.cumsum([0, *(len(cache) for cache in self.caches)])
         wanted = [_wanted(cache.index, train_on) for cache in self.caches]
-        self._rows = np.concatenate([rows + first for rows, first in zip(wanted, self._firsts, strict=False)])
+        self._rows = _joined(wanted, self._firsts)
+        self.shards = ShardTable.of(self.caches, wanted)
         self.lengths = np.concatenate(
             [cache.index.num_tokens[rows] for cache, rows in zip(self.caches, wanted, strict=True)]
         )
@@ -129,8 +131,14 @@ class CachedResponses(Dataset):
 def _wanted(index: RowIndex, train_on: str) -> np.ndarray:
     """The rows of a cache to train on."""
     if train_on == "both":
-        return np.arange(len(index.chosen))
-    return np.flatnonzero(index.chosen == (train_on == "chosen"))
+        return np.arange(len(index.chosen), dtype=np.int32)
+    return np.flatnonzero(index.chosen == (train_on == "chosen")).astype(np.int32)
+
+
+def _joined(wanted: Sequence[np.ndarray], firsts: np.ndarray) -> np.ndarray:
+    """The wanted rows of all caches, numbered over all; in four bytes each as long as that is enough."""
+    kind = np.int32 if firsts[-1] < 2**31 else np.int64
+    return np.concatenate([rows + kind(first) for rows, first in zip(wanted, firsts, strict=False)])
 
 
 def needed_by(spec: TeacherSpec, cache: ShardCache) -> Selection:

@@ -47,7 +47,8 @@ def run_identity(
         **{name: getattr(args, name) for name in RECIPE},
         "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         "optim": str(getattr(args.optim, "value", args.optim)),
-        **({"padding_free": True} if args.padding_free else {}),  # absent in older checkpoints
+        **({"padding_free": True} if args.padding_free else {}),  # absent in older checkpoints, as the next one
+        **({} if args.shuffle_window is None else {"shuffle_window": args.shuffle_window}),
     }
 
 

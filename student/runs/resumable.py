@@ -21,6 +21,7 @@ from transformers.utils import logging
 from shards.cli.outside import is_own_fault, naming, naming_saves
 from shards.modelfiles.generation import keep_generation_config
 from shards.modelfiles.trained_precision import require_float32
+from student.data.order import GlobalBatchSampler
 from student.loss.forward import base_model
 from student.options import DistillArguments
 from student.precision import ScalingTrainer
@@ -34,9 +35,10 @@ logger = logging.get_logger(__name__)
 
 
 class ResumableTrainer(ScalingTrainer):
-    """A Trainer whose checkpoints are either complete or not used. A subclass defines the identity of its runs."""
+    """A Trainer whose checkpoints are either complete or not used. A subclass defines its runs' identity and order."""
 
     args: DistillArguments
+    sampler: GlobalBatchSampler
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         require_float32(model)
@@ -108,7 +110,12 @@ class ResumableTrainer(ScalingTrainer):
                 checkpoints.remove_all(out)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Trainer._run_epoch, except for a run that has done all its steps: Trainer would do one more."""
+        """Trainer._run_epoch, except for a run that has done all its steps: Trainer would do one more.
+
+        The sampler does not make the micro-batches that Trainer skips in the epoch that a run resumes in.
+        """
+        resumed = kwargs["resume_from_checkpoint"] is not None and kwargs["epoch"] == kwargs["epochs_trained"]
+        self.sampler.skips = kwargs["steps_trained_in_current_epoch"] if resumed else 0
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
         else:

@@ -1,0 +1,272 @@
+"""A data set in a store: shards are fetched ahead along the order, held while they are needed, and then let go."""
+
+import gc
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fake_cache import make_cache
+
+from shards.errors import CacheMissing, OptionError
+from student.data.ahead import FetchAhead, Room
+from student.data.fetching import FetchingSampler, Node
+from student.data.loading import Loading
+from student.data.responses import CachedResponses
+from student.data.uses import Uses, find_uses
+
+ONE = Node(ranks=range(1), is_first=True)
+
+
+class FakeMirror:
+    """Copies shards from another folder; removes those that nobody holds, the oldest first, to stay under a limit."""
+
+    def __init__(self, store, folder, limit=None):
+        self.store, self.folder, self.limit = store, folder, limit
+        self.held, self.fetched, self.most = set(), Counter(), 0
+        self.broken, self.lock = None, threading.Lock()
+
+    def hold(self, file):
+        if file == self.broken:
+            raise CacheMissing(f"s3://bucket/{file}: expected an answer, got status 500")
+        with self.lock:
+            if not (self.folder / file).exists():
+                self.make_room((self.store / file).stat().st_size)
+                shutil.copy(self.store / file, self.folder / file)
+                self.fetched[file] += 1
+            self.held.add(file)
+            self.most = max(self.most, self.bytes())
+        return self.folder / file
+
+    def release(self, file):
+        self.held.remove(file)
+
+    def needed(self, shard_bytes):
+        return shard_bytes + 1000  # of its index and manifest
+
+    def bytes(self):
+        return sum(path.stat().st_size for path in self.folder.glob("part-*"))
+
+    def make_room(self, size):
+        if self.limit is None:
+            return
+        for path in sorted(self.folder.glob("part-*"), key=lambda path: path.stat().st_mtime_ns):
+            if self.bytes() + size <= self.limit - 1000:
+                return
+            if path.name not in self.held:
+                path.unlink()
+        assert self.bytes() + size <= self.limit - 1000, "the limit is too low"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Responses of a cache whose shards are in a store; `data.mirror` is its mirror."""
+    fake = make_cache(tmp_path / "cache", pairs=30, rows_per_shard=3, response_tokens=6)
+    made = CachedResponses([fake.folder], train_on="both")
+    (tmp_path / "store").mkdir()
+    for path in fake.folder.glob("part-*"):
+        path.rename(tmp_path / "store" / path.name)
+    made.mirror = made.caches[0].mirror = FakeMirror(tmp_path / "store", fake.folder)
+    return made
+
+
+def options(**changed):
+    return SimpleNamespace(
+        **{
+            **{"seed": 1, "data_seed": None, "gradient_accumulation_steps": 4, "world_size": 1, "process_index": 0},
+            **{"local_process_index": 0, "shuffle_window": 3, "dataloader_num_workers": 0, "eval_batch_size": 2},
+            **{"dataloader_prefetch_factor": None, "dataloader_persistent_workers": False, "eval_strategy": "no"},
+            **{"dataloader_pin_memory": False},
+            **changed,
+        }
+    )
+
+
+def order(data, shuffle=True, **changed):
+    return Loading(options(**changed), data, None).sampler(data, 2, shuffle=shuffle)
+
+
+def fetching(data, node=ONE, in_flight=1, limit=None, **changed):
+    return FetchingSampler(order(data, **changed), data, node, in_flight=in_flight, limit=limit)
+
+
+def brute_force(data, sampler, ranks, lag):
+    """The bytes at once, from the items themselves: step by step, all that was used and will be, or just was."""
+    batches = []
+    for rank in ranks:
+        sampler.rank = rank
+        batches.append([{int(s) for s in data.shards.of_rows(np.array([i.row for i in b]))} for b in sampler if b])
+    used = [set().union(*at_once) for at_once in zip(*batches, strict=True)]
+    most = 0
+    for step in range(len(used) + lag):
+        before = set().union(*used[: step + 1])
+        after = set().union(*used[max(0, step - lag) :])
+        most = max(most, sum(int(data.shards.size[s]) for s in before & after))
+    return most
+
+
+@pytest.mark.parametrize("window", [1, 3, 8, None])
+@pytest.mark.parametrize(("world", "ranks"), [(1, range(1)), (4, range(2, 4)), (2, range(2))])
+def test_the_bytes_needed_at_once_are_those_of_brute_force(data, window, world, ranks):
+    for lag, epoch, skips in ((0, 0, 0), (3, 1, 0), (5, 0, 6)):
+        sampler = order(data, shuffle_window=window, world_size=world)
+        sampler.set_epoch(epoch)
+        sampler.skips = skips
+        found = find_uses(sampler, data.shards, ranks).most_at_once(data.shards.size, lag)
+        assert found == brute_force(data, sampler, ranks, lag)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_shard_is_fetched_once_an_epoch_within_the_exact_limit(data, workers):
+    loading = Loading(options(dataloader_num_workers=workers), data, None)
+    sampler = loading.sampler(data, 2, shuffle=True)
+    needed = loading._fetching(data, sampler).bytes_at_once()
+    data.mirror.limit = needed + 1000
+    loading = Loading(options(dataloader_num_workers=workers), data, None)
+    loading.require_limit(sampler, range(1))
+    tokens = [
+        tuple(row.input_ids.tolist())
+        for batch in loading.loader(data, sampler, lambda batch: batch)
+        for row, counts in zip(batch.tokens, batch.counts, strict=True)
+        if counts
+    ]
+    assert len(tokens) == len(data)
+    assert set(data.mirror.fetched.values()) == {1} and len(data.mirror.fetched) == len(data.shards)
+    assert data.mirror.most <= needed
+    data.mirror.limit = needed + 999
+    with pytest.raises(OptionError, match=rf"^cache_limit: expected {needed + 1000:,} bytes or more, which the order "):
+        Loading(options(dataloader_num_workers=workers), data, None).require_limit(sampler, range(1))
+
+
+@pytest.mark.parametrize("in_flight", [1, 4])
+def test_held_are_exactly_the_shards_between_their_first_and_last_use_and_those_in_flight(data, in_flight):
+    made = fetching(data, in_flight=in_flight)
+    needed = made.bytes_at_once()
+    made = fetching(data, in_flight=in_flight, limit=needed)
+    data.mirror.limit = needed + 1000
+    uses = made.uses()
+    seen = 0
+    for step, _ in enumerate(made):
+        files = [data.caches[0].plan.shards[s].file for s in uses.shard]
+        alive = {f for f, a, b in zip(files, uses.first, uses.last, strict=True) if a <= step <= b + in_flight - 1}
+        held = set(data.mirror.held)
+        assert alive <= held
+        ahead = held - alive
+        assert all(uses.first[files.index(f)] > step for f in ahead), "nothing is held that was used"
+        seen += len(ahead)
+    assert seen, "it fetches ahead as far as there is room"
+    assert len(data.mirror.held) <= 2 * in_flight, "workers may still read the last micro-batches"
+    del made
+    gc.collect()
+    assert not data.mirror.held
+
+
+def test_a_rank_that_is_not_the_first_of_its_machine_holds_what_its_own_workers_read(data):
+    made = fetching(data, Node(ranks=range(2), is_first=False), in_flight=2, world_size=2, process_index=1)
+    before = set()
+    for items in made:
+        rows = np.array([item.row for item in items])
+        now = {data.caches[0].plan.shards[s].file for s in data.shards.of_rows(rows)}
+        assert data.mirror.held == before | now
+        before = now
+
+
+def test_an_epoch_that_begins_in_the_middle_fetches_only_what_is_left(data):
+    whole = fetching(data, shuffle_window=2)
+    uses, half = whole.uses(), len(whole) // 2
+    whole.batch_sampler.skips = half
+    assert sum(1 for items in whole if items) == len(whole) - half
+    left = {data.caches[0].plan.shards[s].file for s in uses.shard[uses.last >= half]}
+    assert set(data.mirror.fetched) == left and len(left) < len(data.shards)
+
+
+def test_an_error_of_the_thread_reaches_the_order_as_its_line(data):
+    made = fetching(data)
+    last = made.uses().shard[-1]
+    data.mirror.broken = data.caches[0].plan.shards[last].file
+    with pytest.raises(CacheMissing, match=r"^s3://bucket/part-\d+\.arrow: expected an answer, got status 500$"):
+        list(made)
+    gc.collect()
+    assert not data.mirror.held and not threads()
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name == "fetch ahead"]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_the_thread_ends_and_nothing_stays_held_where_an_epoch_is_left_early(data, steps):
+    made = fetching(data)
+    batches = iter(made)
+    for _ in range(steps):
+        next(batches)
+    del batches
+    assert not threads() and not data.mirror.held
+
+
+def test_the_thread_ends_with_the_interpreter_while_it_waits(tmp_path):
+    script = (
+        "import numpy as np\n"
+        "from student.data.ahead import FetchAhead, Room\n"
+        "from student.data.uses import Uses\n"
+        "uses = Uses(shard=np.arange(9), first=np.arange(9), last=np.arange(9))\n"
+        "ahead = FetchAhead(print, lambda shard: print('dropped', shard), uses, np.ones(9), lag=0,\n"
+        "                   room=Room(bytes=2, files=99))\n"
+        "ahead.start(); ahead.reach(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split("\n")[-3:] == ["dropped 0", "dropped 1", ""]
+
+
+def test_a_transfer_that_outlives_the_end_drops_its_own_shard(monkeypatch):
+    monkeypatch.setattr("student.data.ahead.STOP_SECONDS", 0.01)
+    goes_on, dropped = threading.Event(), []
+    uses = Uses(shard=np.arange(2), first=np.arange(2), last=np.arange(2))
+    ahead = FetchAhead(
+        lambda shard: goes_on.wait(10), dropped.append, uses, np.ones(2), lag=0, room=Room(bytes=None, files=9)
+    )
+    ahead.start()
+    ahead.stop()
+    assert dropped == []
+    goes_on.set()
+    for _ in range(500):
+        if not threads():
+            break
+        time.sleep(0.01)
+    assert dropped == [0]
+
+
+def test_no_more_shards_are_held_than_files_may_be_open(data, monkeypatch):
+    monkeypatch.setattr("student.data.fetching.file_room", lambda: 5)
+    most = 0
+    for _ in fetching(data, shuffle_window=1, limit=10**9):
+        most = max(most, len(data.mirror.held))
+    assert most == 5
+    with pytest.raises(
+        OptionError, match=r"^shuffle_window: expected at most 5 shards at once \(ulimit -n\), got \d+$"
+    ):
+        next(iter(fetching(data, shuffle_window=8, limit=10**9)))
+
+
+def test_a_cache_in_a_folder_is_read_without_a_thread(tmp_path):
+    fake = make_cache(tmp_path / "cache", pairs=4)
+    data = CachedResponses([fake.folder], train_on="both")
+    loading = Loading(options(), data, None)
+    sampler = loading.sampler(data, 2, shuffle=True)
+    assert loading.loader(data, sampler, list).batch_sampler is sampler
+
+
+def test_an_evaluation_during_the_training_has_room_of_its_own(data):
+    trained = fetching(data).bytes_at_once()
+    evaluated = fetching(data, shuffle=False).bytes_at_once()
+    data.mirror.limit = trained + evaluated + 2000 - 1
+    loading = Loading(options(eval_strategy="steps"), data, data)
+    with pytest.raises(OptionError, match=rf"expected {trained + evaluated + 2000:,} bytes or more"):
+        loading.require_limit(order(data), range(1))
+    Loading(options(), data, data).require_limit(order(data), range(1))
