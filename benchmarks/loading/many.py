@@ -49,7 +49,7 @@ def write_shards_of(folder: Path, options: LoadingOptions, responses: list[Respo
     write_planned(folder, make_plan(options, cut(responses, shards), 1, index_sha256), responses)
 
 
-def write_indexed(folder: Path, options: LoadingOptions, rows: int) -> int:
+def write_indexed(folder: Path, options: LoadingOptions, rows: int, shard_rows: int = SHARD_ROWS) -> int:
     """Write what opening a cache of this many rows reads: manifest, index, empty shards. Returns how many shards."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(options.seed)
@@ -60,7 +60,7 @@ def write_indexed(folder: Path, options: LoadingOptions, rows: int) -> int:
         num_tokens=positions + generator.integers(20, 400, rows).astype(np.int32),
         num_positions=positions,
     )
-    shards = planned(positions, range(0, rows, SHARD_ROWS))
+    shards = planned(positions, range(0, rows, shard_rows))
     plan = make_plan(options, shards, 1, write_index(folder, index))
     for shard in shards:
         (folder / shard.file).touch()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import CacheConflict, CacheDamaged, CacheMissing
-from shards.format.plan import Plan, ShardPlan, require_format
+from shards.format.plan import Plan, require_format
 
 PLAN_FILE = "plan.json"
 MANIFEST_FILE = "manifest.json"
@@ -34,11 +34,11 @@ class ShardEntry:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ShardEntry":
-        counts = {name: int(data[name]) for name in ("entries", "bytes")}
-        return cls(file=str(data["file"]), sha256=str(data["sha256"]), **counts)
+        entries, size = int(data["entries"]), int(data["bytes"])
+        return cls(file=str(data["file"]), entries=entries, bytes=size, sha256=str(data["sha256"]))
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ShardEntry.__slots__}
+        return {"file": self.file, "entries": self.entries, "bytes": self.bytes, "sha256": self.sha256}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +62,13 @@ class Manifest:
         require_format(data, where)
         try:
             entries = tuple(map(ShardEntry.from_json, data["shards"]))
-            planned = [{k: s[k] for k in ShardPlan.__slots__} for s in data["shards"]]
             statistics = {name: dict(numbers) for name, numbers in data["statistics"].items()}
             if not statistics or not all(isinstance(n, (int, float)) for s in statistics.values() for n in s.values()):
                 raise ValueError("statistics that are no numbers")
             build_sha256 = data["build_sha256"]
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as exc:
             raise CacheDamaged(f"{where}: expected a table of shards and statistics, got {exc!r}") from exc
-        plan = Plan.from_json({**data, "shards": planned}, where)
+        plan = Plan.from_json(data, where)  # takes only its own fields of a shard
         if plan.sha256 != build_sha256:
             raise CacheDamaged(f"{where}: expected build_sha256 {build_sha256}, got {plan.sha256} from its fields")
         manifest = cls(plan=plan, entries=entries, statistics=statistics)

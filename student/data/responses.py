@@ -137,6 +137,8 @@ def _wanted(index: RowIndex, train_on: str) -> np.ndarray:
 
 def _joined(wanted: Sequence[np.ndarray], firsts: np.ndarray) -> np.ndarray:
     """The wanted rows of all caches, numbered over all; in four bytes each as long as that is enough."""
+    if len(wanted) == 1:
+        return wanted[0]
     kind = np.int32 if firsts[-1] < 2**31 else np.int64
     return np.concatenate([rows + kind(first) for rows, first in zip(wanted, firsts, strict=False)])
 

@@ -1,0 +1,1 @@
+"""What a cache of millions of rows costs: on paper, and measured on caches without content."""
