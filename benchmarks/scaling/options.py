@@ -48,9 +48,15 @@ class ScalingOptions:
 
     def __post_init__(self) -> None:
         if not self.measure or not set(self.measure) <= set(MEASURES):
-            raise OptionError(f"measure: expected some of {', '.join(MEASURES)}, got {', '.join(self.measure) or 'none'}")
-        require_at_least(self, 1, ("responses", "response_tokens", "gpus", "gpus_per_worker", "gpus_per_node", "repeats"))
-        require_at_least(self, 1, ("tokens_per_shard", "global_batch_size", "shuffle_window", "shard_rows", "read_rows"))
+            raise OptionError(
+                f"measure: expected some of {', '.join(MEASURES)}, got {', '.join(self.measure) or 'none'}"
+            )
+        require_at_least(
+            self, 1, ("responses", "response_tokens", "gpus", "gpus_per_worker", "gpus_per_node", "repeats")
+        )
+        require_at_least(
+            self, 1, ("tokens_per_shard", "global_batch_size", "shuffle_window", "shard_rows", "read_rows")
+        )
         for name in ("mfu", "student_mfu"):
             if not 0 < getattr(self, name) <= 1:
                 raise OptionError(f"{name}: expected a share above 0, up to 1, got {getattr(self, name)}")
