@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from shards.places.objects import ObjectStore, Patience
 from shards.places.url import Url
 
 
@@ -36,8 +37,6 @@ class Store(Protocol):
         """(a text that changes with the content, bytes) of a file. Raises CacheMissing if it is not there."""
 
 
-def store_of(url: Url) -> Store:
+def store_of(url: Url, patience: Patience | None = None) -> Store:
     """The store of a URL. Raises OptionError if the client that it needs is not installed."""
-    from shards.places.objects import ObjectStore
-
-    return ObjectStore(url)
+    return ObjectStore(url) if patience is None else ObjectStore(url, patience)
