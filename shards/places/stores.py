@@ -39,4 +39,4 @@ class Store(Protocol):
 
 def store_of(url: Url, patience: Patience | None = None) -> Store:
     """The store of a URL. Raises OptionError if the client that it needs is not installed."""
-    return ObjectStore(url) if patience is None else ObjectStore(url, patience)
+    return ObjectStore(url, patience)
