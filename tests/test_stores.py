@@ -1,5 +1,6 @@
 """Object stores: what is read from a URL is what was written, or the command ends with one line."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 from fake_cache import flat, make_cache
 from object_server import KEY_ID, SECRET
 
+from precompute.data.reading import read_rows
+from precompute.data.sources import Data
 from shards import ShardCache
-from shards.errors import CacheDamaged, CacheMissing, OptionError, TransferFailed
+from shards.errors import CacheDamaged, CacheMissing, DataError, OptionError, TransferFailed
 from shards.places import objects
 from shards.places.objects import ObjectStore
 from shards.places.room import Room, parse_bytes
@@ -462,3 +465,47 @@ def test_a_full_disk_ends_with_one_line(fake, bucket, url, tmp_path, monkeypatch
         read_all(cache)
     monkeypatch.undo()
     assert not list(cache.folder.glob("*.part"))
+
+
+# Data
+
+
+ROWS = [{"prompt": f"say {i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(3)]
+
+
+def put_data(bucket, name, content):
+    ObjectStore(parse_url(bucket.url("data"))).put(name, content, create=False)
+    return bucket.url("data", name)
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def test_a_file_of_data_at_a_url_is_read_as_a_local_one(bucket):
+    url = put_data(bucket, "pairs.jsonl", lines(ROWS))
+    bucket.proxy.forget()
+    for _ in range(2):
+        assert list(read_rows(url)) == [(f"pairs.jsonl line {i + 1}", row) for i, row in enumerate(ROWS)]
+    assert bucket.proxy.count("GET") == {"pairs.jsonl": 1}
+    assert Data.of(url).places == url
+
+
+def test_another_content_under_the_url_of_data_is_fetched_anew(bucket):
+    url = put_data(bucket, "pairs.jsonl", lines(ROWS))
+    assert len(list(read_rows(url))) == 3
+    put_data(bucket, "pairs.jsonl", lines(ROWS[:2]))
+    assert [row for _, row in read_rows(url)] == ROWS[:2]
+
+
+def test_data_that_cannot_be_read_is_named_by_its_url(bucket, tmp_path):
+    with pytest.raises(DataError, match=r"s3://.*/data/pairs: expected a name that ends in"):
+        list(read_rows(bucket.url("data", "pairs")))
+    with pytest.raises(CacheMissing, match=r"s3://.*/data/pairs.jsonl: expected an object, found none"):
+        list(read_rows(bucket.url("data", "pairs.jsonl")))
+    with pytest.raises(DataError, match="expected split train"):
+        list(read_rows(bucket.url("data", "pairs.jsonl"), "test"))
+    url = put_data(bucket, "pairs.json", b"[1")
+    with pytest.raises(DataError) as error:
+        list(read_rows(url))
+    assert str(tmp_path) not in str(error.value)
