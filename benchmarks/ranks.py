@@ -1,7 +1,8 @@
 """python -m benchmarks.ranks: one student on 1, 2 and 4 processes, and one that changes their number on its way.
 
 All runs have the same cache, seed and global batch size. The last one starts on the most processes, is resumed from its
-checkpoint on fewer, and again, down to one. Losses and weights are compared with those of one process.
+checkpoint on fewer, and again, down to one. Losses and weights are compared with those of one process, and so are those
+of one process with micro-batches of half the size: what rounding alone changes.
 """
 
 import json
@@ -53,14 +54,14 @@ class Options:
         return max(1, self.steps // len(self.ranks))
 
 
-def train(options: Options, name: str, ranks: int, checkpoint: Path | None = None) -> Path:
-    """Train on so many processes; the student's folder. Raises AlignDistilError if that fails."""
+def train(options: Options, name: str, ranks: int, checkpoint: Path | None = None, *, micro: int) -> Path:
+    """Train on so many processes, with micro-batches of `micro` rows; the student's folder. Raises AlignDistilError."""
     out = Path(options.out) / name
     out.mkdir(parents=True, exist_ok=True)
     launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     flags = {
         "shards": options.shards, "output_dir": out, "overwrite_output_dir": "true", "max_steps": options.steps,
-        "global_batch_size": options.global_batch_size, "per_device_train_batch_size": options.micro_batch_size,
+        "global_batch_size": options.global_batch_size, "per_device_train_batch_size": micro,
         "learning_rate": options.learning_rate, "save_strategy": "steps", "save_steps": options.every,
         "use_cpu": "true", "report_to": "none", "disable_tqdm": "true",
         "model": options.model, "resume_from_checkpoint": checkpoint,
@@ -128,16 +129,16 @@ def draw(found: dict[str, dict], path: Path) -> None:
     figure, (upper, lower) = pyplot.subplots(2, 1, figsize=(7, 5.5), sharex=True, height_ratios=(3, 2))
     for number, (name, run) in enumerate(found.items()):
         steps = list(run["losses"])
-        label = "1 process" if name == "1" else f"{name} processes"
-        style = {"linewidth": 10 - 2 * number, "alpha": 0.6, "color": f"C{number}"}
+        label = f"on {name}"
+        style = {"linewidth": 11 - 2 * number, "alpha": 0.6, "color": f"C{number}"}
         upper.plot(steps, list(run["losses"].values()), label=label, **style)
         if number:
             lower.plot(steps, [max(off, 1e-9) for off in run["off"].values()], marker="o", color=f"C{number}")
-    upper.set(ylabel="loss", title="One student, one global batch size")
+    upper.set(ylabel="loss", title="One student, one global batch size: number of processes")
     upper.legend()
     lower.set(yscale="log", xlabel="step", ylabel="relative difference\nto one process")
     lower.axhline(2**-24, color="grey", linestyle=":")
-    lower.text(steps[0], 2**-24 * 1.2, "half a unit in the last place of float32", fontsize=8, color="grey")
+    lower.text(steps[-1], 2**-24 / 1.3, "rounding of one float32", fontsize=8, color="grey", ha="right", va="top")
     figure.tight_layout()
     save_svg(figure, path, salt="ranks")
     pyplot.close(figure)
@@ -148,9 +149,9 @@ def run(options: Options, command: str) -> str:
     require_matplotlib()
     folders, seconds = {}, {}
 
-    def timed(name: str, folder: str, ranks: int, checkpoint: Path | None = None) -> None:
+    def timed(name: str, folder: str, ranks: int, checkpoint: Path | None = None, micro: int | None = None) -> None:
         started = time.perf_counter()
-        folders[name] = train(options, folder, ranks, checkpoint)
+        folders[name] = train(options, folder, ranks, checkpoint, micro=micro or options.micro_batch_size)
         seconds[name] = time.perf_counter() - started
         print(f"{name}: {seconds[name]:.0f} s", flush=True)
 
@@ -162,6 +163,7 @@ def run(options: Options, command: str) -> str:
         name = ", then ".join(map(str, down[: number + 1]))
         timed(name, f"from-{earlier}-on-{ranks}", ranks, before / f"checkpoint-{number * options.every}")
         before = folders[name]
+    timed("1, in another order of sums", "other-sums", 1, micro=max(1, options.micro_batch_size // 2))
     start = resolve(options.model) if options.model else reference_of(ShardCache(options.shards))
     found = compare(options, folders, start.path)
     out = Path(options.out)

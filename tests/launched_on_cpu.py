@@ -18,6 +18,8 @@ def with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
     if fsdp_plugin is not None:
         self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         self.fsdp_plugin = fsdp_plugin
+        if self._mixed_precision != "no":
+            fsdp_plugin.set_mixed_precision(self._mixed_precision)
 
 
 def with_gloo(self, *args, **kwargs):

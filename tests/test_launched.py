@@ -7,14 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from test_training import arguments, moved, recipe, same_weights, student_folder, weights
 from two_ranks import run_ranks
 
 from shards.errors import OptionError
 from student.launched import require_as_launched
+from student.precision import keep_float32_sums
 from student.train.__main__ import train
 
 CONFIGURATIONS = sorted((Path(__file__).parents[1] / "examples" / "launch").glob("*.yaml"))
@@ -110,6 +113,18 @@ def test_a_launch_whose_sharding_is_left_out_is_refused(name, sparse_cache, stud
     with pytest.raises(OptionError, match="FSDP: expected what the launcher asks for, got plain processes on cpu"):
         train(args)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_half_precision_under_fsdp2_rounds_neither_the_loss_nor_the_sums_of_gradients():
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    keep_float32_sums(plugin)
+    assert plugin.mixed_precision_policy is None
+    plugin.set_mixed_precision("fp16")
+    assert plugin.mixed_precision_policy.output_dtype == torch.float16  # accelerate's: why this is needed
+    keep_float32_sums(plugin)
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.float16, torch.float32, None)
+    keep_float32_sums(None)
 
 
 def test_adapters_that_fsdp_would_not_save_are_refused():
