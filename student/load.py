@@ -1,9 +1,12 @@
 """Loads a student's model and tokenizer from a folder or the hub; weights from safetensors only."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import deepspeed
 
 from shards.errors import ModelError
 from shards.modelfiles.adapter import load_adapter, merge, rounded
@@ -46,13 +49,25 @@ def load_whole(source: str | ModelFolder, auto_class: Any, expected: str, **kwar
     """
     folder = _found(source)
     require_weights(folder.name, folder.path, "model")
-    with refusing(folder.name, expected):
+    with refusing(folder.name, expected), _not_split():
         model, info = auto_class.from_pretrained(
             folder.path, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **kwargs
         )
     require_whole(folder.name, info)
     model.config._name_or_path = folder.name  # a model card should not name the hub's cache
     return model
+
+
+@contextlib.contextmanager
+def _not_split() -> Iterator[None]:
+    """Let transformers load whole weights on every rank: for ZeRO-3 it would split them before they are checked."""
+    found = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if found is not None and found() is not None:
+            deepspeed.set_hf_deepspeed_config(found())
 
 
 def _found(source: str | ModelFolder) -> ModelFolder:

@@ -69,7 +69,7 @@ class DistillArguments(LoraFlags, TeacherFlags, CacheFlags, TrainingArguments):
     trust_remote_code: bool = flag(False, "run code that comes with the model")
     use_peft: bool = flag(
         False,
-        "train LoRA adapters, merged when the model is saved (not under FSDP); use a learning rate of about 1e-4",
+        "train LoRA adapters, merged when the model is saved; use a learning rate of about 1e-4",
     )
 
     learning_rate: float = flag(1e-6, "peak learning rate")

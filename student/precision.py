@@ -4,6 +4,8 @@ Weights that are trained are float32 whatever the precision; autocast rounds cop
 """
 
 import math
+import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +14,9 @@ from transformers import Trainer, TrainerCallback
 
 from shards.errors import NonFiniteLogits
 from shards.modelfiles.precision import rounding_apart
+
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+"""Variables of accelerate's launcher: who shards rounds whole layers, where autocast rounds products."""
 
 
 def choose_autocast(options: Any) -> None:
@@ -29,11 +34,23 @@ def precision_text(options: Any) -> str:
     """The precision of a run in one line, and why it is this one."""
     where = "a GPU" if options.device.type == "cuda" else f"a {options.device.type.upper()}"
     default = f" (the default on {where})" if options.default_precision else ""
+    if (options.fp16 or options.bf16) and any(map(os.environ.get, SHARDING)):
+        half = "fp16" if options.fp16 else "bf16"
+        return f"{half}{default} in all layers, as the launcher's sharding rounds; weights in float32"
     if options.fp16:
         return f"fp16 autocast with loss scaling{default}, weights in float32"
     if options.bf16:
         return "bf16 autocast, weights in float32; it turns the gradient several times as much as --fp16 true"
     return f"float32{' with TF32 products' if options.tf32 else ''}{default}"
+
+
+def keep_float32_sums(plugin: Any) -> None:
+    """Let FSDP2 round weights and activations only; accelerate's policy would round the loss, the log and the sums of
+    the ranks' gradients too. plugin: accelerate's for FSDP, or None.
+    """
+    if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
+        policy = plugin.mixed_precision_policy
+        plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
 
 
 def rounding_of(options: Any, weights: torch.dtype) -> float:
@@ -63,6 +80,7 @@ class ScalingTrainer(Trainer):
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu" and plain:
             accelerator.native_amp = True
             accelerator.scaler = torch.amp.GradScaler("cpu")
+        keep_float32_sums(getattr(accelerator.state, "fsdp_plugin", None))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         scaler: Any = self.accelerator.scaler

@@ -1,7 +1,7 @@
 """Run on two ranks: one loss and its gradients with FSDP2's fully_shard, compared with those of the whole model.
 
-Sharded in two ways: with the output layer in the model's own group, where its weight is whole inside the forward and
-the gradient is computed there, and in a separate group, where the module has to be called.
+Sharded in two ways: with the output layer in the model's own group, where its weight is whole inside the forward, and
+in a separate group, where it is whole only inside the module's own call. The loss runs there, and with one call.
 """
 
 import sys
@@ -18,6 +18,7 @@ from student.data.order import BatchItem
 from student.data.responses import CachedResponses
 from student.loss.forward import DistillForward
 from student.loss.sparse import SparseTargets
+from student.loss.whole import is_split
 
 
 def loss_and_gradients(folder, cache, shard, head_apart=False):
@@ -45,7 +46,7 @@ def loss_and_gradients(folder, cache, shard, head_apart=False):
         position=batch["position"],
         targets=SparseTargets(batch),
     )
-    assert (reasons[0] is not None) == head_apart, reasons
+    assert reasons == [None] and is_split(model.lm_head) == head_apart
     out["loss_sum"].backward()
     grads = [p.grad.full_tensor() if shard else p.grad for p in model.parameters()]
     return out["loss_sum"].detach(), torch.cat([g.flatten() for g in grads])

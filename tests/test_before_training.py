@@ -80,9 +80,9 @@ def test_adapters_on_a_base_of_low_precision_are_float32_and_so_is_what_is_saved
 ):
     trained = {}
 
-    def before_saving(trainer, tokenizer):
+    def before_saving(trainer, tokenizer, source):
         trained.update({name: (p.requires_grad, p.dtype) for name, p in trainer.model.named_parameters()})
-        save_student(trainer, tokenizer)
+        save_student(trainer, tokenizer, source)
 
     monkeypatch.setattr("student.train.__main__.save", before_saving)
     low = save(load(trio_folders["reference"], getattr(torch, dtype)), tmp_path / "low")

@@ -22,6 +22,7 @@ from student.loss.fused import FusedLoss, Sums, why_not_fused
 from student.loss.products import half_of, multiply
 from student.loss.rows import response_states
 from student.loss.sparse import METRICS, SparseTargets, loss_sums, position_metrics, sparse_divergence
+from student.loss.whole import in_call_of, is_split
 
 
 class DistillForward:
@@ -60,6 +61,7 @@ class DistillForward:
             kernels=kernels,
         )
         self._own_forward = model.forward
+        self._why_not_before = None if self.head is None else why_not_fused(self.head)
         self._check_head()
 
     def install(self) -> None:
@@ -88,16 +90,23 @@ class DistillForward:
 
     def distill(self, hidden_NH: torch.Tensor, targets: SparseTargets) -> dict[str, torch.Tensor]:
         """Loss and metrics from the hidden states of the response positions."""
+        head, reason = self.head, self.why_not_fused
+        if reason is None and is_split(head):
+            loss, weak_3, metrics_X = in_call_of(head, self._sums, hidden_NH, targets)
+        else:
+            loss, weak_3, metrics_X = self._sums(hidden_NH, targets, reason)
+        return {"loss_sum": loss, "weak_sums": weak_3, "metrics": metrics_X}
+
+    def _sums(self, hidden_NH: torch.Tensor, targets: SparseTargets, reason: str | None = None) -> Sums:
+        """The loss with the output layer's weight whole; reason: why its logits are computed again."""
         head = self.head
         self._require_weights(head)
-        half = self._half(hidden_NH, head)
+        half = None if reason else self._half(hidden_NH, head)
         with torch.autocast(hidden_NH.device.type, enabled=False):
             if half is not None:
-                loss, weak_3, metrics_X = self._fused(hidden_NH, head, targets, half)
-            else:
-                run = self._fused if self.why_not_fused is None else self._chunk_by_chunk
-                loss, weak_3, metrics_X = run(self._wide(hidden_NH), head, targets)
-        return {"loss_sum": loss, "weak_sums": weak_3, "metrics": metrics_X}
+                return self._fused(hidden_NH, head, targets, half)
+            run = self._fused if reason is None else self._chunk_by_chunk
+            return run(self._wide(hidden_NH), head, targets)
 
     @torch.no_grad()
     def measure(
@@ -138,7 +147,7 @@ class DistillForward:
         """The dtype of the output layer's products if they have half-precision inputs; None otherwise."""
         device = hidden_NH.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return self.half_of(hidden_NH, head.weight, autocast) if why_not_fused(head) is None else None
+        return self.half_of(hidden_NH, head.weight, autocast) if self.why_not_fused is None else None
 
     @staticmethod
     def _wide(hidden_NH: torch.Tensor) -> torch.Tensor:
@@ -170,8 +179,11 @@ class DistillForward:
 
     @property
     def why_not_fused(self) -> str | None:
-        """Why the logits are computed again for the backward pass; None if the forward pass computes the gradient."""
-        return why_not_fused(self.head)
+        """Why the logits are computed again for the backward pass; None if the forward pass computes the gradient.
+
+        Of a split output layer it is what was so before a wrapper put its own hooks and type there.
+        """
+        return self._why_not_before if is_split(self.head) else why_not_fused(self.head)
 
     def _chunk_by_chunk(self, hidden_NH: torch.Tensor, module: Any, targets: SparseTargets) -> Sums:
         head = self._float_head(module, hidden_NH.dtype)
@@ -202,8 +214,8 @@ class DistillForward:
     def _require_weights(self, module: Any) -> None:
         if any(parameter.numel() == 0 for parameter in module.parameters()):
             raise ModelError(
-                f"{type(self.model).__name__}: expected the weight of the output layer, got an empty one (DeepSpeed "
-                "ZeRO-3); shard with FSDP2 or ZeRO-2"
+                f"{type(self.model).__name__}: expected the weight of the output layer, got an empty one (split "
+                "by DeepSpeed ZeRO-3 while it was loaded); load the model with student.load.load_model"
             )
 
     @torch.no_grad()

@@ -65,7 +65,7 @@ def why_not_fused(head: Any) -> str | None:
     """Why the gradient of this output module cannot be computed in the forward pass; None if it can.
 
     It can for a plain `torch.nn.Linear`, with an ordinary tensor as weight, and nothing that runs around its forward.
-    Everything else (LoRA on the output layer, a quantised or sharded one, hooks) is called as a module.
+    Everything else (LoRA on the output layer, a quantised one, hooks) is called as a module.
     """
     if type(head) is not torch.nn.Linear:
         return f"the output layer is a {type(head).__name__}, not a plain Linear"

@@ -22,6 +22,7 @@ from shards.cli.outside import is_own_fault, naming, naming_saves
 from shards.modelfiles.generation import keep_generation_config
 from shards.modelfiles.trained_precision import require_float32
 from student.data.order import GlobalBatchSampler
+from student.launched import require_as_launched
 from student.loss.forward import base_model
 from student.options import DistillArguments
 from student.precision import ScalingTrainer
@@ -44,6 +45,7 @@ class ResumableTrainer(ScalingTrainer):
         require_float32(model)
         with naming("transformers' Trainer"):  # errors here are about its arguments and their consequences
             super().__init__(model, *args, **kwargs)
+        require_as_launched(self)
         self.generation_config_fault = keep_generation_config(base_model(model))
         self._model_sha256: str | None = None
 

@@ -75,7 +75,7 @@ def train(args: DistillArguments) -> DistillTrainer:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     went = distance_text(start, measure(trainer))
-    save(trainer, tokenizer)
+    save(trainer, tokenizer, source)
     if trainer.is_world_process_zero():
         print(f"{args.output_dir}: done, after {trainer.state.global_step:,} steps; {went}".removesuffix("; "))
     return trainer
