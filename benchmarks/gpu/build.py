@@ -46,6 +46,7 @@ from precompute.tokens.tally import facts_of
 from shards.cli.device import set_products
 from shards.errors import OptionError
 from shards.format.schema import ROLES
+from shards.places.out import open_out
 
 ROW_SECONDS = 12.0
 """About what a row takes, its models aside."""
@@ -135,13 +136,13 @@ class Bench:
             device=str(device),
             **_flags(way),
         )
-        asked = with_sizes(asked, Path(asked.out), device)
+        asked = with_sizes(asked, open_out(asked.out), device)
         set_products(torch, dtype=way.dtype, tf32=False, device=device)
         named = {f"token{i}": i for i in range(vocabulary)}
         inputs = BuildInputs(folders={}, vocabulary=named, corpus=corpus, identity={})
         scorer = make_scorer(trio, inputs, asked)
         build = precompute.build.build.Build(
-            out=Path(asked.out), options=asked, inputs=inputs, scorer=scorer, processes=Processes()
+            place=open_out(asked.out), options=asked, inputs=inputs, scorer=scorer, processes=Processes()
         )
         return cls(shape=SHAPES[way.size], load=load, vocabulary=vocabulary, device=device, build=build)
 

@@ -97,7 +97,11 @@ def _build(options: BuildOptions, place: Out, processes: Processes) -> Manifest:
         work = Build(
             place=place, options=options, inputs=inputs, scorer=scorer, processes=processes, precision=precision
         )
-        return work.run(earlier)
+        manifest = work.run(earlier)
+        processes.wait()
+        if processes.is_first:
+            place.clear()
+        return manifest
 
 
 def _enter(place: Out, stack: contextlib.ExitStack) -> None:
@@ -196,7 +200,8 @@ class Build:
         options, corpus = self.options, self.inputs.corpus
         projected = sum(shard.positions for shard in work.left) * bytes_per_position(work.plan, options.top_k)
         warnings = [*direction_warnings(self.inputs.folders, self.inputs.identity["models"]), *corpus_warnings(corpus)]
-        for warning in filter(None, [*warnings, require_space(self.out, self.place.at_once(projected, len(work.left), work.writers + 1), self.place.option)]):
+        staged = self.place.at_once(projected, len(work.left), work.writers + 1)
+        for warning in filter(None, [*warnings, require_space(self.out, staged, self.place.option)]):
             print(f"warning: {warning}")
         speed = tokens_per_second(self.scorer, corpus.responses, work.rule, options.tokens_per_batch)
         all_speed = speed and speed * self.processes.world_size
