@@ -63,10 +63,10 @@ class HubStore:
             return self._download(file, folder).read_bytes()
 
     def fetch(self, file: str, path: Path) -> None:
-        with TemporaryDirectory(prefix="aligndistil-") as folder:
-            with self._download(file, folder).open("rb") as source, path.open("r+b") as sink:
+        with TemporaryDirectory(prefix="aligndistil-") as folder, path.open("r+b") as sink:
+            with self._download(file, folder).open("rb") as source:
                 shutil.copyfileobj(source, sink, 1 << 22)
-                sink.truncate()
+            sink.truncate()
 
     def put(self, file: str, content: bytes | Path, *, create: bool = True) -> bool:
         """A commit of its own: `shards.places.publisher` commits many files at once."""
