@@ -18,6 +18,9 @@ from shards.format.index import INDEX_FILE, RowIndex, read_index
 from shards.format.manifest import PROVENANCE_FILE, VOCABULARY_FILE, Manifest, read_json, read_manifest
 from shards.format.schema import Pair, Role
 from shards.format.scores import Response, Scores, Tokens, concatenate
+from shards.places.room import Room
+from shards.places.url import is_url
+from shards.remote import mirror_of, mirrored_manifest
 from shards.teacher.compose import Teacher, compose
 from shards.teacher.served import lacks
 from shards.teacher.spec import TeacherSpec
@@ -32,21 +35,27 @@ class Place(NamedTuple):
 
 
 class ShardCache:
-    """A finished cache in a folder: `len(cache)` responses, read in any order.
+    """A finished cache in a folder, or at a URL: `len(cache)` responses, read in any order.
 
     Opening reads the manifest and checks that every shard exists with its recorded size. The index is checked against
     its sha256 at first use, and the columns of a record batch against their crc32 when they are decoded. Nothing is
     memory-mapped. Instances can be pickled and used after a fork.
 
+    name     what the user called it, for messages
+    mirror   for a URL: brings its files into `folder` when they are needed; only the process that opened it can
+    room     where copies of what lies in stores are; default: that without flags
+
     Raises CacheMissing if there is no finished cache and CacheDamaged if a file differs from the manifest.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.manifest: Manifest = read_manifest(self.folder)
+    def __init__(self, folder: str | Path, room: Room | None = None) -> None:
+        self.mirror = mirror_of(str(folder), room) if is_url(folder) else None
+        self.folder = Path(folder) if self.mirror is None else self.mirror.folder
+        self.name = str(self.folder if self.mirror is None else self.mirror)
+        self.manifest: Manifest = read_manifest(self.folder) if self.mirror is None else mirrored_manifest(self.mirror)
         self.plan = self.manifest.plan
         self._first_rows = np.array([shard.first_row for shard in self.plan.shards], dtype=np.int64)
-        self.batches = BatchReader(self.folder, self.plan)
+        self.batches = BatchReader(self.folder, self.plan, self.mirror)
         self._check_sizes()
 
     def __len__(self) -> int:
@@ -59,17 +68,21 @@ class ShardCache:
     @cached_property
     def vocabulary(self) -> Mapping[str, int]:
         """The token-to-id map of the models' tokenizer."""
-        return read_json(self.folder / VOCABULARY_FILE)
+        return read_json(self.bring(VOCABULARY_FILE), f"{self.name}/{VOCABULARY_FILE}")
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:
         """The paths of models and data when the cache was built; not part of its identity."""
-        return read_json(self.folder / PROVENANCE_FILE)
+        return read_json(self.bring(PROVENANCE_FILE), f"{self.name}/{PROVENANCE_FILE}")
 
     @cached_property
     def index(self) -> RowIndex:
         """Lengths, pairs and preference of all rows, from the cache's index file."""
-        return read_index(self.folder, self.plan)
+        return read_index(self.bring(INDEX_FILE).parent, self.plan, self.name)
+
+    def bring(self, file: str) -> Path:
+        """A file of the cache on this machine. Raises, for a URL, as `Mirror.ensure`."""
+        return self.folder / file if self.mirror is None else self.mirror.ensure(file)
 
     def read(
         self, rows: Sequence[int], *, roles: Iterable[Role] | None = None, pairs: Iterable[Pair] | None = None
@@ -103,7 +116,7 @@ class ShardCache:
         """Raise TeacherUnavailable, saying what is missing, if this cache cannot give the teacher of `spec`."""
         lacking = lacks(self.plan, spec)
         if lacking is not None:
-            raise TeacherUnavailable(f"{self.folder}: {lacking}")
+            raise TeacherUnavailable(f"{self.name}: {lacking}")
 
     def teacher(self, rows: Sequence[int], spec: TeacherSpec) -> Teacher:
         """The teacher of `spec` at all positions of `rows`, concatenated."""
@@ -115,20 +128,23 @@ class ShardCache:
     def _places(self, rows: Sequence[int]) -> list[Place]:
         for row in rows:
             if not 0 <= row < len(self):
-                raise IndexError(f"{self.folder}: expected a row under {len(self)}, got {row}")
+                raise IndexError(f"{self.name}: expected a row under {len(self)}, got {row}")
         numbers = np.asarray(rows, dtype=np.int64)
         shards = np.searchsorted(self._first_rows, numbers, side="right") - 1
         batches, inside = np.divmod(numbers - self._first_rows[shards], self.plan.rows_per_batch)
         return list(map(Place, shards.tolist(), batches.tolist(), inside.tolist()))
 
     def _check_sizes(self) -> None:
-        if not (self.folder / INDEX_FILE).is_file():
-            raise CacheMissing(f"{self.folder}: expected a cache, found no {INDEX_FILE}")
-        sizes = {file.name: file.stat().st_size for file in os.scandir(self.folder) if file.is_file()}
+        if self.mirror is None:
+            sizes = {file.name: file.stat().st_size for file in os.scandir(self.folder) if file.is_file()}
+        else:
+            sizes = dict(self.mirror.sizes)
+        if INDEX_FILE not in sizes:
+            raise CacheMissing(f"{self.name}: expected a cache, found no {INDEX_FILE}")
         for entry in self.manifest.entries:
             size = sizes.get(entry.file)
             if size is None:
-                path = self.folder / entry.file
-                raise CacheMissing(f"{path}: expected a shard of {entry.bytes} bytes, found no file")
+                where = f"{self.name}/{entry.file}"
+                raise CacheMissing(f"{where}: expected a shard of {entry.bytes} bytes, found no file")
             if size != entry.bytes:
-                raise CacheDamaged(f"{self.folder / entry.file}: expected {entry.bytes} bytes, got {size}")
+                raise CacheDamaged(f"{self.name}/{entry.file}: expected {entry.bytes} bytes, got {size}")

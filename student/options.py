@@ -1,4 +1,4 @@
-"""DistillArguments: the flags of `python -m student.train`; the teacher's are in `shards.cli.teacher_flags`."""
+"""DistillArguments: the flags of `python -m student.train`; the teacher's are in `shards.cli.flags.teacher_flags`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,10 +8,11 @@ from transformers import TrainingArguments
 from shards import Divergence
 from shards.cli.command import flag
 from shards.cli.device import AskedKernels, Dtype, resolve_trained_dtype
+from shards.cli.flags.cache_flags import CacheFlags
+from shards.cli.flags.lora_flags import LoraFlags
+from shards.cli.flags.teacher_flags import TeacherFlags
 from shards.cli.launcher import launched_processes
-from shards.cli.lora_flags import LoraFlags
 from shards.cli.outside import naming
-from shards.cli.teacher_flags import TeacherFlags
 from shards.errors import OptionError
 from shards.teacher.divergence import DivergenceName
 from student.option_rules import refuse_options
@@ -21,14 +22,14 @@ DEFAULT_GLOBAL_BATCH_SIZE = 128
 
 
 @dataclass(kw_only=True)
-class DistillArguments(LoraFlags, TeacherFlags, TrainingArguments):
+class DistillArguments(LoraFlags, TeacherFlags, CacheFlags, TrainingArguments):
     """TrainingArguments with the released off-policy recipe as defaults, plus teacher, loss and data.
 
     Raises OptionError for values out of range, for contradictions and for options of TrainingArguments that make no
     sense here.
     """
 
-    shards: list[str] = flag(["shards"], "folders of caches; several must come from the same models")
+    shards: list[str] = flag(["shards"], "folders or URLs of caches; several must come from the same models")
     eval_shards: list[str] = flag([], "caches to evaluate on")
     model: str | None = flag(None, "student to start from; default: the reference that the cache was built with")
     train_on: Literal["chosen", "rejected", "both"] = flag("chosen", "which cached responses to train on")
@@ -86,7 +87,7 @@ class DistillArguments(LoraFlags, TeacherFlags, TrainingArguments):
         choose_autocast(self)
         refuse_options(self)
         self._set_accumulation()
-        _ = self.spec, self.loss_divergence
+        _ = self.spec, self.loss_divergence, self.room
         with naming("TrainingArguments"):
             super().__post_init__()
         self.dtype = resolve_trained_dtype(self.dtype, self.device, frozen=self.use_peft)

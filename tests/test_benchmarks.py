@@ -1,5 +1,6 @@
 """python -m benchmarks: each benchmark in a process, one table of headlines, one line if one fails."""
 
+from functools import partial
 from pathlib import Path
 
 import fresh
@@ -10,8 +11,16 @@ from benchmarks.headlines import HEADLINES, Headline, of_building, of_online, ta
 from shards.errors import AlignDistilError, OptionError
 
 
+def in_a_fresh_process(folder, command, *, stdout, **given):
+    """What subprocess.run does for a benchmark, without loading its libraries again."""
+    done = fresh.run(command[2], command[3:], Path.cwd(), folder)
+    stdout.write(done.stdout + done.stderr)
+    return done
+
+
 def test_the_headlines_of_a_benchmark_come_from_its_results(tmp_path, capsys, monkeypatch):
     tiny = "--hidden_size 16 --layers 1 --heads 2 --vocabulary 60 --pairs 1 --sequence_length 12 --prompt_tokens 4"
+    monkeypatch.setattr(runner.subprocess, "run", partial(in_a_fresh_process, tmp_path / "process"))
     monkeypatch.setitem(runner.QUICK, "building", f"{tiny} --top_k 8 --repeats 1")
     runner.main(["--only", "building", "--quick", "--out", str(tmp_path)])
     assert "| building | a build over three bare forward passes |" in capsys.readouterr().out
@@ -19,12 +28,7 @@ def test_the_headlines_of_a_benchmark_come_from_its_results(tmp_path, capsys, mo
 
 
 def test_a_benchmark_that_fails_is_named_with_its_log(tmp_path, monkeypatch):
-    def run(command, *, stdout, **given):
-        done = fresh.run(command[2], command[3:], Path.cwd(), tmp_path / "process")
-        stdout.write(done.stdout + done.stderr)
-        return done
-
-    monkeypatch.setattr(runner.subprocess, "run", run)
+    monkeypatch.setattr(runner.subprocess, "run", partial(in_a_fresh_process, tmp_path / "process"))
     monkeypatch.setitem(runner.QUICK, "building", "--pairs 0")
     with pytest.raises(AlignDistilError, match=r"building: expected exit code 0, got 2; .*log.txt ends with"):
         runner.main(["--only", "building", "--quick", "--out", str(tmp_path)])

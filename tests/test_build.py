@@ -341,24 +341,24 @@ def test_roles_may_be_adapters_and_share_one_base(pairs_file, tmp_path):
 
 
 def test_padded_widths_of_one_tokenizer_are_accepted_and_recorded(pairs_file, tmp_path):
-    # the sizes of a well-known tokenizer: 151,665 tokens, output layers of 151,936 and of 152,064 rows
-    words = [*WORDS, *(f"w{i}" for i in range(151_665 - len(WORDS) - 3))]
+    # as those of a well-known tokenizer, a tenth in size: its output layers are wider than it, each in its own way
+    words = [*WORDS, *(f"w{i}" for i in range(15_166 - len(WORDS) - 3))]
     tokenizer = make_tokenizer(words)
     tiny = {"hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
     tiny |= {"num_key_value_heads": 1, "tie_word_embeddings": True}
     models = {
-        "reference": make_llama(0, 152_064, **tiny),
-        "dpo": make_llama(1, 151_936, **tiny),
-        "reverse": make_llama(2, 151_936, **tiny),
+        "reference": make_llama(0, 15_206, **tiny),
+        "dpo": make_llama(1, 15_193, **tiny),
+        "reverse": make_llama(2, 15_193, **tiny),
     }
     folders = {role: save(model, tmp_path / role, tokenizer) for role, model in models.items()}
     manifest = build(build_options(folders, pairs_file, tmp_path / "cache", limit=1, sample_rows=1))
-    assert manifest.plan.vocabulary_size == 151_665
+    assert manifest.plan.vocabulary_size == 15_166
     widths = {role: facts["vocabulary_width"] for role, facts in manifest.plan.identity["models"].items()}
-    assert widths == {"reference": 152_064, "dpo": 151_936, "reverse": 151_936}
+    assert widths == {"reference": 15_206, "dpo": 15_193, "reverse": 15_193}
     response = ShardCache(tmp_path / "cache")[0]
     position, ids = kept_of(response)
-    live = live_logprobs(models, response, 151_665)
+    live = live_logprobs(models, response, 15_166)
     for role, values in live.items():
         np.testing.assert_allclose(response.scores.logprobs[role], values[position, ids], atol=5e-5)
         kept = np.add.reduceat(np.exp(response.scores.logprobs[role]), np.flatnonzero(np.diff(position, prepend=-1)))

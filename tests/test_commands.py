@@ -23,7 +23,7 @@ from precompute.rollout.__main__ import main as rollout_main
 from precompute.rollout.options import RolloutOptions
 from precompute.teachers.__main__ import main as teachers_main
 from precompute.teachers.options import TeacherOptions
-from shards.cli.teacher_flags import TeacherFlags
+from shards.cli.flags.teacher_flags import TeacherFlags
 from student.evaluate.__main__ import main as evaluate_main
 from student.evaluate.__main__ import parse as parse_evaluate
 from student.options import DistillArguments

@@ -16,7 +16,7 @@ from benchmarks.online.live import TokenRow
 from benchmarks.online.measure import Metrics, held_out_batches, measure
 from benchmarks.online.trainer import OnlineTrainer, Recorder, batch_order
 from shards import TeacherSpec
-from shards.cli.teacher_flags import FIELDS
+from shards.cli.flags.teacher_flags import FIELDS
 from shards.format.schema import Role
 from student.data.order import BatchItem, GlobalBatchSampler
 from student.data.responses import CachedResponses

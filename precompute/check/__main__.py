@@ -46,7 +46,7 @@ REVERSE_KL = Divergence(name="reverse_kl")
 
 def check(options: CheckOptions) -> CheckReport:
     """Compare a sample of the cache with the models. Raises AlignDistilError."""
-    cache = ShardCache(options.shards)
+    cache = ShardCache(options.shards, options.room)
     cache.check(options.spec)
     device = resolve_device(torch, options.device, 0)
     folders = find_models(cache, options.model_names)
@@ -68,7 +68,7 @@ def check(options: CheckOptions) -> CheckReport:
         exact = float32_bodies(cache, options, folders, rows, found, attention)
     scorer = load_scorer(cache, options, folders, dtype=dtype, attn_implementation=attention, device=device)
     return CheckReport(
-        cache=str(cache.folder),
+        cache=cache.name,
         cache_rows=len(cache),
         rows=rows,
         seed=options.seed,
@@ -115,7 +115,7 @@ def model_places(cache: ShardCache, given: Mapping[Role, str]) -> dict[Role, str
             try:
                 places[role] = str(cache.provenance["models"][role])
             except (CacheMissing, KeyError, TypeError) as exc:
-                raise OptionError(f"models: expected {role}=..., {cache.folder} does not say where it lies") from exc
+                raise OptionError(f"models: expected {role}=..., {cache.name} does not say where it lies") from exc
     return {role: places[role] for role in cache.plan.roles}
 
 

@@ -8,16 +8,18 @@ from typing import Literal
 from precompute.models.roles import parse_models
 from shards.cli.command import flag, require_choices
 from shards.cli.device import Dtype
-from shards.cli.teacher_flags import TeacherFlags
+from shards.cli.flags.cache_flags import CacheFlags
+from shards.cli.flags.teacher_flags import TeacherFlags
 from shards.errors import OptionError
 from shards.format.schema import Role
+from shards.places.url import is_url
 
 
 @dataclass(kw_only=True)
-class CheckOptions(TeacherFlags):
+class CheckOptions(TeacherFlags, CacheFlags):
     """Flags of the check. Raises OptionError for values that are out of range or that contradict each other."""
 
-    shards: str = flag("shards", "folder of the cache")
+    shards: str = flag("shards", "folder or URL of the cache")
     models: list[str] = flag([], "role=folder or hub name; default: the places that the cache was built from")
     sample: int = flag(16, "responses to recompute; all, where the cache has no more")
     seed: int = flag(0, "which responses: they are a function of it")
@@ -42,9 +44,9 @@ class CheckOptions(TeacherFlags):
                 raise OptionError(f"{name}: expected {lowest} or more, got {getattr(self, name)}")
         if self.device_map is not None and self.models_in_memory == "one":
             raise OptionError(f"device_map: expected none with models_in_memory one, got {self.device_map!r}")
-        if self.json is not None:
+        if self.json is not None and not is_url(self.shards):
             _require_file_outside(Path(self.json), Path(self.shards))
-        _ = self.model_names, self.spec
+        _ = self.model_names, self.spec, self.room
 
     @property
     def model_names(self) -> dict[Role, str]:

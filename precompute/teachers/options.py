@@ -6,7 +6,7 @@ from typing import Any, Literal
 from precompute.tokens.data_options import DataOptions
 from shards.cli.command import flag, require_at_least
 from shards.cli.device import Dtype
-from shards.cli.lora_flags import LoraFlags
+from shards.cli.flags.lora_flags import LoraFlags
 from shards.errors import OptionError
 
 

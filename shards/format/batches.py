@@ -7,24 +7,30 @@ from typing import Any
 
 import pyarrow as pa
 
-from shards.errors import CacheDamaged
+from shards.errors import CacheDamaged, OptionError
 from shards.format import schema
 from shards.format.encoding import arrays
 from shards.format.plan import Plan
+from shards.places.mirror import Mirror
 
 MAX_OPEN_FILES = 256
 SMALL_SHARD_BYTES = 256 * 1024  # read as a whole when opened: two system calls instead of forty
+ROUNDS = 20
+"""How often a shard may be removed by others between its arrival and its opening."""
 
 
 class BatchReader:
     """Reads record batches of a build's shards, only the columns asked for. Nothing is memory-mapped.
 
+    mirror: brings shards of a cache in a store into the folder when they are needed; None if they are all there.
+
     Instances can be pickled and used after a fork, since files are opened when they are needed.
     """
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: Plan, mirror: Mirror | None = None) -> None:
         self.folder = folder
         self.plan = plan
+        self.mirror = mirror
         self._openers: dict[tuple[str, ...], ShardOpener] = {}
         self._files: OrderedDict[tuple[int, tuple[str, ...]], pa.ipc.RecordBatchFileReader] = OrderedDict()
 
@@ -36,21 +42,55 @@ class BatchReader:
 
         Raises CacheDamaged, naming file and record batch, if it cannot be decoded or a column was altered.
         """
-        where = f"{self.folder / self.plan.shards[shard].file} record batch {batch}"
-        file, first_row = self._open(shard, tuple(names)), self.plan.first_row(shard, batch)
-        found, metadata = load_batch(file, batch, first_row, self.plan.num_rows(shard, batch), where)
-        return arrays.check_crc32(found, metadata, where)
+        where = f"{self.name(shard)} record batch {batch}"
+        try:
+            file, first_row = self._open(shard, tuple(names)), self.plan.first_row(shard, batch)
+            found, metadata = load_batch(file, batch, first_row, self.plan.num_rows(shard, batch), where)
+            return arrays.check_crc32(found, metadata, where)
+        except CacheDamaged as exc:
+            altered = self.mirror and self.mirror.altered(self.plan.shards[shard].file)
+            if altered:
+                raise CacheDamaged(altered) from exc
+            raise
+
+    def name(self, shard: int) -> str:
+        """A shard's file as the user knows it, for messages."""
+        file = self.plan.shards[shard].file
+        return str(self.folder / file) if self.mirror is None else self.mirror.name(file)
 
     def _open(self, shard: int, names: tuple[str, ...]) -> pa.ipc.RecordBatchFileReader:
         key = (shard, names)
         if key not in self._files:
             if names not in self._openers:
                 self._openers[names] = ShardOpener(self.plan, names)
-            self._files[key] = self._openers[names].open(self.folder / self.plan.shards[shard].file)
+            self._files[key] = self._opened(shard, self._openers[names])
             if len(self._files) > MAX_OPEN_FILES:
                 self._files.popitem(last=False)
         self._files.move_to_end(key)
         return self._files[key]
+
+    def _opened(self, shard: int, opener: "ShardOpener") -> pa.ipc.RecordBatchFileReader:
+        file = self.plan.shards[shard].file
+        if self.mirror is None:
+            return opener.open(self.folder / file)
+        for _ in range(ROUNDS):
+            self._close_for(file)
+            path = self.mirror.ensure(file)
+            try:
+                return opener.open(path, self.name(shard))
+            except CacheDamaged:
+                if path.exists():
+                    raise
+        raise OptionError(f"cache_limit: expected room for {file} beside what others read, got {self.mirror.limit}")
+
+    def _close_for(self, file: str) -> None:
+        """Close shards that were removed, and all if this one needs room: an open file keeps its place on the disk."""
+        if self.mirror is None or self.mirror.limit is None:
+            return
+        here = self.mirror.has(file)
+        for shard, names in [*self._files]:
+            if not here or not (self.folder / self.plan.shards[shard].file).exists():
+                del self._files[shard, names]
 
 
 class ShardOpener:
@@ -69,8 +109,8 @@ class ShardOpener:
             self._schema = pa.schema([self._schema.field(i) for i in fields], metadata=self._schema.metadata)
         self._options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
 
-    def open(self, path: Path) -> pa.ipc.RecordBatchFileReader:
-        """Raises CacheDamaged unless the file is an Arrow file of this build."""
+    def open(self, path: Path, name: str | None = None) -> pa.ipc.RecordBatchFileReader:
+        """Raises CacheDamaged, calling the file `name`, unless it is an Arrow file of this build."""
         error: Exception | None = None
         try:
             file = pa.ipc.open_file(_source(path), options=self._options)
@@ -78,7 +118,7 @@ class ShardOpener:
                 return file
         except (pa.ArrowException, OSError, ValueError) as exc:
             error = exc
-        raise CacheDamaged(f"{path}: {self._fault(path, error)}") from error
+        raise CacheDamaged(f"{name or path}: {self._fault(path, error)}") from error
 
     def _fault(self, path: Path, error: Exception | None) -> str:
         """What is wrong with a file that could not be opened."""

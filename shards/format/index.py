@@ -56,29 +56,32 @@ def indexed_columns(batch: pa.RecordBatch) -> dict[str, np.ndarray]:
     }
 
 
-def read_index(folder: Path, plan: Plan) -> RowIndex:
-    """The index of a cache. Raises CacheMissing without the file, CacheDamaged if it differs from the plan's sha256."""
-    path = folder / INDEX_FILE
+def read_index(folder: Path, plan: Plan, name: str | None = None) -> RowIndex:
+    """The index of a cache. Raises CacheMissing without the file, CacheDamaged if it differs from the plan's sha256.
+
+    name: what messages call the folder; default: its path.
+    """
+    path, where = folder / INDEX_FILE, f"{name or folder}/{INDEX_FILE}"
     try:
         content = path.read_bytes()
     except FileNotFoundError as exc:
         raise CacheMissing(f"{folder}: expected a cache, found no {INDEX_FILE}") from exc
     except OSError as exc:
-        raise CacheDamaged(f"{path}: expected a readable file, got {first_line(exc)}") from exc
+        raise CacheDamaged(f"{where}: expected a readable file, got {first_line(exc)}") from exc
     found = hashlib.sha256(content).hexdigest()
     if found != plan.index_sha256:
-        raise CacheDamaged(f"{path}: expected sha256 {plan.index_sha256}, got {found}")
-    return _decoded(content, plan, path)
+        raise CacheDamaged(f"{where}: expected sha256 {plan.index_sha256}, got {found}")
+    return _decoded(content, plan, where)
 
 
-def _decoded(content: bytes, plan: Plan, path: Path) -> RowIndex:
+def _decoded(content: bytes, plan: Plan, where: str) -> RowIndex:
     try:
         table = pa.ipc.open_file(pa.py_buffer(content)).read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as exc:
-        raise CacheDamaged(f"{path}: expected an Arrow IPC file, got {first_line(exc)}") from exc
+        raise CacheDamaged(f"{where}: expected an Arrow IPC file, got {first_line(exc)}") from exc
     if not table.schema.equals(INDEX_SCHEMA) or any(column.null_count for column in table.columns):
-        raise CacheDamaged(f"{path}: expected the columns of format version {schema.FORMAT_VERSION}, got others")
+        raise CacheDamaged(f"{where}: expected the columns of format version {schema.FORMAT_VERSION}, got others")
     if table.num_rows != plan.rows:
-        raise CacheDamaged(f"{path}: expected {plan.rows} rows, got {table.num_rows}")
+        raise CacheDamaged(f"{where}: expected {plan.rows} rows, got {table.num_rows}")
     return RowIndex(**{name: table.column(name).to_numpy() for name in INDEX_SCHEMA.names})

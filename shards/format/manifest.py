@@ -86,16 +86,28 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CacheMissing without the file and CacheDamaged if it holds anything else."""
+def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
+    """The JSON object in a file. Raises CacheMissing without the file and CacheDamaged if it holds anything else.
+
+    where: what messages call the file; default: its path.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise CacheMissing(f"{path.parent}: expected a cache, found no {path.name}") from exc
-    except (OSError, ValueError, RecursionError) as exc:
-        raise CacheDamaged(f"{path}: expected JSON, got {exc}") from exc
+    except OSError as exc:
+        raise CacheDamaged(f"{where or path}: expected JSON, got {exc}") from exc
+    return parse_json(content, where or str(path))
+
+
+def parse_json(content: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in these bytes. Raises CacheDamaged if they hold anything else."""
+    try:
+        data = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise CacheDamaged(f"{where}: expected JSON, got {exc}") from exc
     if not isinstance(data, dict):
-        raise CacheDamaged(f"{path}: expected a JSON object, got {type(data).__name__}")
+        raise CacheDamaged(f"{where}: expected a JSON object, got {type(data).__name__}")
     return data
 
 
@@ -103,12 +115,15 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name}, which JSON does not have")
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a finished cache. Raises CacheMissing, saying whether a build was started there."""
-    path = folder / MANIFEST_FILE
+def read_manifest(folder: Path, name: str | None = None) -> Manifest:
+    """The manifest of a finished cache. Raises CacheMissing, saying whether a build was started there.
+
+    name: what messages call the folder; default: its path.
+    """
+    path, where = folder / MANIFEST_FILE, f"{name or folder}/{MANIFEST_FILE}"
     if not path.exists() and (folder / PLAN_FILE).exists():
         raise CacheMissing(f"{folder}: expected a finished cache, found a build that was begun; run it again to finish")
-    return Manifest.from_json(read_json(path), str(path))
+    return Manifest.from_json(read_json(path, where), where)
 
 
 def require_files(manifest: Manifest, sizes: Mapping[str, int], where: str) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 
 from shards.cache import ShardCache
 from shards.cli.command import OneLineErrors, run_command
-from shards.cli.teacher_flags import add_teacher_flags, teacher_of
+from shards.cli.flags.cache_flags import add_cache_flags, room_of
+from shards.cli.flags.teacher_flags import add_teacher_flags, teacher_of
 from shards.cli.text import labelled
 from shards.cli.trust_text import sampled, trust_table
 from shards.errors import CacheMissing, OptionError
-from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, read_json
-from shards.format.plan import Plan
 from shards.format.scores import Response
 from shards.format.writer import write_text
 from shards.inspect.page import RowView, page
@@ -26,6 +25,7 @@ from shards.inspect.text import (
     values_table,
 )
 from shards.preferences.directions import measure_directions
+from shards.remote import begun
 from shards.spread import read_scores, spread
 from shards.teacher.compose import compose
 from shards.teacher.precision import Precision
@@ -40,17 +40,18 @@ PAGE_ROWS, PAGE_POSITIONS = 3, 60
 """Rows on the page, and positions shown of each."""
 
 
-def show_cache(folder: Path, options: argparse.Namespace) -> None:
+def show_cache(options: argparse.Namespace) -> None:
     """Print the tables of a finished cache. For an unfinished build print the plan and raise CacheMissing."""
-    if not (folder / MANIFEST_FILE).exists() and (folder / PLAN_FILE).exists():
-        plan = Plan.from_json(read_json(folder / PLAN_FILE), str(folder / PLAN_FILE))
-        print(f"{plan_table(plan, _provenance(folder))}\n\n{teachers_table(plan)}", flush=True)
-        done = sum((folder / shard.file).exists() for shard in plan.shards)
+    folder = options.folder
+    unfinished = begun(folder)
+    if unfinished is not None:
+        plan = unfinished.plan
+        print(f"{plan_table(plan, unfinished.provenance)}\n\n{teachers_table(plan)}", flush=True)
         raise CacheMissing(
-            f"{folder}: expected a finished cache, found a build with {done:,} of {len(plan.shards):,} shards done; "
-            "run it again to finish"
+            f"{folder}: expected a finished cache, found a build with {unfinished.done:,} of {len(plan.shards):,} "
+            "shards done; run it again to finish"
         )
-    cache = ShardCache(folder)
+    cache = ShardCache(folder, room_of(options))
     spec = _served(cache, options)
     print("\n\n".join(_facts(cache)), flush=True)
     if spec is None:
@@ -59,26 +60,26 @@ def show_cache(folder: Path, options: argparse.Namespace) -> None:
         print(f"\n{trust_table(*_assess(cache, spec))}")
 
 
-def show_row(folder: Path, row: int, options: argparse.Namespace) -> None:
+def show_row(row: int, options: argparse.Namespace) -> None:
     """Print one response of a finished cache. Raises OptionError for a row number out of range."""
-    cache = ShardCache(folder)
+    cache = ShardCache(options.folder, room_of(options))
     spec = _served(cache, options)
     print(row_table(_response(cache, row), spec, cache.plan, cache.vocabulary))
 
 
-def write_page(folder: Path, file: Path, options: argparse.Namespace) -> None:
+def write_page(file: Path, options: argparse.Namespace) -> None:
     """Write a finished cache as one HTML page, whole or not at all. Raises OptionError if it cannot be written."""
     if file.suffix.lower() not in PAGE_SUFFIXES:  # so that a typing error cannot overwrite a shard
         raise OptionError(f"html: expected a file name that ends in {' or '.join(PAGE_SUFFIXES)}, got {file}")
     if file.is_dir() or not file.parent.is_dir():
         raise OptionError(f"html: expected a file in a folder that is there, got {file}")
-    cache = ShardCache(folder)
+    cache = ShardCache(options.folder, room_of(options))
     spec = _served(cache, options)
     trust, sample = (None, NO_TEACHER) if spec is None else _assess(cache, spec)
     rows = spread(len(cache), PAGE_ROWS) if options.row is None else [options.row]
     views = [] if spec is None else [_row_view(cache, row, spec) for row in rows]
     try:
-        write_text(file.parent, file.name, page(f"Cache {folder}", _facts(cache), trust, sample, views))
+        write_text(file.parent, file.name, page(f"Cache {cache.name}", _facts(cache), trust, sample, views))
     except OSError as exc:
         raise OptionError(f"html: expected a place to write to, got {file} ({exc.strerror})") from exc
     print(f"{file}: written")
@@ -102,7 +103,7 @@ def _assess(cache: ShardCache, spec: TeacherSpec) -> tuple[Trust, str]:
 
 
 def _facts(cache: ShardCache) -> list[str]:
-    tables = [plan_table(cache.plan, _provenance(cache.folder)), values_table(cache.manifest)]
+    tables = [plan_table(cache.plan, _provenance(cache)), values_table(cache.manifest)]
     if directions := [str(direction) for direction in measure_directions(cache)]:
         tables.append("\n".join(labelled("preferences", directions)))
     return [*tables, teachers_table(cache.plan)]
@@ -126,25 +127,28 @@ def _row_view(cache: ShardCache, row: int, spec: TeacherSpec) -> RowView:
     )
 
 
-def _provenance(folder: Path) -> Mapping[str, Any]:
+def _provenance(cache: ShardCache) -> Mapping[str, Any]:
     """Paths of models and data; a cache is complete without them."""
-    path = folder / PROVENANCE_FILE
-    return read_json(path) if path.exists() else {}
+    try:
+        return cache.provenance
+    except CacheMissing:
+        return {}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineErrors(prog="python -m shards.inspect", description=__doc__)
-    parser.add_argument("folder", metavar="DIR", nargs="?", default="shards", type=Path, help="folder of the cache")
+    parser.add_argument("folder", metavar="DIR", nargs="?", default="shards", help="folder or URL of the cache")
     parser.add_argument("--row", type=int, help="show this response; rows count from 0")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write one page to look at instead")
     add_teacher_flags(parser)
+    add_cache_flags(parser)
     options = parser.parse_args(arguments)
     if options.html is not None:
-        write_page(options.folder, options.html, options)
+        write_page(options.html, options)
     elif options.row is None:
-        show_cache(options.folder, options)
+        show_cache(options)
     else:
-        show_row(options.folder, options.row, options)
+        show_row(options.row, options)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from typing import Any
 
 from shards.cache import ShardCache
 from shards.cli.command import OneLineErrors, run_command
-from shards.cli.teacher_flags import MIN_STRENGTH_HELP
+from shards.cli.flags.cache_flags import add_cache_flags, room_of
+from shards.cli.flags.teacher_flags import MIN_STRENGTH_HELP
 from shards.cli.text import WIDTH
 from shards.errors import OptionError
 from shards.format.schema import ANCHORS, NEGATIVES
+from shards.places.room import Room
 from shards.preferences.pairs import (
     LearnedFit,
     PreferencePairs,
@@ -32,12 +34,12 @@ log sigmoid(R(chosen) - R(rejected)), which the fit maximises, and of the same w
 models are trained. Guessing gives an accuracy of 0.5 and -0.693 nats."""
 
 
-def judge(folder: Path, spec: TeacherSpec, share: float) -> dict[str, Any]:
+def judge(folder: str | Path, spec: TeacherSpec, share: float, room: Room | None = None) -> dict[str, Any]:
     """The fit on the pairs that are not held out, figures of the held-out ones by name, and the fit on all pairs.
 
     A preset that the cache does not serve has a reason instead of figures. Raises AlignDistilError.
     """
-    cache = ShardCache(folder)
+    cache = ShardCache(folder, room)
     pairs = find_pairs(cache)
     apart_P = held_out(pairs.pair_id, share)
     if apart_P.all() or not apart_P.any():
@@ -111,7 +113,7 @@ def _plain(fitted: LearnedFit) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineErrors(prog="python -m shards.learn", description=__doc__)
     add, default = parser.add_argument, TeacherSpec()
-    add("folder", metavar="DIR", nargs="?", default="shards", type=Path, help="folder of the cache")
+    add("folder", metavar="DIR", nargs="?", default="shards", help="folder or URL of the cache")
     add("--teacher", choices=PRESETS, default="aligndistil", help="a named teacher, with a learned strength instead")
     add("--anchor", choices=ANCHORS, help="what the teacher starts from; default: the named teacher's")
     add("--negative", choices=NEGATIVES, help="what it moves away from; default: the named teacher's")
@@ -120,12 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--kl_coef", "--kl-coef", type=float, default=default.kl_coef, help="kl_coef of the presets in the comparison")
     add("--min_strength", "--min-strength", type=float, default=default.min_strength, help=MIN_STRENGTH_HELP)
     add("--held_out", "--held-out", type=float, default=0.2, help="share of the pairs that are left out of the fit")
+    add_cache_flags(parser)
     add("--json", action="store_true", help="print a JSON object instead of the table")
     options = parser.parse_args(arguments)
     given = {name: getattr(options, name) for name in ("anchor", "negative") if getattr(options, name)}
     numbers = {name: getattr(options, name) for name in ("beta", "gain", "kl_coef", "min_strength")}
     spec = TeacherSpec.preset(options.teacher, strength="learned", **numbers, **given)
-    report = judge(options.folder, spec, options.held_out)
+    report = judge(options.folder, spec, options.held_out, room_of(options))
     print(report_json(report) if options.json else report_text(report, spec))
 
 

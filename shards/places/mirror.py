@@ -68,14 +68,14 @@ class Mirror:
         except FileNotFoundError:
             return False
 
-    def ensure(self, file: str) -> Path:
-        """A file of the cache on this machine; it is fetched if it is not there.
+    def ensure(self, file: str, *, fresh: bool = False) -> Path:
+        """A file of the cache on this machine; it is fetched if it is not there. fresh: in any case.
 
         Raises CacheMissing if the store does not have it, CacheDamaged if it arrives whole but differs from `expected`,
         TransferFailed if it does not arrive, OptionError if there is no room for it.
         """
         path = self.folder / file
-        if self.has(file):
+        if not fresh and self.has(file):
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path)  # its last use, for whoever looks for files to remove
                 return path
@@ -83,7 +83,7 @@ class Mirror:
             raise CacheMissing(f"{self}: expected a cache, found no {file}")
         size = self._bytes(file)
         assert size is not None
-        return self._arrive(file, size, lambda part: self._fetch(file, part))
+        return self._arrive(file, size, lambda part: self._fetch(file, part), fresh=fresh)
 
     def write(self, file: str, content: bytes) -> Path:
         """Put a file here whose content is known already."""
@@ -140,17 +140,19 @@ class Mirror:
     def _bytes(self, file: str) -> int | None:
         return self.expected[file][0] if file in self.expected else self.sizes.get(file)
 
-    def _arrive(self, file: str, size: int, fill: Callable[[Path], None]) -> Path:
-        """Make a file, unless another process has made it before we have the lock."""
+    def _arrive(self, file: str, size: int, fill: Callable[[Path], None], *, fresh: bool = False) -> Path:
+        """Make a file, unless another process has made it before we have the lock. fresh: make it in any case."""
         path, part = self.folder / file, self.folder / f"{file}{PART}"
         with _locked_part(part) as descriptor:
-            if path.exists() and path.stat().st_size == size:
+            old = path.stat().st_size if path.exists() else 0
+            if path.exists() and old == size and not fresh:
                 return path
             self.room.reserve(part, descriptor, size)
             try:
                 fill(part)
                 os.fsync(descriptor)
                 part.replace(path)
+                self.room.give_back(old)
             except BaseException:
                 part.unlink(missing_ok=True)
                 self.room.give_back(size)

@@ -81,8 +81,7 @@ def find_pairs(cache: ShardCache) -> PreferencePairs:
     both, of_chosen, of_rejected = np.intersect1d(index.pair_id[chosen], index.pair_id[rejected], return_indices=True)
     if not len(both):
         raise DataError(
-            f"{cache.folder}: expected pairs of a chosen and a rejected response, found none; "
-            "build with --responses both"
+            f"{cache.name}: expected pairs of a chosen and a rejected response, found none; build with --responses both"
         )
     rows_P2 = np.stack([chosen[of_chosen], rejected[of_rejected]], axis=1)
     return PreferencePairs(pair_id=both.astype(np.int64), rows=rows_P2)
@@ -109,7 +108,7 @@ def fit(pairs_by_cache: Sequence[tuple[ShardCache, PreferencePairs]], spec: Teac
     for cache, _ in pairs_by_cache:
         lacking = lacks_for_fit(cache.plan, spec)
         if lacking is not None:
-            raise TeacherUnavailable(f"{cache.folder}: {lacking}")
+            raise TeacherUnavailable(f"{cache.name}: {lacking}")
     nodes = pairs_by_cache[0][0].plan.nodes
     positions = sum(int(cache.index.num_positions[pairs.rows].sum()) for cache, pairs in pairs_by_cache)
     with RatioFile(nodes, positions, spec.min_strength) as blocks:

@@ -6,8 +6,8 @@ Each fault is one line, naming file and row. Rows count through the whole cache 
 import sys
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,22 @@ import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
 
+from shards.cache import ShardCache
 from shards.cli.command import OneLineErrors, run_command
+from shards.cli.flags.cache_flags import add_cache_flags, room_of
 from shards.errors import CacheDamaged, CacheMissing
 from shards.format import schema
 from shards.format.batches import ShardOpener, load_batch
 from shards.format.encoding import arrays, codec
 from shards.format.encoding.selection import Selection
-from shards.format.index import RowIndex, indexed_columns, read_index
-from shards.format.manifest import Manifest, read_manifest
+from shards.format.index import INDEX_FILE, RowIndex, indexed_columns, read_index
+from shards.format.manifest import PLAN_FILE, VOCABULARY_FILE, Manifest, read_manifest
 from shards.format.plan import Plan
 from shards.format.statistics import Histogram, add_positions, new_histograms, position_columns
+from shards.places.mirror import Mirror
+from shards.places.room import Room
+from shards.places.url import is_url
+from shards.remote import mirror_of, mirrored_manifest
 from shards.verify import folder_rules, row_rules
 from shards.verify.names import SeenNames
 from shards.verify.rules import RULES, Fault
@@ -53,30 +59,61 @@ class Seen:
         self.entries += int(columns[schema.SUPPORT_COUNT].sum(dtype=np.int64))
 
 
-def verify(folder: Path) -> Iterator[Fault]:
-    """All faults of the cache in `folder`, as they are found; a progress bar on stderr."""
+def verify(folder: str | Path, room: Room | None = None) -> Iterator[Fault]:
+    """All faults of the cache in a folder or at a URL, as they are found; a progress bar on stderr.
+
+    Every file of a URL is fetched, even if there is a copy of it on this machine. room: where the copies are.
+    """
     try:
-        manifest = read_manifest(folder)
+        mirror = mirror_of(str(folder), room) if is_url(folder) else None
+        manifest = read_manifest(Path(folder)) if mirror is None else mirrored_manifest(mirror)
     except (CacheMissing, CacheDamaged) as error:
         yield Fault(rule=1, text=str(error))
         return
-    yield from folder_rules.plan_file(manifest.plan, folder)
-    yield from folder_rules.vocabulary(manifest.plan, folder)
-    yield from folder_rules.stray_files(manifest.plan, folder)
+    if mirror is None:
+        yield from _faults(manifest, Path(folder), None)
+        return
+    for fault in _faults(manifest, mirror.folder, mirror):
+        yield replace(fault, text=fault.text.replace(str(mirror.folder), str(mirror)))
+
+
+def _faults(manifest: Manifest, folder: Path, mirror: Mirror | None) -> Iterator[Fault]:
+    """Rules 2 to 21."""
+    plan = manifest.plan
+    if not (yield from _arrives(mirror, PLAN_FILE, 2)):
+        yield from folder_rules.plan_file(plan, folder)
+    if not (yield from _arrives(mirror, VOCABULARY_FILE, 3)):
+        yield from folder_rules.vocabulary(plan, folder)
+    yield from folder_rules.stray_files(plan, folder, None if mirror is None else mirror.sizes)
     index = None
+    if not (yield from _arrives(mirror, INDEX_FILE, 21)):
+        try:
+            index = read_index(folder, plan)
+        except (CacheMissing, CacheDamaged) as error:
+            yield Fault(rule=21, text=str(error))
+    yield from _shards(manifest, folder, index, mirror)
+
+
+def _arrives(mirror: Mirror | None, file: str, rule: int) -> Generator[Fault, None, bool]:
+    """Fetch a file of a URL. Its fault if it is missing or differs from the list or the manifest; True if it does."""
     try:
-        index = read_index(folder, manifest.plan)
+        if mirror is not None:
+            mirror.ensure(file, fresh=True)
     except (CacheMissing, CacheDamaged) as error:
-        yield Fault(rule=21, text=str(error))
-    yield from _shards(manifest, folder, index)
+        yield Fault(rule=rule, text=str(error))
+        return True
+    return False
 
 
-def _shards(manifest: Manifest, folder: Path, index: RowIndex | None) -> Iterator[Fault]:
+def _shards(manifest: Manifest, folder: Path, index: RowIndex | None, mirror: Mirror | None) -> Iterator[Fault]:
     """Rules 5 to 21. Counts and statistics are checked only if all values behind them were read and had no fault."""
     seen, sound = Seen(histograms=new_histograms(manifest.plan), index=index), True
     opener = ShardOpener(manifest.plan)
     with tqdm(total=manifest.plan.rows, unit="row", desc="verifying") as bar:
         for i, shard in enumerate(manifest.plan.shards):
+            if (yield from _arrives(mirror, shard.file, 5)):
+                sound = False
+                continue
             yield from folder_rules.shard_file(manifest, i, folder)
             if not (folder / shard.file).is_file():
                 sound = False
@@ -163,10 +200,12 @@ def _row(row: Mapping[str, Any], number: int, plan: Plan, seen: Seen) -> Iterato
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineErrors(prog="python -m shards.verify", description=__doc__)
-    parser.add_argument("folder", metavar="DIR", nargs="?", default="shards", type=Path, help="folder of the cache")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("folder", metavar="DIR", nargs="?", default="shards", help="folder or URL of the cache")
+    add_cache_flags(parser)
+    options = parser.parse_args(arguments)
+    folder = options.folder
     found: Counter[int] = Counter()
-    for fault in verify(folder):
+    for fault in verify(folder, room_of(options)):
         found[fault.rule] += 1
         if found[fault.rule] <= MAX_PRINTED:
             tqdm.write(str(fault), file=sys.stdout)
@@ -175,8 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{folder}: {count - MAX_PRINTED:,} more faults [rule {rule}: {RULES[rule]}]")
     if found:
         sys.exit(1)
-    plan = read_manifest(folder).plan
-    print(f"{plan.rows:,} rows, {len(plan.shards):,} shards: all checks hold")
+    cache = ShardCache(folder, room_of(options))
+    print(f"{len(cache):,} rows, {len(cache.plan.shards):,} shards: all checks hold")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The rules of docs/format.md about the files of a cache and about the whole cache, one function each."""
 
+import fnmatch
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,14 @@ def vocabulary(plan: Plan, folder: Path) -> Iterator[Fault]:
         yield Fault(rule=3, text=f"{path}: expected ids 0 to {plan.vocabulary_size - 1}, got ids 0 to {size - 1}")
 
 
-def stray_files(plan: Plan, folder: Path) -> Iterator[Fault]:
-    """Rule 4: the folder has no shard that is not in the manifest."""
-    named = {shard.file for shard in plan.shards}
-    for path in sorted(folder.glob(SHARD_GLOB)):
-        if path.name not in named:
-            yield Fault(rule=4, text=f"{path}: expected the manifest's {len(plan.shards)} shards and no others")
+def stray_files(plan: Plan, folder: Path, names: Iterable[str] | None = None) -> Iterator[Fault]:
+    """Rule 4: the folder has no shard that is not in the manifest. names: the files of its store, if it has one."""
+    planned = {shard.file for shard in plan.shards}
+    for name in sorted({path.name for path in folder.iterdir()} if names is None else names):
+        if fnmatch.fnmatchcase(name, SHARD_GLOB) and name not in planned:
+            yield Fault(
+                rule=4, text=f"{folder / name}: expected the manifest's {len(plan.shards)} shards and no others"
+            )
 
 
 def shard_file(manifest: Manifest, shard: int, folder: Path) -> Iterator[Fault]:

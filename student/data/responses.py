@@ -17,6 +17,7 @@ from shards.format.index import RowIndex
 from shards.format.manifest import refuse_difference
 from shards.format.nodes import StrengthNodes
 from shards.format.scores import Scores, Tokens, concatenate
+from shards.places.room import Room
 from shards.spread import spread
 from student.data.order import BatchItem
 
@@ -37,11 +38,15 @@ class CachedResponses(Dataset):
     """
 
     def __init__(
-        self, folders: Sequence[str | Path], *, train_on: Literal["chosen", "rejected", "both"] = "chosen"
+        self,
+        folders: Sequence[str | Path],
+        *,
+        train_on: Literal["chosen", "rejected", "both"] = "chosen",
+        room: Room | None = None,
     ) -> None:
-        self.caches = [ShardCache(folder) for folder in folders]
+        self.caches = [ShardCache(folder, room) for folder in folders]
         for cache in self.caches[1:]:
-            refuse_difference(kind_of(self.caches[0]), kind_of(cache), f"{cache.folder}: is of another kind")
+            refuse_difference(kind_of(self.caches[0]), kind_of(cache), f"{cache.name}: is of another kind")
         if len({cache.plan.sha256 for cache in self.caches}) < len(self.caches):
             raise CacheConflict(f"{', '.join(map(str, folders))}: expected different caches, got the same build twice")
         # number of each cache's first row: rows are numbered over all caches
@@ -80,7 +85,7 @@ class CachedResponses(Dataset):
         if not isinstance(other, CachedResponses):
             raise OptionError(f"eval_dataset: expected CachedResponses, got {type(other).__name__}")
         kinds = (kind_of(self.caches[0]), kind_of(other.caches[0]))
-        refuse_difference(*kinds, f"{other.caches[0].folder}: is of another kind than the training cache")
+        refuse_difference(*kinds, f"{other.caches[0].name}: is of another kind than the training cache")
         return other._reading(self._selection)
 
     def scores(self, rows: Sequence[int]) -> Scores:

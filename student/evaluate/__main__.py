@@ -19,7 +19,8 @@ from transformers.hf_argparser import string_to_bool
 
 from shards.cli.command import OneLineErrors, require_at_least, run_command
 from shards.cli.device import Dtype, resolve_device, resolve_dtype, set_products
-from shards.cli.teacher_flags import add_teacher_flags
+from shards.cli.flags.cache_flags import add_cache_flags
+from shards.cli.flags.teacher_flags import add_teacher_flags
 from shards.errors import OptionError
 from shards.format.writer import write_text
 from shards.teacher.divergence import DivergenceName
@@ -94,6 +95,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("model", metavar="DIR", nargs="+", help="the models: folders (adapters' too) or hub names, one or more")
     add("against", metavar="DIR", help="another model to compare each of them with, such as the reference")
     add("shards", metavar="DIR", help="cache of held-out pairs, built with --responses both (or chosen)")
+    add_cache_flags(parser)
     add("divergence", choices=get_args(DivergenceName), help="default: as recorded by the first model")
     add(
         "jsd_weight", type=float, help="the teacher's share in the mixture of the generalised JSD; default: as recorded"

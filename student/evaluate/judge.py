@@ -9,6 +9,7 @@ import torch
 
 from shards import ShardCache
 from shards.cli.device import resolve_device
+from shards.cli.flags.cache_flags import room_of
 from shards.errors import DataError
 from shards.modelfiles.folder import adapter_base, require_weights
 from shards.modelfiles.vocabulary import require_same_vocabulary
@@ -24,7 +25,7 @@ from student.runs.record import Record, read_record
 
 def on_cache(options: argparse.Namespace) -> dict[str, Any]:
     """The report on --model and --against, as JSON values. Raises AlignDistilError."""
-    cache = ShardCache(options.shards)
+    cache = ShardCache(options.shards, room_of(options))
     names = [*options.model, *([] if options.against is None else [options.against])]
     tokenizers = {name: _tokenizer(name, cache, options) for name in names}  # load all before measuring the first
     recorded = {name: read_record(name) for name in names}
@@ -38,7 +39,7 @@ def on_cache(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "models": entries,
         "against": None if against is None else against.entry(responses, None),
-        "cache": str(cache.folder),
+        "cache": cache.name,
         "responses": len(cache),
         "positions": cache.plan.positions,
         "pairs": 0 if pairs is None else len(pairs),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shards import Divergence, ShardCache, TeacherSpec
-from shards.cli.teacher_flags import FIELDS, teacher_of
+from shards.cli.flags.teacher_flags import FIELDS, teacher_of
 from shards.errors import TeacherUnavailable
 from shards.teacher.served import lacks
 from student.runs.record import Record
@@ -52,14 +52,14 @@ def choose(options: argparse.Namespace, cache: ShardCache, recorded: Mapping[str
         divergence_source=_source(loss, DEFAULT if record is None else f"as {name} records"),
     )
     if (lacking := lacks(cache.plan, spec)) is not None:
-        raise TeacherUnavailable(f"{cache.folder}: {lacking} (the teacher is {found.spec_source})")
+        raise TeacherUnavailable(f"{cache.name}: {lacking} (the teacher is {found.spec_source})")
     return found
 
 
 def _preset(options: argparse.Namespace, cache: ShardCache) -> TeacherSpec:
     spec = teacher_of(options, cache.plan)
     if spec is None:
-        raise TeacherUnavailable(f"{cache.folder}: serves no named teacher; name one with --anchor and --negative")
+        raise TeacherUnavailable(f"{cache.name}: serves no named teacher; name one with --anchor and --negative")
     return spec
 
 

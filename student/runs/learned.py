@@ -19,7 +19,7 @@ def require_teacher(spec: TeacherSpec, dataset: CachedResponses) -> None:
         if not spec.needs_fit:
             cache.check(spec)
         elif lacking := lacks_for_fit(cache.plan, spec):
-            raise TeacherUnavailable(f"{cache.folder}: {lacking}")
+            raise TeacherUnavailable(f"{cache.name}: {lacking}")
         else:
             find_pairs(cache)
 

@@ -40,9 +40,12 @@ SAMPLE_ROWS = 200
 def train(args: DistillArguments) -> DistillTrainer:
     """Train a student and save it with tokenizer and model card. Raises AlignDistilError."""
     set_seed(args.seed)
-    train_data = CachedResponses(args.shards, train_on=args.train_on)
+    room = args.room
+    train_data = CachedResponses(args.shards, train_on=args.train_on, room=room)
     require_teacher(args.spec, train_data)
-    eval_data = CachedResponses(args.eval_shards, train_on=args.train_on) if args.eval_shards else None
+    eval_data = None
+    if args.eval_shards:
+        eval_data = CachedResponses(args.eval_shards, train_on=args.train_on, room=room)
     source = resolve(args.model) if args.model else reference_of(train_data.caches[0])
     _require_output(args, source.path)
     checkpoint, left_aside = checkpoint_to_resume(args.resume_from_checkpoint, Path(str(args.output_dir)))
@@ -113,7 +116,7 @@ def _plan_text(trainer: DistillTrainer, source: str, resumes: str) -> str:
     steps, few = steps_texts(args, trainer.num_steps, trainer.sampler.global_batch_size)
     lines = {
         "student": source,
-        "responses": f"{len(data):,} ({args.train_on}) from {', '.join(str(cache.folder) for cache in data.caches)}",
+        "responses": f"{len(data):,} ({args.train_on}) from {', '.join(cache.name for cache in data.caches)}",
         "teacher": str(args.spec),
         "loss": f"{args.divergence}, mean by {args.reduction}; {_loss_path(trainer)}",
         "precision": precision_text(args),

@@ -1,0 +1,1 @@
+"""Flags that several commands share: as fields of options, and for argparse."""
