@@ -136,7 +136,7 @@ class Bench:
             device=str(device),
             **_flags(way),
         )
-        asked = with_sizes(asked, Path(asked.out), device)
+        asked = with_sizes(asked, open_out(asked.out), device)
         set_products(torch, dtype=way.dtype, tf32=False, device=device)
         named = {f"token{i}": i for i in range(vocabulary)}
         inputs = BuildInputs(folders={}, vocabulary=named, corpus=corpus, identity={})
