@@ -76,3 +76,7 @@ class CacheMissing(AlignDistilError, OSError):
 
 class CacheDamaged(AlignDistilError, OSError):
     """A file of the cache is missing, truncated, altered or not in the format."""
+
+
+class TransferFailed(AlignDistilError, OSError):
+    """An object store gave no whole and readable answer, after all tries, or does not let us in."""

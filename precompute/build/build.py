@@ -35,7 +35,6 @@ from precompute.models.made_from import direction_warnings
 from precompute.processes import Processes
 from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule
-from shards import ShardCache
 from shards.cli.device import resolve_device
 from shards.cli.space import require_space, require_writable
 from shards.errors import CacheDamaged
@@ -49,6 +48,7 @@ from shards.format.manifest import (
     Manifest,
     read_manifest,
     read_plan,
+    require_files,
 )
 from shards.format.plan import Plan
 from shards.format.writer import (
@@ -64,17 +64,21 @@ from shards.places.out import Out, open_out
 
 def build(options: BuildOptions) -> Manifest:
     """Build the cache of these options, finish a begun one, or recognise a finished one. Raises AlignDistilError."""
-    processes = Processes.join()
-    place = open_out(options.out)
+    place = open_out(options.out, options.cache_dir)
+    with place.named():
+        return _build(options, place, Processes.join())
+
+
+def _build(options: BuildOptions, place: Out, processes: Processes) -> Manifest:
     out = place.folder
     device = processes.together(lambda: resolve_device(torch, options.device, processes.local_rank))
-    options = processes.together(lambda: with_sizes(options, out, device))
+    options = processes.together(lambda: with_sizes(options, place, device))
     sources = processes.together(lambda: find_sources(options, processes))
     processes.require_equal(sources.identity)
-    begun = processes.together(lambda: read_earlier(out, sources.identity))
+    begun = processes.together(lambda: read_earlier(place, sources.identity))
     if isinstance(begun, Manifest):
-        return _already_built(out, processes)
-    processes.together(lambda: require_writable(out))
+        return _already_built(place, begun, processes)
+    processes.together(lambda: require_writable(out, place.option))
     inputs = read_inputs(options, sources, processes)
     # before the models are loaded: one float32 body needs the memory of two in half precision
     exact = processes.together(lambda: probe(options, inputs) if processes.is_first and begun is None else None)
@@ -85,23 +89,29 @@ def build(options: BuildOptions) -> Manifest:
         options, inputs = with_measured_batches(options, inputs, scorer, processes)
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        processes.together(lambda: stack.enter_context(exclusive(out)) if processes.is_first else None)
+        processes.together(lambda: _enter(place, stack) if processes.is_first else None)
         # nobody else writes here from now on; another build may have written until now
-        earlier = processes.together(lambda: read_earlier(out, inputs.identity))
+        earlier = processes.together(lambda: read_earlier(place, inputs.identity))
         if isinstance(earlier, Manifest):
-            return _already_built(out, processes)
+            return _already_built(place, earlier, processes)
         work = Build(
             place=place, options=options, inputs=inputs, scorer=scorer, processes=processes, precision=precision
         )
         return work.run(earlier)
 
 
-def _already_built(out: Path, processes: Processes) -> Manifest:
+def _enter(place: Out, stack: contextlib.ExitStack) -> None:
+    """Keep other builds of this machine out of the folder, as long as `stack` is open."""
+    stack.enter_context(exclusive(place.folder))
+    place.clear()
+
+
+def _already_built(place: Out, manifest: Manifest, processes: Processes) -> Manifest:
     """The manifest of a finished cache. Raises CacheMissing, CacheDamaged unless every shard is present."""
-    found = processes.together(lambda: ShardCache(out).manifest)
+    processes.together(lambda: require_files(manifest, place.present(), place.name))
     if processes.is_first:
-        print(f"{out}: already built from the same inputs, nothing to do")
-    return found
+        print(f"{place}: already built from the same inputs, nothing to do")
+    return manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,13 +143,13 @@ class Build:
         if self.processes.is_first:
             self.finish(plan, [findings for findings, _ in parts], [times for _, times in parts])
         self.processes.wait()
-        return read_manifest(self.out)
+        return read_manifest(self.place.bring(MANIFEST_FILE).parent)
 
     def begin(self) -> Plan:
         """Set the threshold, plan the shards and write the plan. The first process does it for all."""
         planned = self.processes.together(lambda: self._write_plan() if self.processes.is_first else None)
         if planned is None:
-            planned = read_plan(self.out / PLAN_FILE)
+            planned = read_plan(self.place.bring(PLAN_FILE))
         self._clean()
         return planned
 
@@ -186,7 +196,7 @@ class Build:
         options, corpus = self.options, self.inputs.corpus
         projected = sum(shard.positions for shard in work.left) * bytes_per_position(work.plan, options.top_k)
         warnings = [*direction_warnings(self.inputs.folders, self.inputs.identity["models"]), *corpus_warnings(corpus)]
-        for warning in filter(None, [*warnings, require_space(self.out, projected)]):
+        for warning in filter(None, [*warnings, require_space(self.out, self.place.at_once(projected, len(work.left), work.writers + 1), self.place.option)]):
             print(f"warning: {warning}")
         speed = tokens_per_second(self.scorer, corpus.responses, work.rule, options.tokens_per_batch)
         all_speed = speed and speed * self.processes.world_size
@@ -206,7 +216,7 @@ class Build:
         print(summary_text(manifest))
         print(times_text(sum(times, Times()), len(times)))
         write_json(self.out, MANIFEST_FILE, manifest.to_json())
-        self.place.publish(MANIFEST_FILE)
+        self.place.publish(MANIFEST_FILE, last=True)
         print(f"{self.place}: done")
 
     def _write_plan(self) -> Plan:
@@ -223,13 +233,14 @@ class Build:
             VOCABULARY_FILE: json_bytes(inputs.vocabulary),
             PROVENANCE_FILE: json_bytes({"models": inputs.places, "data": options.data_sources.places}),
         }
-        for file, content in files.items():  # without a plan they may be the user's own files
-            require_absent_or_same(self.out / file, content)
+        for file in self.place.present():  # without a plan they may be the user's own files
+            if file in files:
+                require_absent_or_same(self.place.bring(file), files[file])
         for file, content in files.items():
             write_bytes(self.out, file, content)
         write_json(self.out, PLAN_FILE, plan.to_json())
         for file in (*files, PLAN_FILE):
-            self.place.publish(file)
+            self.place.publish(file, last=file == PLAN_FILE)
         return plan
 
     def _clean(self) -> None:

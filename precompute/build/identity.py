@@ -1,8 +1,8 @@
-"""The identity of a build, and what an earlier build left in its folder."""
+"""The identity of a build, and what an earlier build left in its place."""
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,17 +24,18 @@ from shards.format.manifest import (
 )
 from shards.format.plan import Plan
 from shards.format.schema import Role
+from shards.places.out import Out
 
 
-def with_sizes(options: BuildOptions, folder: Path, device: torch.device) -> BuildOptions:
+def with_sizes(options: BuildOptions, place: Out, device: torch.device) -> BuildOptions:
     """The options with the sizes that they leave open.
 
-    They are those of an earlier build in the folder, if there is one: bytes depend on them, and free memory may be
+    They are those of an earlier build in the place, if there is one: bytes depend on them, and free memory may be
     another now. Otherwise they are the device's. On a CUDA device batch_tokens stays auto until it is measured, but for
     models over several devices (device_map), of which only one would be measured.
     """
     batch_tokens, chunk_positions = options.batch_tokens, options.chunk_positions
-    earlier = _earlier_plan(folder) if batch_tokens == AUTO or chunk_positions is None else None
+    earlier = _earlier_plan(place) if batch_tokens == AUTO or chunk_positions is None else None
     recorded = earlier.identity.get("options", {}) if earlier else {}
     if batch_tokens == AUTO:
         default = str(CPU_BATCH_TOKENS) if options.device_map is not None else batch_tokens_for(device)
@@ -91,35 +92,41 @@ def without_tokens(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, "data": data}
 
 
-def holds_build(folder: Path) -> bool:
-    """Whether a folder holds a build, finished or not, of any inputs."""
-    return any((folder / file).exists() for file in (MANIFEST_FILE, PLAN_FILE)) or any(folder.glob(SHARD_GLOB))
+def holds_build(place: Out) -> bool:
+    """Whether a place holds a build, finished or not, of any inputs."""
+    present = place.present()
+    return MANIFEST_FILE in present or PLAN_FILE in present or any(_shards(present))
 
 
-def read_earlier(folder: Path, asked: Mapping[str, Any]) -> Manifest | Plan | None:
-    """What an earlier build with the same inputs left in `folder`: a finished cache, a plan to go on with, or nothing.
+def read_earlier(place: Out, asked: Mapping[str, Any]) -> Manifest | Plan | None:
+    """What an earlier build with the same inputs left in `place`: a finished cache, a plan to go on with, or nothing.
 
     Tokens are compared where `asked` has them (`with_tokens`).
-    Raises CacheConflict, with the first field that differs, if the folder holds another build.
+    Raises CacheConflict, with the first field that differs, if the place holds another build.
     """
-    earlier = _earlier(folder)
+    present = place.present()
+    earlier = _earlier(place, present)
     if earlier is not None:
         plan = earlier.plan if isinstance(earlier, Manifest) else earlier
         found = plan.identity if "tokens_sha256" in asked["data"] else without_tokens(plan.identity)
-        refuse_difference(found, asked, f"{folder}: holds another build")
+        refuse_difference(found, asked, f"{place}: holds another build")
         return earlier
-    stray = sorted(folder.glob(SHARD_GLOB))
+    stray = _shards(present)
     if stray:
-        raise CacheConflict(f"{folder}: expected no shards without a {PLAN_FILE}, found {stray[0].name}")
+        raise CacheConflict(f"{place}: expected no shards without a {PLAN_FILE}, found {stray[0]}")
     return None
 
 
-def _earlier(folder: Path) -> Manifest | Plan | None:
-    if (folder / MANIFEST_FILE).exists():
-        return read_manifest(folder)
-    return read_plan(folder / PLAN_FILE) if (folder / PLAN_FILE).exists() else None
+def _shards(present: Iterable[str]) -> list[str]:
+    return sorted(fnmatch.filter(present, SHARD_GLOB))
 
 
-def _earlier_plan(folder: Path) -> Plan | None:
-    earlier = _earlier(folder)
+def _earlier(place: Out, present: Container[str]) -> Manifest | Plan | None:
+    if MANIFEST_FILE in present:
+        return read_manifest(place.bring(MANIFEST_FILE).parent)
+    return read_plan(place.bring(PLAN_FILE)) if PLAN_FILE in present else None
+
+
+def _earlier_plan(place: Out) -> Plan | None:
+    earlier = _earlier(place, place.present())
     return earlier.plan if isinstance(earlier, Manifest) else earlier

@@ -2,7 +2,6 @@
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from shards.errors import OptionError
 from shards.format.schema import Role
 from shards.modelfiles.find import ModelFolder, resolve
 from shards.modelfiles.head import require_room
+from shards.places.out import open_out
 from shards.spread import spread
 
 
@@ -66,7 +66,7 @@ class BuildInputs:
 def find_sources(options: BuildOptions, processes: Processes) -> BuildSources:
     """Find the models, compare their tokenizers, hash the data.
 
-    If the folder holds no build yet, the first process also tokenises the data.
+    If the place holds no build yet, the first process also tokenises the data.
     """
     folders = {role: resolve(name) for role, name in options.model_names.items()}
     trust = options.trust_remote_code
@@ -81,8 +81,9 @@ def find_sources(options: BuildOptions, processes: Processes) -> BuildSources:
     dtype = resolve_dtype(options.dtype, device)
     set_products(torch, dtype=dtype, tf32=options.tf32, device=device)
     tokenizer, corpus = tokenizers["reference"], None
-    if processes.is_first and not holds_build(Path(options.out)):
-        require_writable(Path(options.out))
+    place = open_out(options.out, options.cache_dir)
+    if processes.is_first and not holds_build(place):
+        require_writable(place.folder, place.option)
         corpus = tokenized(options, tokenizer)
         data_sha256 = corpus.data_sha256
     else:

@@ -70,6 +70,7 @@ class ShardWork:
         times = stages.end()
         for number in tqdm(self.unread, unit="shard", desc="checking", disable=not (show and self.unread)):
             self._read_back(self.findings, number)
+        self.place.settle()
         return self.findings, times
 
     def rows_of(self, number: int) -> Sequence[TokenizedResponse]:
@@ -106,7 +107,7 @@ class ShardWork:
         found = Findings.nothing(self.plan)
         write_shard(self.place.folder, self.plan.shards[number], self.plan, responses)
         found.read_back(self.place.folder, self.plan, number)
-        self.place.publish(self.plan.shards[number].file)
+        self.place.publish(self.plan.shards[number].file, drop=True)
         for _ in range(READ_BEHIND):
             earlier = self._next_unread()
             if earlier is None:
@@ -116,7 +117,8 @@ class ShardWork:
 
     def _read_back(self, found: Findings, number: int) -> None:
         """Read a shard of an earlier run."""
-        found.read_back(self.place.bring(self.plan.shards[number].file).parent, self.plan, number)
+        with self.place.brought(self.plan.shards[number].file) as path:
+            found.read_back(path.parent, self.plan, number)
 
     def _next_unread(self) -> int | None:
         """The number of a shard of an earlier run that nobody has read back; None if none are left. On any thread."""

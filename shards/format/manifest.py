@@ -111,6 +111,18 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest.from_json(read_json(path), str(path))
 
 
+def require_files(manifest: Manifest, sizes: Mapping[str, int], where: str) -> None:
+    """Raise CacheMissing, CacheDamaged unless every shard is among the files of a place, with its recorded bytes.
+
+    sizes: name -> bytes.
+    """
+    for entry in manifest.entries:
+        if entry.file not in sizes:
+            raise CacheMissing(f"{where}/{entry.file}: expected a shard of {entry.bytes} bytes, found no file")
+        if sizes[entry.file] != entry.bytes:
+            raise CacheDamaged(f"{where}/{entry.file}: expected {entry.bytes} bytes, got {sizes[entry.file]}")
+
+
 def read_plan(path: Path) -> Plan:
     """The plan in a file of a begun or finished build. Raises CacheMissing, CacheDamaged."""
     data = read_json(path)
