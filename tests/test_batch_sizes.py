@@ -13,9 +13,10 @@ from tiny import make_llama, make_tokenizer, save, write_jsonl
 from transformers import MambaConfig, MambaForCausalLM
 
 from precompute.build import build as build_module
-from precompute.build import identity, shard_work, speed
+from precompute.build import identity
 from precompute.build.build import build
 from precompute.build.options import BuildOptions
+from precompute.build.work import shard_work, speed
 from precompute.feeding.budget import MOST_BATCH_TOKENS, STEP, batch_tokens_for, chunk_positions_for, fitting_tokens
 from precompute.models.role_model import RoleModel
 from precompute.scoring.packing import batches_by_length, pack_flat, padding_share

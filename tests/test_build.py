@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from precompute.build import build as build_module
-from precompute.build import shard_work
 from precompute.build.build import build
+from precompute.build.work import shard_work
 from precompute.models.folders import load_models
 from precompute.models.role_model import RoleModel
 from precompute.scoring import partitions

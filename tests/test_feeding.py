@@ -12,9 +12,9 @@ from tiny import make_llama
 
 from precompute.build import build as build_module
 from precompute.build import inputs as inputs_module
-from precompute.build import shard_work
 from precompute.build.build import build
 from precompute.build.report import times_text
+from precompute.build.work import shard_work
 from precompute.feeding.order import ahead, one_behind
 from precompute.feeding.stages import HostMarks, Stages, Times
 from precompute.feeding.transfer import Transfer
