@@ -25,6 +25,7 @@ from precompute.scoring.sharing import require_padding_free
 from shards import ShardCache
 from shards.errors import CacheConflict, ModelError, OptionError
 from shards.format.manifest import read_plan
+from shards.places.out import open_out
 from shards.verify.__main__ import verify
 
 SETTINGS = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
@@ -81,7 +82,7 @@ def test_sizes_left_open_are_those_of_the_build_that_goes_on(monkeypatch, tmp_pa
     spread_out = replace(options, device_map="auto")
 
     def sizes(options):
-        found = identity.with_sizes(options, tmp_path, cuda)
+        found = identity.with_sizes(options, open_out(str(tmp_path)), cuda)
         return found.batch_tokens, found.chunk_positions
 
     assert sizes(options) == ("auto", 512)

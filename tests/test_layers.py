@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("shards", "precompute", "student")
 COMMANDS = {
     *(f"precompute.{name}" for name in ("build", "check", "teachers", "rollout")),
-    *(f"shards.{name}" for name in ("verify", "inspect", "learn", "pipeline")),
+    *(f"shards.{name}" for name in ("verify", "inspect", "learn", "pipeline", "copy")),
     *(f"student.{name}" for name in ("train", "evaluate")),
 }
 FORBIDDEN = {

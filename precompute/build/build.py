@@ -54,7 +54,10 @@ def _build(options: BuildOptions, place: Out, processes: Processes) -> Manifest:
         earlier = processes.together(lambda: read_earlier(place, work.inputs.identity))
         if isinstance(earlier, Manifest):
             return _already_built(place, earlier, processes)
-        return _run(work, Build(place=place, options=work.options, inputs=work.inputs), earlier, processes)
+        manifest = _run(work, Build(place=place, options=work.options, inputs=work.inputs), earlier, processes)
+        if processes.is_first:
+            place.clear()
+        return manifest
 
 
 def own_device(name: str, local_rank: int) -> torch.device:

@@ -30,12 +30,12 @@ from shards.spread import spread
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundModels:
-    """The models by name and hash; none is loaded. identity: of each model; tokenizer: the one that makes the tokens."""
+    """The models by name and hash; none is loaded. identity: of each model; tokenizer: the one that is used."""
 
     folders: dict[Role, ModelFolder]
     vocabulary: dict[str, int]
     tokenizer: Any
-    identity: dict[str, Any]
+    identity: dict[Role, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

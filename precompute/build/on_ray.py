@@ -122,7 +122,9 @@ class ClusterBuild:
         earlier = read_earlier(place, inputs.identity)
         if isinstance(earlier, Manifest):
             return recognised(place, earlier)
-        return self._write(Build(place=place, options=self.options, inputs=inputs), earlier)
+        manifest = self._write(Build(place=place, options=self.options, inputs=inputs), earlier)
+        place.clear()
+        return manifest
 
     # ---- before the work
 

@@ -24,7 +24,7 @@ class Task:
     refused: dict[int, Refusal] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Stage:
     """Something that every worker does before its first task, and again after a restart.
 

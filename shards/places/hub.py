@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from shards.errors import CacheMissing, OptionError, TransferFailed, first_line
@@ -31,7 +31,7 @@ class HubPlace(NamedTuple):
         return cls(found["repo"], found["revision"], found["path"] or "")
 
 
-class MovedOn(Exception):  # noqa: N818, it never leaves this module
+class MovedOn(Exception):
     """Somebody else committed meanwhile."""
 
 
@@ -59,20 +59,14 @@ class HubStore:
             self.api = HfApi(library_name="aligndistil-offline")
 
     def read(self, file: str) -> bytes:
-        folder = Path(mkdtemp(prefix="aligndistil-"))
-        try:
+        with TemporaryDirectory(prefix="aligndistil-") as folder:
             return self._download(file, folder).read_bytes()
-        finally:
-            shutil.rmtree(folder)
 
     def fetch(self, file: str, path: Path) -> None:
-        folder = Path(mkdtemp(prefix=".hub-", suffix=".aligndistil-tmp", dir=path.parent))
-        try:
+        with TemporaryDirectory(prefix="aligndistil-") as folder:
             with self._download(file, folder).open("rb") as source, path.open("r+b") as sink:
                 shutil.copyfileobj(source, sink, 1 << 22)
                 sink.truncate()
-        finally:
-            shutil.rmtree(folder)
 
     def put(self, file: str, content: bytes | Path, *, create: bool = True) -> bool:
         """A commit of its own: `shards.places.publisher` commits many files at once."""
@@ -133,7 +127,7 @@ class HubStore:
             self._commit = str(self.api.dataset_info(self._place.repo, revision=self._place.revision).sha)
         return self._commit
 
-    def _download(self, file: str, folder: Path) -> Path:
+    def _download(self, file: str, folder: str) -> Path:
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
         try:

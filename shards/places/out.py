@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shards.errors import AlignDistilError
 from shards.places.publisher import Publisher, bring
+from shards.places.room import default_folder
 from shards.places.stores import store_of
 from shards.places.url import Url, is_url, parse_url
 
@@ -40,7 +41,7 @@ class Out:
         return "cache_dir" if self.is_url else "out"
 
     def at_once(self, projected_bytes: float, shards: int, staged: int) -> float:
-        """What so many bytes of shards take in the folder; `staged` of them are there at a time, if they go to a URL."""
+        """What so many bytes of shards take here. Of those that go to a URL, `staged` are here at a time."""
         return projected_bytes * min(1.0, staged / max(1, shards)) if self.is_url else projected_bytes
 
     def present(self) -> Mapping[str, int]:
@@ -83,7 +84,7 @@ class Out:
             self.publisher.settle()
 
     def clear(self) -> None:
-        """Remove what an interrupted build left in the staging folder: it is not published, so it is done again."""
+        """Empty the staging folder. What an interrupted build left there is not published: that is done again."""
         if self.is_url:
             for path in self.folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -99,7 +100,7 @@ class Out:
             raise type(exc)(str(exc).replace(str(self.folder), self.name)) from exc
 
 
-def open_out(name: str, cache_dir: Path | None = None) -> Out:
+def open_out(name: str, cache_dir: str | None = None) -> Out:
     """The place of `--out`. cache_dir: the folder for what belongs to URLs on this machine."""
     if not is_url(name):
         return Out(folder=Path(name), name=name)
@@ -107,7 +108,7 @@ def open_out(name: str, cache_dir: Path | None = None) -> Out:
     return Out(folder=staging_folder(url, cache_dir), name=str(url), publisher=Publisher(store_of(url)))
 
 
-def staging_folder(url: Url, cache_dir: Path | None) -> Path:
+def staging_folder(url: Url, cache_dir: str | None) -> Path:
     """Where the files of a build wait until they are published; one folder for each URL."""
     key = hashlib.sha256(str(url).encode()).hexdigest()[:16]
-    return (cache_dir or default_cache_dir()) / "staging" / key
+    return (Path(cache_dir) if cache_dir else default_folder()) / "staging" / key

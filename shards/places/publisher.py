@@ -91,7 +91,9 @@ class Publisher:
                 self._waiting.append(given)
                 self._done()
                 return
-        raise TransferFailed(f"{self.store.url}: expected to commit {given.file}, got in {ATTEMPTS} tries another's commit")
+        raise TransferFailed(
+            f"{self.store.url}: expected to commit {given.file}, got in {ATTEMPTS} tries another's commit"
+        )
 
     def _done(self) -> None:
         _drop(self._waiting)
@@ -145,4 +147,4 @@ def _bytes(given: list[_Given]) -> int:
 def _drop(given: list[_Given]) -> None:
     for one in given:
         if one.drop:
-            one.path.unlink()
+            one.path.unlink(missing_ok=True)  # a folder may have renamed it

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from shards.places.hub import HubStore
 from shards.places.objects import ObjectStore, Patience
 from shards.places.url import Url
 
@@ -39,4 +40,6 @@ class Store(Protocol):
 
 def store_of(url: Url, patience: Patience | None = None) -> Store:
     """The store of a URL. Raises OptionError if the client that it needs is not installed."""
+    if url.scheme == "hf":
+        return HubStore(url=url)
     return ObjectStore(url) if patience is None else ObjectStore(url, patience)

@@ -1,0 +1,99 @@
+"""The cache that is copied: its small files, and its shards one by one, each checked as it is read."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.errors import AlignDistilError, CacheDamaged, CacheMissing
+from shards.format.index import INDEX_FILE, read_index
+from shards.format.manifest import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    PROVENANCE_FILE,
+    VOCABULARY_FILE,
+    Manifest,
+    ShardEntry,
+    differences,
+    file_sha256,
+    read_json,
+    read_manifest,
+    read_plan,
+    require_files,
+)
+from shards.format.plan import canonical_json
+from shards.places.folder import FolderStore
+from shards.places.publisher import bring
+from shards.places.stores import Store
+
+BESIDE = (PLAN_FILE, INDEX_FILE, VOCABULARY_FILE, PROVENANCE_FILE)
+"""The files beside the shards, in the order in which they are written; the manifest comes after all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A finished cache in a store. folder: of this machine, with copies of the manifest and of the files beside it."""
+
+    store: Store
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, store: Store, folder: Path) -> "Source":
+        """Read and check the small files, and see that every shard is there. Raises CacheMissing, CacheDamaged."""
+        with calling(folder, str(store.url)):
+            sizes = store.sizes()
+            for file in (file for file in (MANIFEST_FILE, *BESIDE) if file in sizes):
+                bring(store, file, folder / file)
+            manifest = read_manifest(folder)
+            require_files(manifest, sizes, str(store.url))
+            _check_small_files(folder, manifest)
+        return cls(store=store, folder=folder, manifest=manifest)
+
+    @contextmanager
+    def shard(self, entry: ShardEntry, temporary: Path | None) -> Iterator[Path]:
+        """A shard on this machine, checked: as a new file `temporary`, or, without one, the source's own file.
+
+        Raises CacheDamaged if its sha256 is not the manifest's, for a transfer at two attempts.
+        """
+        if temporary is None:
+            assert isinstance(self.store, FolderStore)
+            path, attempts = self.store.folder / entry.file, 1
+        else:
+            path, attempts = temporary, 2
+        for _ in range(attempts):
+            if temporary is not None:
+                bring(self.store, entry.file, temporary)
+            if (found := file_sha256(path)) == entry.sha256:
+                break
+        else:
+            raise CacheDamaged(f"{self.store.url}/{entry.file}: expected sha256 {entry.sha256}, got {found}")
+        yield path
+
+
+@contextmanager
+def calling(folder: Path, name: str) -> Iterator[None]:
+    """Errors about files of a folder of this machine name the place that these are copies of."""
+    try:
+        yield
+    except AlignDistilError as exc:
+        raise type(exc)(str(exc).replace(str(folder), name)) from exc
+
+
+def _check_small_files(folder: Path, manifest: Manifest) -> None:
+    plan = manifest.plan
+    for name, found, expected in differences(read_plan(folder / PLAN_FILE).to_json(), plan.to_json()):
+        raise CacheDamaged(f"{folder / PLAN_FILE}: {name}: expected {expected} as in the manifest, got {found}")
+    read_index(folder, plan)
+    tokens = canonical_json(read_json(folder / VOCABULARY_FILE))
+    found, expected = hashlib.sha256(tokens).hexdigest(), plan.identity["tokenizer"]["vocabulary_sha256"]
+    if found != expected:
+        raise CacheDamaged(f"{folder / VOCABULARY_FILE}: expected a map with sha256 {expected}, got {found}")
+    if not (folder / PROVENANCE_FILE).exists():
+        raise CacheMissing(f"{folder}: expected a cache, found no {PROVENANCE_FILE}")
+
+
+def temporary_name(folder: Path, file: str) -> Path:
+    return folder / f".{file}.{os.getpid()}.copy.aligndistil-tmp"

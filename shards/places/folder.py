@@ -1,0 +1,87 @@
+"""FolderStore: a folder of this machine as a store. A file gets its name when it is whole and on the disk."""
+
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.errors import CacheMissing
+
+PIECE_BYTES = 1 << 22
+
+
+class FolderStore:
+    """The files of a folder. url: the folder, for messages."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url: Any = folder
+
+    def read(self, file: str) -> bytes:
+        return self._path(file).read_bytes()
+
+    def fetch(self, file: str, path: Path) -> None:
+        with self._path(file).open("rb") as source, path.open("r+b") as sink:
+            shutil.copyfileobj(source, sink, PIECE_BYTES)
+            sink.truncate()
+
+    def put(self, file: str, content: bytes | Path, *, create: bool = True) -> bool:
+        """A file that lies in the folder already, under a temporary name, is not copied."""
+        target = self.folder / file
+        if create and target.exists():
+            return False
+        if isinstance(content, Path) and content.parent == self.folder:
+            return _named(content, target, create)
+        temporary = self.folder / f".{file}.{os.getpid()}-{threading.get_ident()}.put.aligndistil-tmp"
+        try:
+            if isinstance(content, Path):
+                shutil.copyfile(content, temporary)
+            else:
+                temporary.write_bytes(content)
+            return _named(temporary, target, create)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def sizes(self) -> Mapping[str, int]:
+        if not self.folder.is_dir():
+            return {}
+        with os.scandir(self.folder) as found:
+            return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
+
+    def version(self, file: str) -> tuple[str, int]:
+        found = self._path(file).stat()
+        return str(found.st_mtime_ns), found.st_size
+
+    def _path(self, file: str) -> Path:
+        path = self.folder / file
+        if not path.is_file():
+            raise CacheMissing(f"{path}: expected a file, found none")
+        return path
+
+
+def _named(path: Path, target: Path, create: bool) -> bool:
+    """Give a file on the disk a second name. False if the name is taken, and `create`."""
+    _flush(path)
+    try:
+        if create:
+            os.link(path, target)  # unlike a rename, it replaces nothing
+        else:
+            path.replace(target)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        if target.exists():
+            return False
+        path.replace(target)
+    _flush(target.parent)
+    return True
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
