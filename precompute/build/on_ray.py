@@ -130,7 +130,7 @@ class ClusterBuild:
 
     def _open_first_stages(self, identity: dict[str, Any], threads: int) -> None:
         def looked(member: Member, look: Look) -> Refusal | None:
-            member.node_id, member.machine = look.node_id, look.machine
+            member.node_id, member.machine, member.pid = look.node_id, look.machine, look.pid
             member.device = look.numerics["device"]
             if self.numerics is None:
                 self.numerics, self.device = {**look.numerics, "versions": versions()}, look.device

@@ -1,6 +1,7 @@
 """BuildWorker: the actor of a build on Ray. It holds the models of one device and does single shards."""
 
 import gc
+import os
 import platform
 import time
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ class Look(NamedTuple):
 
     node_id: str
     machine: str
+    pid: int
     device: torch.device
     numerics: dict[str, Any]
 
@@ -88,7 +90,7 @@ class BuildWorker:
             else:  # Ray gives an actor as many threads as CPUs, and the order of sums depends on them
                 torch.set_num_threads(threads)
             node_id = ray.get_runtime_context().get_node_id()
-            return Look(node_id, platform.node(), device, build_numerics(options, device))
+            return Look(node_id, platform.node(), os.getpid(), device, build_numerics(options, device))
 
         return answer(look)
 

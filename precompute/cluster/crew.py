@@ -160,7 +160,7 @@ class Crew:
         failed = isinstance(error, self._ray.exceptions.RayTaskError)
         if failed:  # such as a GPU that no longer answers: its process may be good for nothing
             self._ray.kill(member.actor, no_restart=False)
-        what = first_words(error) if failed else "its process or machine ended"
+        what = first_words(error) if failed else f"its process {member.pid} or its machine ended"
         if isinstance(work, Stage):
             self._failed_start(member, work, what, error if failed else None)
             return

@@ -42,7 +42,7 @@ class Stage:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Member:
-    """A worker. machine, device: known once it has looked around; tasks, tokens, seconds: of its work so far.
+    """A worker. machine, pid, device: known once it has looked around; tasks, tokens, seconds: of its work so far.
 
     failed_starts: how often it was lost before a task, since its last one; retries: tasks that it was lost in.
     """
@@ -50,6 +50,7 @@ class Member:
     number: int
     actor: Any
     machine: str = ""
+    pid: int = 0
     node_id: str = ""
     device: str = ""
     passed: set[str] = field(default_factory=set)
