@@ -32,10 +32,15 @@ def numerics(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         # sums on a GPU do not depend on it
         "num_threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "versions": versions(),
     }
     found |= {name: True for name, on in (("tf32", tf32), ("torch_compile", torch_compile)) if on}
     # plain torch is not named, so that caches from before there were kernels keep their identity
     if kernels == "triton":
         found["kernels"] = f"triton {triton_version()}"
     return found
+
+
+def versions() -> dict[str, str]:
+    """The libraries that tokens and values depend on."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}

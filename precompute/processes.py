@@ -89,6 +89,11 @@ class Processes:
         self._end_together(self.gather(error))
         return result
 
+    def first(self, work: Callable[[], Result]) -> Result:
+        """The result of `work` on the first process, on all; if it raises AlignDistilError, all end, with its line."""
+        found: Result = self.share(self.together(lambda: work() if self.is_first else None))
+        return found
+
     def require_equal(self, identity: Mapping[str, Any]) -> None:
         """End all processes if one has read other inputs than the first, with one line that names it."""
         if self.world_size > 1:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny import WORDS, load, make_llama, make_pairs, make_tokenizer, save, write_jsonl
 from transformers import LlamaForCausalLM, TrainingArguments
 
-from precompute.build import build as build_module
 from precompute.build.__main__ import main as build_main
 from precompute.build.build import build
+from precompute.build.work import models as model_work
 from shards import ShardCache
 from shards.errors import AlignDistilError
 from shards.format.writer import exclusive
@@ -845,15 +845,15 @@ def test_a_file_system_without_locks_is_said_so(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def first(monkeypatch):
     """Another build that ends while the build under test loads its models."""
-    load_scorer = build_module.load_scorer
+    load_scorer = model_work.load_scorer
 
     def comes_first(options):
         def load(*args):
-            monkeypatch.setattr(build_module, "load_scorer", load_scorer)
+            monkeypatch.setattr(model_work, "load_scorer", load_scorer)
             build(options)
             return load_scorer(*args)
 
-        monkeypatch.setattr(build_module, "load_scorer", load)
+        monkeypatch.setattr(model_work, "load_scorer", load)
 
     return comes_first
 

@@ -13,9 +13,11 @@ from tiny import make_llama, make_tokenizer, save, write_jsonl
 from transformers import MambaConfig, MambaForCausalLM
 
 from precompute.build import build as build_module
-from precompute.build import identity, shard_work, speed
+from precompute.build import identity
 from precompute.build.build import build
 from precompute.build.options import BuildOptions
+from precompute.build.work import models as model_work
+from precompute.build.work import shard_work
 from precompute.feeding.budget import MOST_BATCH_TOKENS, STEP, batch_tokens_for, chunk_positions_for, fitting_tokens
 from precompute.models.role_model import RoleModel
 from precompute.scoring.packing import batches_by_length, pack_flat, padding_share
@@ -102,8 +104,8 @@ def on_a_gpu(monkeypatch):
     """Builds measure their batches, as on a GPU; the list has what is found next."""
     found = []
     monkeypatch.setattr(identity, "batch_tokens_for", lambda device: "auto")
-    monkeypatch.setattr(speed, "measured_batch_tokens", lambda *args: found.pop(0))
-    monkeypatch.setattr(speed, "CudaMemory", lambda device: None)
+    monkeypatch.setattr(model_work, "measured_batch_tokens", lambda *args: found.pop(0))
+    monkeypatch.setattr(model_work, "CudaMemory", lambda device: None)
     return found
 
 

@@ -23,9 +23,9 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from precompute.build import build as build_module
-from precompute.build import shard_work
+from precompute.build import steps
 from precompute.build.build import build
+from precompute.build.work import shard_work
 from precompute.models.folders import load_models
 from precompute.models.role_model import RoleModel
 from precompute.scoring import partitions
@@ -432,11 +432,11 @@ def test_an_error_of_the_writer_ends_the_build(trio_folders, pairs_file, tmp_pat
 
 
 MOMENTS = [
-    (build_module, "write_json"),
-    (build_module, "write_bytes"),
+    (steps, "write_json"),
+    (steps, "write_bytes"),
     (shard_work, "write_shard"),
     (Findings, "read_back"),
-    (build_module, "finished"),
+    (steps, "finished"),
 ]
 
 

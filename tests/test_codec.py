@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,5 +159,5 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         Path, "replace", lambda self, to: (seen.append(("rename", self.name, to.name)), plain_replace(self, to))[1]
     )
     writer.write_json(tmp_path, "plan.json", {})
-    temporary = f".plan.json.{os.getpid()}.aligndistil-tmp"
+    temporary = f".plan.json.{platform.node()}-{os.getpid()}.aligndistil-tmp"
     assert seen == [("fsync", temporary), ("rename", temporary, "plan.json"), ("fsync", tmp_path.name)]

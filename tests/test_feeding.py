@@ -10,11 +10,11 @@ import torch
 from conftest import build_options
 from tiny import make_llama
 
-from precompute.build import build as build_module
 from precompute.build import inputs as inputs_module
-from precompute.build import shard_work
 from precompute.build.build import build
 from precompute.build.report import times_text
+from precompute.build.work import models as model_work
+from precompute.build.work import shard_work
 from precompute.feeding.order import ahead, one_behind
 from precompute.feeding.stages import HostMarks, Stages, Times
 from precompute.feeding.transfer import Transfer
@@ -309,7 +309,7 @@ def contents(folder):
 @pytest.mark.parametrize("writers", [2, 5])
 def test_the_bytes_are_the_same_for_any_number_of_writers(trio_folders, pairs_file, tmp_path, monkeypatch, writers):
     build(build_options(trio_folders, pairs_file, tmp_path / "one", **SETTINGS))
-    monkeypatch.setattr(build_module, "writers_for", lambda *args: writers)
+    monkeypatch.setattr(model_work, "writers_for", lambda *args: writers)
     monkeypatch.setattr(inputs_module, "transfer_for", lambda device: Late())
     build(build_options(trio_folders, pairs_file, tmp_path / "more", **SETTINGS))
     assert contents(tmp_path / "more") == contents(tmp_path / "one")
@@ -336,7 +336,7 @@ def test_an_error_of_a_writer_ends_the_build_before_the_next_shard_is_written(
     monkeypatch.setattr(shard_work, "write_shard", full)
     monkeypatch.setattr(Scorer, "score", score)
     monkeypatch.setattr(Writers, "check", check)
-    monkeypatch.setattr(build_module, "tokens_per_second", lambda *args: None)
+    monkeypatch.setattr(model_work, "tokens_per_second", lambda *args: None)
     with pytest.raises(OSError, match="no space left"):
         build(build_options(trio_folders, pairs_file, tmp_path / "a", batch_tokens=1, **SETTINGS))
     assert set(range(1, len(batches) + 1)) <= set(checks), "looked for after every batch"

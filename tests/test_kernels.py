@@ -254,7 +254,7 @@ def test_a_logit_that_is_not_finite_is_the_partition_of_its_position(device):
 def test_a_build_through_the_kernels_holds_the_values_of_one_through_torch(
     trio_folders, pairs_file, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("precompute.build.build.tokens_per_second", lambda *_: None)  # two passes more
+    monkeypatch.setattr("precompute.build.work.models.tokens_per_second", lambda *_: None)  # two passes more
     settings = {"limit": 1, "top_k": 5, "max_top_k": 12}
     plain, through = (
         build_cache(build_options(trio_folders, pairs_file, tmp_path / kernels, kernels=kernels, **settings))

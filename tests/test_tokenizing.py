@@ -293,7 +293,7 @@ def test_what_looks_wrong_stands_in_the_plan_before_the_work(trio_folders, tmp_p
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("precompute.build.shard_work.ShardWork.run", stop)
+    monkeypatch.setattr("precompute.build.work.shard_work.ShardWork.run", stop)
     with pytest.raises(KeyboardInterrupt):
         build(build_options(models, data, tmp_path / "cache", max_length=9, top_k=4))
     out = capsys.readouterr().out

@@ -16,7 +16,6 @@ from unittest.mock import patch
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import precompute.build.build
 import precompute.build.inputs
 from benchmarks.gpu.models import (
     DTYPES,
@@ -39,14 +38,14 @@ from precompute.build.identity import with_sizes
 from precompute.build.inputs import BuildInputs
 from precompute.build.options import BuildOptions
 from precompute.build.plan import log_threshold, make_plan
-from precompute.processes import Processes
+from precompute.build.work.models import ModelWork
 from precompute.scoring.score import Scorer, hidden_states
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tally import facts_of
 from shards.cli.device import set_products
 from shards.errors import OptionError
 from shards.format.schema import ROLES
-from shards.places.out import open_out
+from shards.places.out import Out, open_out
 
 ROW_SECONDS = 12.0
 """About what a row takes, its models aside."""
@@ -114,7 +113,8 @@ class Bench:
     load: Load
     vocabulary: int
     device: torch.device
-    build: precompute.build.build.Build
+    place: Out
+    work: ModelWork
 
     @classmethod
     def of(cls, trio: Mapping[Any, Any], way: Way, options: GpuOptions) -> "Bench":
@@ -141,16 +141,21 @@ class Bench:
         named = {f"token{i}": i for i in range(vocabulary)}
         inputs = BuildInputs(folders={}, vocabulary=named, corpus=corpus, identity={})
         scorer = make_scorer(trio, inputs, asked)
-        build = precompute.build.build.Build(
-            place=open_out(asked.out), options=asked, inputs=inputs, scorer=scorer, processes=Processes()
+        work = ModelWork(options=asked, inputs=inputs, scorer=scorer)
+        return cls(
+            shape=SHAPES[way.size],
+            load=load,
+            vocabulary=vocabulary,
+            device=device,
+            place=open_out(asked.out),
+            work=work,
         )
-        return cls(shape=SHAPES[way.size], load=load, vocabulary=vocabulary, device=device, build=build)
 
     def stages(self, repeats: int) -> dict[str, Cell]:
         """Microseconds per response position of the floor and of each stage that is run by itself."""
-        batch = list(self.build.inputs.corpus.responses[: self.load.rows])
-        scorer = self.build.scorer
-        rule = self.build.rule(log_threshold(scorer, batch, self.build.options, self.build.rule(None).highest))
+        batch = list(self.work.inputs.corpus.responses[: self.load.rows])
+        scorer = self.work.scorer
+        rule = self.work.rule(log_threshold(scorer, batch, self.work.options, self.work.rule(None).highest))
         floor, hidden = Floor(scorer, batch, self.load, self.device), {}
 
         @torch.no_grad()
@@ -179,11 +184,11 @@ class Bench:
 
     def whole(self) -> dict[str, Cell]:
         """All shards, one a batch: scored, written, read back. A first few of them again with a profile."""
-        corpus = self.build.inputs.corpus
+        corpus = self.work.inputs.corpus
         positions, tokens = int(sum(corpus.facts.index.num_positions)), corpus.facts.tokens
         seconds = timed(self._run(corpus.responses), self.device)
         idle = idle_share(self._run(corpus.responses[: self.load.rows * self.load.profiled]), self.device)
-        shutil.rmtree(self.build.out)
+        shutil.rmtree(self.place.folder)
         bodies, heads = self.shape.body_flop(self.load.length), self.shape.head_flop(self.vocabulary)
         return {
             "build_us": 1e6 * seconds / positions,
@@ -194,14 +199,14 @@ class Bench:
 
     def _run(self, rows: Sequence[Any]) -> Callable[[], Any]:
         """The build of these rows, planned, in an empty folder."""
-        shutil.rmtree(self.build.out, ignore_errors=True)
-        self.build.out.mkdir(parents=True)
-        options, inputs = self.build.options, self.build.inputs
+        shutil.rmtree(self.place.folder, ignore_errors=True)
+        self.place.folder.mkdir(parents=True)
+        options, inputs = self.work.options, self.work.inputs
         corpus = replace(inputs.corpus, responses=rows, facts=facts_of(rows))
-        build = replace(self.build, inputs=replace(inputs, corpus=corpus))
-        threshold = log_threshold(build.scorer, rows, options, build.rule(None).highest)
-        work = build.work(make_plan(options, {}, corpus, self.vocabulary, threshold, index_sha256=""))
-        return lambda: work.run(show=False)
+        work = replace(self.work, inputs=replace(inputs, corpus=corpus))
+        plan = make_plan(options, {}, corpus, self.vocabulary, work.threshold(), index_sha256="")
+        shards = work.shards(self.place, plan, range(len(plan.shards)))
+        return lambda: shards.run(show=False)
 
 
 class Floor:
@@ -224,7 +229,7 @@ def make_scorer(trio: Mapping[Any, Any], inputs: BuildInputs, asked: BuildOption
     """The build's own scorer with all that its flags ask for, around models in memory instead of loaded ones."""
     models = role_models(trio, inputs.vocabulary_size)
     with patch.object(precompute.build.inputs, "load_models", lambda *given, **flags: models):
-        return precompute.build.inputs.load_scorer(asked, inputs, Processes())
+        return precompute.build.inputs.load_scorer(asked, inputs)
 
 
 def _flags(way: Way) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from precompute.build.options import BuildOptions
 from precompute.feeding.budget import AUTO, CPU_BATCH_TOKENS, batch_tokens_for, chunk_positions_for
 from precompute.models.tokenizer_identity import tokenizer_identity
 from precompute.numerics import numerics
-from shards.cli.device import resolve_kernels
+from shards.cli.device import resolve_dtype, resolve_kernels, set_products
 from shards.errors import CacheConflict
 from shards.format.manifest import (
     MANIFEST_FILE,
@@ -50,18 +50,36 @@ def with_batch_tokens(identity: Mapping[str, Any], batch_tokens: int) -> dict[st
     return {**identity, "options": {**identity["options"], "batch_tokens": batch_tokens}}
 
 
+def build_numerics(options: BuildOptions, device: torch.device) -> dict[str, Any]:
+    """What rounding depends on, for bodies on this device; it is also set there. Raises OptionError.
+
+    With --mixed_devices the name of a GPU is not part of it.
+    """
+    dtype = resolve_dtype(options.dtype, device)
+    set_products(torch, dtype=dtype, tf32=options.tf32, device=device)
+    found = numerics(
+        dtype,
+        options.attn_implementation,
+        options.device_map,
+        device,
+        tf32=options.tf32,
+        kernels=resolve_kernels(options.kernels, device.type),
+        torch_compile=options.torch_compile,
+    )
+    return found | ({"device": f"any {device.type}"} if options.mixed_devices else {})
+
+
 def build_identity(
     options: BuildOptions,
-    device: torch.device,
-    dtype: str,
+    numbers: Mapping[str, Any],
     models: Mapping[Role, Any],
     tokenizer: Any,
     data_sha256: str,
 ) -> dict[str, Any]:
     """Everything that the bytes of a cache depend on, without paths and process counts.
 
-    dtype: of the bodies, as resolved. The result names the inputs of tokenisation; `with_tokens` adds the hash of the
-    tokens, which follow from them.
+    numbers: `build_numerics`. The result names the inputs of tokenisation; `with_tokens` adds the hash of the tokens,
+    which follow from them.
     """
     return {
         # the order of comparison with another build: the options first, then what follows from them
@@ -69,16 +87,14 @@ def build_identity(
         "models": models,
         "tokenizer": tokenizer_identity(tokenizer),
         "data": {"rows_sha256": data_sha256},
-        "numerics": numerics(
-            dtype,
-            options.attn_implementation,
-            options.device_map,
-            device,
-            tf32=options.tf32,
-            kernels=resolve_kernels(options.kernels, device.type),
-            torch_compile=options.torch_compile,
-        ),
+        "numerics": numbers,
     }
+
+
+def recorded_threads(place: Out) -> int | None:
+    """The number of threads of the build that the place holds; None without one, or if it ran on GPUs."""
+    earlier = _earlier_plan(place)
+    return earlier.identity.get("numerics", {}).get("num_threads") if earlier else None
 
 
 def with_tokens(identity: Mapping[str, Any], tokens_sha256: str) -> dict[str, Any]:

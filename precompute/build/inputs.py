@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from precompute.build.identity import build_identity, holds_build, with_tokens
+from precompute.build.identity import build_identity, build_numerics, holds_build, with_tokens
 from precompute.build.options import BuildOptions
 from precompute.feeding.stages import Stages, marks_for
 from precompute.feeding.transfer import transfer_for
@@ -18,23 +18,31 @@ from precompute.scoring.score import Scorer
 from precompute.scoring.sharing import require_padding_free, require_shared_prompts
 from precompute.tokens.corpus import Corpus, load_corpus, rows_sha256
 from precompute.tokens.share import load_on_first
-from shards.cli.device import resolve_device, resolve_dtype, resolve_kernels, set_products
+from shards.cli.device import resolve_device, resolve_kernels
 from shards.cli.space import require_writable
 from shards.errors import OptionError
 from shards.format.schema import Role
 from shards.modelfiles.find import ModelFolder, resolve
 from shards.modelfiles.head import require_room
-from shards.places.out import open_out
+from shards.places.out import Out
 from shards.spread import spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundModels:
+    """The models by name and hash; none is loaded. identity: of each model; tokenizer: the one that is used."""
+
+    folders: dict[Role, ModelFolder]
+    vocabulary: dict[str, int]
+    tokenizer: Any
+    identity: dict[Role, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSources:
     """The inputs by names and hashes. corpus: the tokenised data, if they were tokenised at the same time."""
 
-    folders: dict[Role, ModelFolder]
-    vocabulary: dict[str, int]
-    tokenizer: Any
+    models: FoundModels
     identity: dict[str, Any]
     corpus: Corpus | None
 
@@ -63,11 +71,8 @@ class BuildInputs:
         return max(self.vocabulary.values()) + 1
 
 
-def find_sources(options: BuildOptions, processes: Processes) -> BuildSources:
-    """Find the models, compare their tokenizers, hash the data.
-
-    If the place holds no build yet, the first process also tokenises the data.
-    """
+def find_models(options: BuildOptions) -> FoundModels:
+    """Find the models on this machine, compare their tokenizers, hash their weights. Raises ModelError, OptionError."""
     folders = {role: resolve(name) for role, name in options.model_names.items()}
     trust = options.trust_remote_code
     tokenizers = {role: load_tokenizer(folder, trust_remote_code=trust) for role, folder in folders.items()}
@@ -77,20 +82,32 @@ def find_sources(options: BuildOptions, processes: Processes) -> BuildSources:
         raise OptionError(f"top_k: expected at most the vocabulary's {size} tokens, got {options.top_k}")
     models = {role: identity(folder, trust_remote_code=trust) for role, folder in folders.items()}
     require_different_models(models, folders)
-    device = resolve_device(torch, options.device, processes.local_rank)
-    dtype = resolve_dtype(options.dtype, device)
-    set_products(torch, dtype=dtype, tf32=options.tf32, device=device)
-    tokenizer, corpus = tokenizers["reference"], None
-    place = open_out(options.out, options.cache_dir)
-    if processes.is_first and not holds_build(place):
-        require_writable(place.folder, place.option)
-        corpus = tokenized(options, tokenizer)
-        data_sha256 = corpus.data_sha256
-    else:
-        show = processes.is_first
-        data_sha256 = rows_sha256(options.data_sources, progress=show)
-    asked = build_identity(options, device, dtype, models, tokenizer, data_sha256)
-    return BuildSources(folders=folders, vocabulary=vocabulary, tokenizer=tokenizer, identity=asked, corpus=corpus)
+    return FoundModels(folders=folders, vocabulary=vocabulary, tokenizer=tokenizers["reference"], identity=models)
+
+
+def find_sources(options: BuildOptions, place: Out, device: torch.device, processes: Processes) -> BuildSources:
+    """Find the models, compare their tokenizers, hash the data.
+
+    If the place holds no build yet, the first process also tokenises the data.
+    """
+    models = find_models(options)
+    numbers = build_numerics(options, device)
+    corpus = tokenized_if_new(options, place, models.tokenizer) if processes.is_first else None
+    asked = build_identity(options, numbers, models.identity, models.tokenizer, data_sha256(options, corpus, processes))
+    return BuildSources(models=models, identity=asked, corpus=corpus)
+
+
+def tokenized_if_new(options: BuildOptions, place: Out, tokenizer: Any) -> Corpus | None:
+    """The tokenised data if the place holds no build yet. Raises OptionError if nothing can be written there."""
+    if holds_build(place):
+        return None
+    require_writable(place.folder, place.option)
+    return tokenized(options, tokenizer)
+
+
+def data_sha256(options: BuildOptions, corpus: Corpus | None, processes: Processes) -> str:
+    """The sha256 of the rows of data, which are read for it unless they have been tokenised."""
+    return corpus.data_sha256 if corpus else rows_sha256(options.data_sources, progress=processes.is_first)
 
 
 def tokenized(options: BuildOptions, tokenizer: Any) -> Corpus:
@@ -109,10 +126,11 @@ def tokenized(options: BuildOptions, tokenizer: Any) -> Corpus:
 def read_inputs(options: BuildOptions, sources: BuildSources, processes: Processes) -> BuildInputs:
     """The inputs with the tokenised data. The first process tokenises for all."""
     expected = sources.identity["data"]["rows_sha256"]
-    load = functools.partial(tokenized, options, sources.tokenizer)
+    load = functools.partial(tokenized, options, sources.models.tokenizer)
     corpus = load_on_first(lambda: sources.corpus or load(), processes, rows_sha256=expected)
     asked = with_tokens(sources.identity, corpus.tokens_sha256)
-    return BuildInputs(folders=sources.folders, vocabulary=sources.vocabulary, corpus=corpus, identity=asked)
+    models = sources.models
+    return BuildInputs(folders=models.folders, vocabulary=models.vocabulary, corpus=corpus, identity=asked)
 
 
 def probe(options: BuildOptions, inputs: BuildInputs) -> Exact | None:
@@ -137,10 +155,10 @@ def measured_precision(options: BuildOptions, scorer: Scorer, exact: Exact) -> d
     return precision(scorer, exact, default_spec(options.served_pairs)).to_json()
 
 
-def load_scorer(options: BuildOptions, inputs: BuildInputs, processes: Processes) -> Scorer:
+def load_scorer(options: BuildOptions, inputs: BuildInputs, local_rank: int = 0) -> Scorer:
     """The models on this process's device. Raises ModelError if the longest row does not fit into one."""
     assert options.chunk_positions is not None, "with_sizes has set it"
-    device = resolve_device(torch, options.device, processes.local_rank)
+    device = resolve_device(torch, options.device, local_rank)
     models = load_models(
         inputs.folders,
         inputs.vocabulary_size,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from precompute.cluster.options import ClusterOptions
 from precompute.feeding.budget import AUTO
 from precompute.models.roles import parse_models
 from precompute.tokens.data_options import DataOptions
@@ -15,7 +16,7 @@ from shards.format.schema import REQUIRED_ROLES, Pair, Role
 
 
 @dataclass(kw_only=True)
-class BuildOptions(DataOptions):
+class BuildOptions(ClusterOptions, DataOptions):
     """Flags of the build. Raises OptionError for values out of range and for contradictions."""
 
     models: list[str] = field(
@@ -42,6 +43,9 @@ class BuildOptions(DataOptions):
     dtype: Dtype = flag("auto", "of the bodies of all roles; auto: float32 on a CPU, float16 on a GPU")
     tf32: bool = flag(False, "with --dtype float32 on a GPU: round the factors of products to TF32's ten bits")
     device: str = flag("auto", "device of models and scores: auto, cpu, cuda, cuda:1, ...")
+    mixed_devices: bool = flag(
+        False, "GPUs of several models may share the work; a shard's rounding is that of the GPU that it ran on"
+    )
     kernels: AskedKernels = flag(
         "auto", "what computes over the vocabulary; auto: Triton kernels on a CUDA device, else plain torch"
     )
@@ -66,6 +70,7 @@ class BuildOptions(DataOptions):
 
     def __post_init__(self) -> None:
         DataOptions.__post_init__(self)
+        self.require_cluster_flags()
         positive = (
             "max_length",
             "top_k",
@@ -87,6 +92,7 @@ class BuildOptions(DataOptions):
             raise OptionError(f"pairs: {missing[0]} needs --models {missing[0].negative}=..., got {self.models}")
         if self.device_map is not None and launched_processes() > 1:
             raise OptionError(f"device_map: expected one process, or a device for each, got {self.device_map!r}")
+        self._require_no_single_gpu()
         if self.device_map is not None and self.models_in_memory == "one":
             raise OptionError(f"device_map: expected none with models_in_memory one, got {self.device_map!r}")
         if self.share_prompts and self.responses != "both":
@@ -94,6 +100,13 @@ class BuildOptions(DataOptions):
         if self.padding_free and self.share_prompts:
             raise OptionError("padding_free and share_prompts: expected one of them, got both")
         _ = self.nodes
+
+    def _require_no_single_gpu(self) -> None:
+        """Raise OptionError for --device cuda:N where every process or worker gets a GPU of its own."""
+        given_by = "a launcher" if launched_processes() > 1 else "Ray" if self.ray is not None else None
+        if given_by and self.device.startswith("cuda:"):
+            expected = f"auto, cuda or cpu, since {given_by} gives each process its GPU"
+            raise OptionError(f"device: expected {expected}, got {self.device!r}")
 
     @property
     def model_names(self) -> dict[Role, str]:

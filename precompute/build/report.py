@@ -4,12 +4,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from precompute.build.options import BuildOptions
-from precompute.build.shard_work import ShardWork
 from precompute.feeding.stages import Times
 from precompute.models.role_model import RoleModel
 from precompute.scoring.packing import padding_share
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tally import Facts
+from precompute.tokens.tokenized import TokenizedResponse
 from shards.cli.text import WIDTH, counted, duration, skipped_text
 from shards.format.manifest import Manifest
 from shards.format.plan import Plan, ShardPlan
@@ -54,15 +54,15 @@ def dtype_text(models: Mapping[Role, RoleModel]) -> str:
     return "\n".join([_wrapped("dtype", ", ".join(dtypes)), *(_wrapped("output layers", why) for why in layers)])
 
 
-def batches_text(work: ShardWork, options: BuildOptions) -> str:
+def batches_text(plan: Plan, rows: Sequence[TokenizedResponse], options: BuildOptions) -> str:
     """How large batches are, and how much of them is padding, on some of the shards."""
-    found = f"{'batches':>18}  of up to {work.batch_tokens:,} tokens, "
+    found = f"{'batches':>18}  of up to {options.tokens_per_batch:,} tokens, "
     if options.padding_free:
         return f"{found}without padding"
-    shares = [
-        padding_share(work.rows_of(number), work.batch_tokens, share_prompts=options.share_prompts)
-        for number in spread(len(work.plan.shards), PADDED_SHARDS)
-    ]
+    sample = [plan.shards[number] for number in spread(len(plan.shards), PADDED_SHARDS)]
+    sampled = [rows[shard.first_row : shard.first_row + shard.rows] for shard in sample]
+    flags = {"share_prompts": options.share_prompts}
+    shares = [padding_share(found, options.tokens_per_batch, **flags) for found in sampled]
     return f"{found}{sum(shares) / len(shares):.1%} of it padding"
 
 

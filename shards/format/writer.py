@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -120,8 +121,11 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 def _temporary(folder: Path, file: str) -> Path:
-    """A temporary name for this process only: two that write the same file must not mix their bytes."""
-    return folder / f".{file}.{os.getpid()}.aligndistil-tmp"
+    """A temporary name for this process only: two that write the same file must not mix their bytes.
+
+    Processes of two machines may have one number in the same folder.
+    """
+    return folder / f".{file}.{platform.node()}-{os.getpid()}.aligndistil-tmp"
 
 
 def _publish(temporary: Path, path: Path) -> None:

@@ -2,34 +2,17 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from precompute.build.identity import with_batch_tokens
-from precompute.build.inputs import BuildInputs
-from precompute.build.options import BuildOptions
-from precompute.build.plan import support_rule
-from precompute.feeding.budget import PROBE_TOKENS, CudaMemory, Memory, fitting_tokens
-from precompute.processes import Processes
+from precompute.feeding.budget import PROBE_TOKENS, Memory, fitting_tokens
 from precompute.scoring.packing import batches_by_length
 from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tokenized import TokenizedResponse
 from shards.spread import QUIET_SECONDS, spread
-
-
-def with_measured_batches(
-    options: BuildOptions, inputs: BuildInputs, scorer: Scorer, processes: Processes
-) -> tuple[BuildOptions, BuildInputs]:
-    """Options and identity with the size of a batch that fits on the device of every process. Raises OptionError."""
-    rule, memory = support_rule(options, inputs.vocabulary_size, None), CudaMemory(scorer.device)
-    found = processes.together(lambda: measured_batch_tokens(scorer, inputs.corpus, rule, memory))
-    smallest = min(processes.gather(found))
-    identity = with_batch_tokens(inputs.identity, smallest)
-    return replace(options, batch_tokens=str(smallest)), replace(inputs, identity=identity)
 
 
 def measured_batch_tokens(scorer: Scorer, corpus: Corpus, rule: SupportRule, memory: Memory) -> int:

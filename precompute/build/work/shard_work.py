@@ -16,7 +16,7 @@ from precompute.scoring.score import Batch, Scorer
 from precompute.scoring.support import SupportRule
 from precompute.tokens.tokenized import TokenizedResponse
 from shards.format.finishing import Findings
-from shards.format.plan import Plan, ShardPlan
+from shards.format.plan import Plan
 from shards.format.scores import Response, Scores
 from shards.format.writer import write_shard
 from shards.places.out import Out
@@ -36,7 +36,6 @@ class _Task(NamedTuple):
 class ShardWork:
     """What one process does for a cache.
 
-    left      shards that are not there yet, of all processes
     todo      numbers of those that this one scores and writes
     unread    of those that an earlier run wrote, and that this one reads back
     writers   most threads that write; so many shards, and the one that is scored, are in memory at a time
@@ -48,7 +47,6 @@ class ShardWork:
     scorer: Scorer
     rule: SupportRule
     batch_tokens: int
-    left: Sequence[ShardPlan]
     todo: Sequence[int]
     unread: deque[int]
     writers: int = 1
