@@ -122,6 +122,13 @@ def test_the_bytes_needed_at_once_are_those_of_brute_force(data, window, world, 
         assert found == brute_force(data, sampler, ranks, lag)
 
 
+@pytest.mark.parametrize(("ranks", "in_flight", "lag"), [(1, 1, 0), (1, 6, 5), (2, 1, 8), (2, 3, 10)])
+def test_the_need_of_a_machine_counts_what_is_in_flight_and_how_far_ranks_are_apart(data, ranks, in_flight, lag):
+    node = Node(ranks=range(ranks), is_first=True)
+    made = fetching(data, node, in_flight=in_flight, shuffle_window=1, world_size=ranks)
+    assert made.bytes_at_once() == brute_force(data, made.batch_sampler, range(ranks), lag)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_shard_is_fetched_once_an_epoch_within_the_exact_limit(data, workers):
     loading = Loading(options(dataloader_num_workers=workers), data, None)
