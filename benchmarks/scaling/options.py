@@ -53,6 +53,8 @@ class ScalingOptions:
             raise OptionError(
                 f"measure: expected some of {', '.join(MEASURES)}, got {', '.join(self.measure) or 'none'}"
             )
+        if not self.axes or not set(self.axes) <= set(AXES):
+            raise OptionError(f"axes: expected some of {', '.join(AXES)}, got {', '.join(self.axes) or 'none'}")
         require_at_least(
             self, 1, ("responses", "response_tokens", "gpus", "gpus_per_worker", "gpus_per_node", "repeats")
         )
