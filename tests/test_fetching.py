@@ -2,8 +2,6 @@
 
 import gc
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -13,12 +11,15 @@ import numpy as np
 import pytest
 from fake_cache import make_cache
 
-from shards.errors import CacheMissing, OptionError
+from shards import ShardCache
+from shards.errors import OptionError, TransferFailed
 from student.data.ahead import FetchAhead, Room
 from student.data.fetching import FetchingSampler, Node
 from student.data.loading import Loading
 from student.data.responses import CachedResponses
 from student.data.uses import Uses, find_uses
+from student.options import DistillArguments
+from student.train.__main__ import train
 
 ONE = Node(ranks=range(1), is_first=True)
 
@@ -33,7 +34,7 @@ class FakeMirror:
 
     def hold(self, file):
         if file == self.broken:
-            raise CacheMissing(f"s3://bucket/{file}: expected an answer, got status 500")
+            raise TransferFailed(f"s3://bucket/{file}: expected an answer, got status 500")
         with self.lock:
             if not (self.folder / file).exists():
                 self.make_room((self.store / file).stat().st_size)
@@ -121,6 +122,13 @@ def test_the_bytes_needed_at_once_are_those_of_brute_force(data, window, world, 
         assert found == brute_force(data, sampler, ranks, lag)
 
 
+@pytest.mark.parametrize(("ranks", "in_flight", "lag"), [(1, 1, 0), (1, 6, 5), (2, 1, 8), (2, 3, 10)])
+def test_the_need_of_a_machine_counts_what_is_in_flight_and_how_far_ranks_are_apart(data, ranks, in_flight, lag):
+    node = Node(ranks=range(ranks), is_first=True)
+    made = fetching(data, node, in_flight=in_flight, shuffle_window=1, world_size=ranks)
+    assert made.bytes_at_once() == brute_force(data, made.batch_sampler, range(ranks), lag)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_shard_is_fetched_once_an_epoch_within_the_exact_limit(data, workers):
     loading = Loading(options(dataloader_num_workers=workers), data, None)
@@ -189,7 +197,7 @@ def test_an_error_of_the_thread_reaches_the_order_as_its_line(data):
     made = fetching(data)
     last = made.uses().shard[-1]
     data.mirror.broken = data.caches[0].plan.shards[last].file
-    with pytest.raises(CacheMissing, match=r"^s3://bucket/part-\d+\.arrow: expected an answer, got status 500$"):
+    with pytest.raises(TransferFailed, match=r"^s3://bucket/part-\d+\.arrow: expected an answer, got status 500$"):
         list(made)
     gc.collect()
     assert not data.mirror.held and not threads()
@@ -209,19 +217,21 @@ def test_the_thread_ends_and_nothing_stays_held_where_an_epoch_is_left_early(dat
     assert not threads() and not data.mirror.held
 
 
-def test_the_thread_ends_with_the_interpreter_while_it_waits(tmp_path):
-    script = (
-        "import numpy as np\n"
-        "from student.data.ahead import FetchAhead, Room\n"
-        "from student.data.uses import Uses\n"
-        "uses = Uses(shard=np.arange(9), first=np.arange(9), last=np.arange(9))\n"
-        "ahead = FetchAhead(print, lambda shard: print('dropped', shard), uses, np.ones(9), lag=0,\n"
-        "                   room=Room(bytes=2, files=99))\n"
-        "ahead.start(); ahead.reach(0)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split("\n")[-3:] == ["dropped 0", "dropped 1", ""]
+def test_the_thread_ends_with_the_interpreter_while_it_waits_for_room(monkeypatch):
+    at_exit, dropped = [], []
+    monkeypatch.setattr("atexit.register", at_exit.append)
+    uses = Uses(shard=np.arange(9), first=np.arange(9), last=np.arange(9))
+    room = Room(bytes=2, files=99)
+    ahead = FetchAhead(lambda shard: None, dropped.append, uses, np.ones(9), lag=0, room=room)
+    ahead.start()
+    ahead.reach(0)
+    ahead.reach(1)
+    assert dropped == [0]
+    (thread,) = threads()
+    assert thread.daemon, "the interpreter joins others before it calls what is registered"
+    (stop,) = at_exit
+    stop()
+    assert not threads() and dropped in ([0, 1], [0, 1, 2])
 
 
 def test_a_transfer_that_outlives_the_end_drops_its_own_shard(monkeypatch):
@@ -270,3 +280,28 @@ def test_an_evaluation_during_the_training_has_room_of_its_own(data):
     with pytest.raises(OptionError, match=rf"expected {trained + evaluated + 2000:,} bytes or more"):
         loading.require_limit(order(data), range(1))
     Loading(options(), data, data).require_limit(order(data), range(1))
+
+
+def test_a_student_of_a_bucket_trains_within_the_limit_that_the_refusal_names(
+    sparse_cache, bucket, trio_folders, tmp_path
+):
+    url = bucket.upload(sparse_cache.folder, "cache")
+    largest = max(entry.bytes for entry in sparse_cache.manifest.entries)
+    too_low = ShardCache(url).mirror.needed(2 * largest)
+
+    def run(place, name, **flags):
+        given = {"model": str(trio_folders["reference"]), "train_on": "both", "global_batch_size": 4}
+        given |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "warmup_steps": 0}
+        given |= {"per_device_train_batch_size": 2, "num_train_epochs": 2, "learning_rate": 1e-3, "shuffle_window": 2}
+        return train(DistillArguments(output_dir=str(tmp_path / name), shards=[str(place)], **given, **flags))
+
+    room = {"cache_dir": str(tmp_path / "room")}
+    with pytest.raises(OptionError, match=r"^cache_limit: expected \S+ bytes or more, which the order ") as refused:
+        run(url, "low", cache_limit=str(too_low), **room)
+    needed = str(refused.value).split()[2].replace(",", "")
+    there = run(url, "there", cache_limit=needed, dataloader_num_workers=1, **room)
+    here = run(sparse_cache.folder, "here")
+    losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (here, there)]
+    assert losses[0] == losses[1]
+    assert sum(path.stat().st_size for path in (tmp_path / "room").rglob("*") if path.name != ".used") <= int(needed)
+    assert not threads()

@@ -90,8 +90,7 @@ def test_what_a_reader_keeps_of_a_row_is_some_tens_of_bytes(tmp_path):
     assert (tmp_path / INDEX_FILE).stat().st_size < 19 * rows
     data = CachedResponses([fake.folder], train_on="both")
     assert (
-        sum(value.nbytes for value in vars(data).values() if isinstance(value, np.ndarray) and len(value) == 6)
-        == 6 * 8
+        sum(value.nbytes for value in vars(data).values() if isinstance(value, np.ndarray) and len(value) == 6) == 6 * 8
     )
 
 

@@ -73,13 +73,15 @@ def test_rows_stay_inside_the_window_of_their_shard(width):
 
 def test_rows_of_a_shard_spread_evenly_over_the_window_also_at_the_ends():
     ends = np.arange(50, 50 * 201, 50)
-    shards = np.searchsorted(ends, shuffled(10_000, seed=0, epoch=0, window=Window(width=40, ends=ends)), side="right")
+    rows = shuffled(10_000, seed=0, epoch=0, window=Window(width=40, ends=ends))
+    shards = np.searchsorted(ends, rows, side="right")
     at = [np.flatnonzero(shards == s) / 50 for s in range(200)]  # places in shards
     spread = np.array([place.std() for place in at])
     middle = np.array([20 < place.mean() < 180 for place in at])
     assert abs(spread[middle].mean() - 40 / 12**0.5) < 0.5
     assert spread[~middle].min() > 40 / 12**0.5 / 2 * 0.7, "reflection folds half of the window at most"
     assert max(np.ptp(place) for place in at) <= 41
+    assert (np.diff(rows) == 1).mean() < 0.01, "neighbours in a shard are not neighbours in the order"
 
 
 @pytest.mark.parametrize("width", WIDTHS)

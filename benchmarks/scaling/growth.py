@@ -39,6 +39,7 @@ def growth(options: ScalingOptions) -> dict[str, list[dict[str, Any]]]:
             for value, sizes in tqdm(points.items(), desc=axis, unit="cache")
         ]
         for axis, points in axes.items()
+        if axis in options.axes
     }
 
 

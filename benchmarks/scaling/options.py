@@ -6,6 +6,7 @@ from shards.cli.command import flag, require_at_least
 from shards.errors import OptionError
 
 MEASURES = ("paper", "shuffle", "growth", "reading")
+AXES = ("rows", "shards", "ranks")
 
 
 @dataclass(kw_only=True)
@@ -38,6 +39,7 @@ class ScalingOptions:
     windows: list[int] = flag([1, 8, 64, 256], "shuffle windows; all is measured too")
     shuffled_shards: list[int] = flag([300, 5000], "shards that are shuffled")
     shard_rows: int = flag(218, "rows of each of them")
+    axes: list[str] = flag(list(AXES), "what grows in `growth`")
     rows: list[int] = flag([100_000, 1_000_000, 10_000_000], "rows of caches without content")
     shards: list[int] = flag([300, 5000, 46_000], "shards of caches of a million rows, and of those that are read")
     ranks: list[int] = flag([1, 8, 64], "ranks that share a million rows")
@@ -51,6 +53,8 @@ class ScalingOptions:
             raise OptionError(
                 f"measure: expected some of {', '.join(MEASURES)}, got {', '.join(self.measure) or 'none'}"
             )
+        if not self.axes or not set(self.axes) <= set(AXES):
+            raise OptionError(f"axes: expected some of {', '.join(AXES)}, got {', '.join(self.axes) or 'none'}")
         require_at_least(
             self, 1, ("responses", "response_tokens", "gpus", "gpus_per_worker", "gpus_per_node", "repeats")
         )

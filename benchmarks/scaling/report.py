@@ -28,7 +28,7 @@ def paper_table(heading: str, figures: Sequence[Figure]) -> str:
 
 
 def shuffle_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    head = ["shards", "W", "way", "spread", "at the ends", "shards in a batch", "correlation", "at once"]
+    head = ["shards", "W", "way", "spread", "at the ends", "shards in a batch", "correlation", "at once", "arriving"]
     rows = [
         (
             f"{line['shards']:,}",
@@ -38,10 +38,11 @@ def shuffle_table(lines: Sequence[Mapping[str, Any]]) -> str:
             f"{line['distinct']:.1f}",
             f"{line['correlation']:.2f}",
             f"{line['at_once']:,.0f}",
+            f"{line['arriving']:,.0f}",
         )
         for line in lines
     ]
-    return table(head, rows, "|--:|--:|---|--:|--:|--:|--:|--:|")
+    return table(head, rows, "|--:|--:|---|--:|--:|--:|--:|--:|--:|")
 
 
 def growth_table(axis: str, points: Sequence[Mapping[str, Any]]) -> str:

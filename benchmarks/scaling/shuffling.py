@@ -26,6 +26,7 @@ def quality(order: np.ndarray, ends: np.ndarray, batch: int) -> dict[str, float]
     distinct    shards in a global batch, mean
     correlation of the numbers of rows that neighbouring batches have of each shard, less that shard's mean; 0: none
     at_once     shards that are begun and not finished, at most
+    arriving    shards that begin in one global batch, at most, after a tenth of the epoch
     """
     shards, batches = len(ends), len(order) // batch
     of = np.searchsorted(ends, order, side="right")
@@ -48,6 +49,7 @@ def quality(order: np.ndarray, ends: np.ndarray, batch: int) -> dict[str, float]
         "distinct": float((table > 0).sum(axis=1).mean()),
         "correlation": float(((rest[1:] * rest[:-1]).sum(axis=1) / (size[1:] * size[:-1])).mean()),
         "at_once": float(change.cumsum().max()),
+        "arriving": float(np.bincount(first, minlength=batches + 1)[batches // 10 :].max()),
     }
 
 

@@ -44,6 +44,7 @@ class FetchAhead:
         self._uses, self._sizes, self._lag, self._room = uses, sizes, lag, room
         self._taken: list[tuple[int, int]] = []  # a heap of (step to drop it at, shard)
         self._bytes = 0  # of these, and of the one under way
+        self._step = -1
         self._here = 0
         self._ended = False
         self._error: Exception | None = None
@@ -62,6 +63,7 @@ class FetchAhead:
         """
         needed = self._uses.begun(step)
         with self._changed:
+            self._step = step
             self._drop_until(step)
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._here >= needed or self._error is not None)
@@ -105,8 +107,7 @@ class FetchAhead:
         with self._changed:
             heapq.heappush(self._taken, (last + self._lag + 1, shard))
             self._here += 1
-            if self._ended:
-                self._drop_until(None)
+            self._drop_until(None if self._ended else self._step)
             self._changed.notify_all()
 
     def _drop_until(self, step: int | None) -> None:

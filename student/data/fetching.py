@@ -12,35 +12,17 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 from weakref import finalize
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from shards.errors import OptionError
+from shards.places.mirror import Mirror
 from student.data.ahead import FetchAhead, Room
 from student.data.order import BatchItem, GlobalBatchSampler
 from student.data.responses import CachedResponses
 from student.data.uses import Uses, find_uses
-
-
-class Mirror(Protocol):
-    """What is used of `shards.places.mirror.Mirror`: the copies of a cache's files on this machine."""
-
-    @property
-    def limit(self) -> int | None:
-        """The most bytes of all mirrors of the machine's cache_dir."""
-
-    def hold(self, file: str) -> Path:
-        """A file, fetched if it is not there; nobody removes it before `release`. Holds are not counted."""
-
-    def release(self, file: str) -> None:
-        """Let a held file be removed."""
-
-    def needed(self, shard_bytes: int) -> int:
-        """The limit with which shards of so many bytes can be here at once, beside the mirror's other files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +159,7 @@ class FetchingSampler(Sampler[list[BatchItem]]):
 
 def mirrors_of(data: CachedResponses) -> list[Mirror | None]:
     """For each cache of a data set: its mirror, None if it is a folder of this machine."""
-    return [getattr(cache, "mirror", None) for cache in data.caches]
+    return [cache.mirror for cache in data.caches]
 
 
 def file_room() -> int:
