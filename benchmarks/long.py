@@ -7,6 +7,7 @@ Dimensions: N response positions, K kept tokens of a position, V vocabulary, H h
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -86,7 +87,7 @@ def measure_one(options: Options, way: str, length: int) -> dict[str, float]:
     )
     model = LlamaForCausalLM(config).train()
     if way == "checkpointed":
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     forward = DistillForward(
         model,
         vocabulary_size=options.vocabulary,
@@ -117,7 +118,9 @@ def measure(options: Options, way: str, length: int) -> dict[str, float]:
         if value is not None:
             flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     command = [sys.executable, "-m", "benchmarks.long", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # glibc then gives every tensor of 1 MB or more back at once: the peak is of tensors in use, not of a torn heap
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no output"]
         raise AlignDistilError(f"{way} at {length} tokens: expected exit code 0, got {done.returncode}: {last[0]}")

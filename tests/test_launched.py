@@ -13,10 +13,11 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from test_training import arguments, moved, recipe, same_weights, student_folder, weights
+from torch.distributed.fsdp import StateDictType
 from two_ranks import run_ranks
 
 from shards.errors import OptionError
-from student.launched import require_as_launched
+from student.launched import require_as_launched, require_same_sharding
 from student.precision import keep_float32_sums
 from student.train.__main__ import train
 
@@ -113,6 +114,31 @@ def test_a_launch_whose_sharding_is_left_out_is_refused(name, sparse_cache, stud
     with pytest.raises(OptionError, match="FSDP: expected what the launcher asks for, got plain processes on cpu"):
         train(args)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_checkpoint_that_is_divided_in_another_way_is_refused(sparse_cache, student_folder, tmp_path):
+    flags = recipe(max_steps=2, warmup_steps=0)
+    train(arguments(sparse_cache, student_folder, tmp_path / "out", **flags))
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    args = SimpleNamespace(world_size=4)
+    trainer = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=True, args=args)
+    with pytest.raises(OptionError, match="DeepSpeed on 4 processes, as this launch, got one of whole"):
+        require_same_sharding(trainer, checkpoint)
+    (checkpoint / "global_step1").mkdir()
+    for rank in range(2):
+        (checkpoint / "global_step1" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    with pytest.raises(OptionError, match="got one of DeepSpeed on 2 processes"):
+        require_same_sharding(trainer, checkpoint)
+    with pytest.raises(OptionError, match="of whole weights, as this launch, got one of DeepSpeed on 2 processes"):
+        train(arguments(sparse_cache, student_folder, tmp_path / "b", resume_from_checkpoint=str(checkpoint), **flags))
+    args.world_size = 2
+    require_same_sharding(trainer, checkpoint)
+    (checkpoint / "pytorch_model_fsdp_0").mkdir()
+    plugin = SimpleNamespace(state_dict_type=StateDictType.FULL_STATE_DICT)
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    trainer = SimpleNamespace(is_fsdp_enabled=True, accelerator=accelerator)
+    with pytest.raises(OptionError, match="of FSDP, FULL_STATE_DICT, as this launch, got one of FSDP, SHARDED_STATE"):
+        require_same_sharding(trainer, checkpoint)
 
 
 def test_half_precision_under_fsdp2_rounds_neither_the_loss_nor_the_sums_of_gradients():

@@ -22,7 +22,7 @@ from shards.cli.outside import is_own_fault, naming, naming_saves
 from shards.modelfiles.generation import keep_generation_config
 from shards.modelfiles.trained_precision import require_float32
 from student.data.order import GlobalBatchSampler
-from student.launched import require_as_launched
+from student.launched import require_as_launched, require_same_sharding
 from student.loss.forward import base_model
 from student.options import DistillArguments
 from student.precision import ScalingTrainer
@@ -100,6 +100,7 @@ class ResumableTrainer(ScalingTrainer):
         checkpoints.require_all_ours(Path(str(self.args.output_dir)))
         if checkpoint is not None:
             checkpoints.require_checkpoint(checkpoint, self.run_identity(), self.num_steps)
+            require_same_sharding(self, checkpoint)
         require_disk(self, self.num_steps - (0 if checkpoint is None else checkpoints.step_of(checkpoint)))
 
     def _remove_earlier(self, checkpoint: Path | None) -> None:
