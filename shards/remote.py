@@ -49,13 +49,9 @@ def mirror_of(url: str, room: Room | None = None) -> Mirror:
 
 
 def mirrored_manifest(mirror: Mirror) -> Manifest:
-    """The manifest of a mirror's cache; from now on its shards are checked on arrival.
-
-    Raises OptionError if its largest shard does not fit under the limit.
-    """
+    """The manifest of a mirror's cache; from now on its shards are checked on arrival."""
     manifest = read_manifest(mirror.folder, str(mirror))
     mirror.expected = {entry.file: (entry.bytes, entry.sha256) for entry in manifest.entries}
-    mirror.require(max(entry.bytes for entry in manifest.entries), "the largest shard and the index")
     return manifest
 
 

@@ -93,3 +93,29 @@ def sparse_cache(trio_folders, pairs_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("sparse") / "cache"
     settings = {"responses": "both", "top_k": 5, "max_top_k": 12, "tokens_per_shard": 40}
     return build_cache(build_options(trio_folders, pairs_file, out, **settings))
+
+
+@pytest.fixture(scope="session")
+def object_server():
+    pytest.importorskip("obstore"), pytest.importorskip("moto")
+    from object_server import ObjectServer
+
+    server = ObjectServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(object_server, monkeypatch, tmp_path):
+    """An empty bucket, the environment to reach it, and a mirror of its own."""
+    from object_server import Bucket
+
+    from shards.places import objects
+
+    for name, value in object_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ALIGNDISTIL_CACHE", str(tmp_path / "mirror"))
+    monkeypatch.setattr(objects, "PATIENCE", objects.Patience(tries=3, pause=0.01))
+    object_server.proxy.forget()
+    yield Bucket(object_server.new_bucket(), object_server.proxy)
+    object_server.proxy.forget()

@@ -6,7 +6,6 @@ import shutil
 import pytest
 from fake_cache import make_cache
 from hub_stand_in import HubStandIn
-from object_server import Bucket, ObjectServer
 
 from shards import ShardCache
 from shards.copy.__main__ import main
@@ -14,7 +13,6 @@ from shards.copy.card import card
 from shards.copy.destination import Destination
 from shards.errors import CacheConflict, CacheDamaged, CacheMissing, OptionError, TransferFailed
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, read_manifest
-from shards.places import objects
 from shards.places.folder import FolderStore
 from shards.places.publisher import Publisher
 from shards.places.stores import store_of
@@ -23,23 +21,6 @@ from shards.verify.__main__ import verify
 
 HUB = "hf://datasets/me/cache"
 PLACES = ("folder", "bucket", "hub")
-
-
-@pytest.fixture(scope="module")
-def server():
-    pytest.importorskip("obstore")
-    server = ObjectServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def bucket(server, monkeypatch):
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(objects.time, "sleep", lambda seconds: None)
-    server.proxy.forget()
-    return Bucket(name=server.new_bucket(), proxy=server.proxy)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import pickle
 import pytest
 from conftest import build_options
 from hub_stand_in import HubStandIn
-from object_server import Bucket, ObjectServer
 from tiny import make_pairs, write_jsonl
 
 from precompute.build import shard_work
@@ -14,7 +13,6 @@ from precompute.build.build import build
 from shards import ShardCache
 from shards.errors import AlignDistilError, CacheConflict, CacheMissing, TransferFailed
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE
-from shards.places import objects
 from shards.places.hub import HubStore
 from shards.places.objects import ObjectStore
 from shards.places.out import Out, open_out
@@ -24,24 +22,6 @@ from shards.places.url import parse_url
 
 SETTINGS = {"responses": "both", "top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
 SMALL = {"plan.json", "index.arrow", "vocabulary.json", "provenance.json", "manifest.json"}
-
-
-@pytest.fixture(scope="module")
-def server():
-    pytest.importorskip("obstore")
-    server = ObjectServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def bucket(server, monkeypatch):
-    """An empty bucket, with the environment that leads to it, and no pause between two tries."""
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(objects.time, "sleep", lambda seconds: None)
-    server.proxy.forget()
-    return Bucket(name=server.new_bucket(), proxy=server.proxy)
 
 
 def contents(bucket):

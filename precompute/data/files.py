@@ -28,16 +28,21 @@ def suffixes_of(name: str) -> tuple[str, str] | None:
     return (kind, compression) if kind in kinds else None
 
 
+def require_supported(where: str, name: str) -> tuple[str, str]:
+    """Kind and compression of a file name. Raises DataError for a name that is not supported."""
+    found = suffixes_of(name)
+    if found is None:
+        raise DataError(f"{where}: expected a name that ends in {EXPECTED_SUFFIXES}, got {name}")
+    return found
+
+
 def file_rows(path: Path) -> Iterator[WhereRow]:
     """The rows of a file. `where` is "prefs.jsonl line 17" for lines of text, else "prefs.parquet row 16".
 
     Lines count from 1, including blank ones, which give no row; rows count from 0. Raises DataError for an unsupported
     or damaged file, and for a row that is not an object.
     """
-    found = suffixes_of(path.name)
-    if found is None:
-        raise DataError(f"{path}: expected a name that ends in {EXPECTED_SUFFIXES}, got {path.name}")
-    kind, compression = found
+    kind, compression = require_supported(str(path), path.name)
     if kind in TEXT_SUFFIXES:
         yield from text_rows(path, kind, compression)
     else:

@@ -44,7 +44,7 @@ class DataReader:
     def _rows(self, source: Source, label: str) -> Iterator[tuple[str, dict[str, Any], Layout]]:
         columns, layout = Columns(source.columns), None
         name = Path(source.name).name
-        rows = take_rows(read_rows(source.name, source.split, source.config), source.take)
+        rows = take_rows(read_rows(source.name, source.split, source.config, self._data.room), source.take)
         for place, found in rows:
             where = place if label == name else label + place.removeprefix(name).removeprefix(source.name)
             row = as_messages(columns.apply(found, where), where, system=columns.system)

@@ -1,4 +1,4 @@
-"""Opens a data source (a file, a folder or a hub name) and gives its rows one by one, each with its place.
+"""Opens a data source (a file, a URL of one, a folder or a hub name) and gives its rows one by one, with their places.
 
 Local folders are read by `datasets` without its cache, because the cache does not notice a changed file with the same
 modification time, which `cp -p` and `rsync -t` produce. Only hub data is cached.
@@ -9,37 +9,61 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from precompute.data.files import file_rows, numbered, suffixes_of
+from precompute.data.files import file_rows, numbered, require_supported, suffixes_of
 from precompute.data.folders import plain_folder
 from precompute.data.text_files import Row, WhereRow
 from shards.errors import DataError, OptionError
+from shards.places.room import Room
+from shards.places.url import is_url, parse_url
+from shards.places.whole_file import fetch_file
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _READABLE = "data that datasets can read"
 MANY = 10
 
 
-def read_rows(data: str, split: str = "train", config: str | None = None) -> Iterator[WhereRow]:
+def read_rows(
+    data: str, split: str = "train", config: str | None = None, room: Room | None = None
+) -> Iterator[WhereRow]:
     """The rows of `data` in order, each as (where, row), read on demand.
 
-    `data` is a file (`file_rows` says which kinds), a folder (written by `save_to_disk`, or with a data set's files as
-    on the hub) or a hub name. `where` is "prefs.jsonl line 17" or "NAME row 16". `split` and `config` name a split and
-    a configuration of a folder or of a hub data set; a file has only the split "train".
+    `data` is a file (`file_rows` says which kinds), the URL of one, which is copied whole into `room`, a folder
+    (written by `save_to_disk`, or with a data set's files as on the hub) or a hub name. `where` is "prefs.jsonl line
+    17" or "NAME row 16". `split` and `config` name a split and a configuration of a folder or of a hub data set; a file
+    has only the split "train".
 
     Raises DataError if nothing can be opened, split or configuration are unknown, or a row is not an object.
     """
     path = Path(data)
-    if path.is_dir():
+    if is_url(data):
+        _require_file(data, split, config)
+        yield from _url_rows(data, room or Room.of())
+    elif path.is_dir():
         yield from _folder_rows(path, split, config)
     elif suffixes_of(data) or path.exists() or not _HUB_NAME.fullmatch(data):
         if not path.is_file():
             raise DataError(f"{path}: expected a data file, a folder or a hub name, found nothing there")
-        if split != "train":
-            raise DataError(f"{path}: expected split train, the only one of a file, got {split}")
-        _require_no_config(path, config, "a file")
+        _require_file(data, split, config)
         yield from file_rows(path)
     else:
         yield from numbered(data, lambda: _open_dataset(data, data, split, config), _READABLE)
+
+
+def _require_file(data: str, split: str, config: str | None) -> None:
+    if split != "train":
+        raise DataError(f"{data}: expected split train, the only one of a file, got {split}")
+    _require_no_config(data, config, "a file")
+
+
+def _url_rows(url: str, room: Room) -> Iterator[WhereRow]:
+    """The rows of a file in a store; its copy stays until all are read."""
+    require_supported(url, parse_url(url).name)
+    mirror = fetch_file(url, room)
+    copy = mirror.folder / parse_url(url).name
+    try:
+        yield from file_rows(copy)
+    except DataError as exc:
+        raise DataError(str(exc).replace(str(copy), url)) from exc
 
 
 def _folder_rows(path: Path, split: str, config: str | None) -> Iterator[WhereRow]:
@@ -76,7 +100,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:MANY]) + (f", ... ({len(names)} in all)" if len(names) > MANY else "")
 
 
-def _require_no_config(path: Path, config: str | None, what: str) -> None:
+def _require_no_config(path: Path | str, config: str | None, what: str) -> None:
     if config is not None:
         raise OptionError(f"data_config: expected none for {path}, {what}, got {config}")
 

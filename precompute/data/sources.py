@@ -11,6 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shards.places.room import Room
+from shards.places.url import is_url
+
 Item = TypeVar("Item")
 
 
@@ -28,12 +31,14 @@ class Source:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
     """Sources in order; limit: the number of rows taken from all of them together. template: arguments of the chat
-    template for rows without their own. skip_bad: leave out rows labelled false instead of refusing them."""
+    template for rows without their own. skip_bad: leave out rows labelled false instead of refusing them. room: where
+    files of URLs are copied to; default: that without flags."""
 
     sources: tuple[Source, ...]
     limit: int | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
     skip_bad: bool = False
+    room: Room | None = None
 
     @classmethod
     def of(cls, name: str, split: str = "train", limit: int | None = None) -> "Data":
@@ -45,9 +50,9 @@ class Data:
 
     @property
     def places(self) -> str | list[str]:
-        """Paths of the sources, or their hub names; text if there is only one."""
+        """Paths of the sources, or their URLs or hub names; text if there is only one."""
         names = [source.name for source in self.sources]
-        found = [str(Path(name).resolve()) if Path(name).exists() else name for name in names]
+        found = [str(Path(name).resolve()) if not is_url(name) and Path(name).exists() else name for name in names]
         return found[0] if len(found) == 1 else found
 
 

@@ -9,13 +9,15 @@ from typing import Any, Literal, TypeVar
 from precompute.data.columns import parse_columns
 from precompute.data.sources import Data, Source
 from shards.cli.command import flag, require_choices
+from shards.cli.flags.cache_flags import CacheFlags
 from shards.errors import OptionError
+from shards.places.url import is_url, parse_url
 
 Item = TypeVar("Item")
 
 
 @dataclass(kw_only=True)
-class DataOptions:
+class DataOptions(CacheFlags):
     """Sources and what to take from them. A flag with a value per source also takes one value for all sources.
 
     Raises OptionError for values out of range and for a wrong number of values.
@@ -24,7 +26,8 @@ class DataOptions:
     data: list[str] = field(
         metadata={
             "help": "one source or several: .jsonl, .ndjson, .json, .csv, .tsv (.gz, .zst too), .parquet, .arrow, a "
-            "folder or a hub name; columns as TRL has them, ShareGPT's conversations, or others with --columns"
+            "URL of such a file, a folder or a hub name; columns as TRL has them, ShareGPT's conversations, or others "
+            "with --columns"
         }
     )
     split: list[str] = flag(["train"], "split of a folder or hub data set; one for all sources, or one for each")
@@ -55,6 +58,8 @@ class DataOptions:
         require_choices(self)  # also those of the command's own flags
         if self.limit is not None and self.limit < 1:
             raise OptionError(f"limit: expected 1 or more, got {self.limit}")
+        for name in filter(is_url, self.data):
+            parse_url(name)
         _ = self.data_sources
 
     @property
@@ -78,7 +83,8 @@ class DataOptions:
             for name, split, config, take, columns in each
         )
         skip = self.on_label_false == "skip"
-        return Data(sources=found, limit=self.limit, template=_template(self.chat_template_kwargs), skip_bad=skip)
+        template = _template(self.chat_template_kwargs)
+        return Data(sources=found, limit=self.limit, template=template, skip_bad=skip, room=self.room)
 
 
 def _for_each(name: str, values: Sequence[Item], count: int) -> Sequence[Item]:

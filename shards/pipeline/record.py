@@ -1,7 +1,8 @@
 """The finished steps of a pipeline: pipeline.json in its folder.
 
 A step is recorded when it has ended well: its command, and a hash of the content of every path that it read or wrote.
-Every run hashes all of them again, each once: sizes and times cannot tell whether a file has changed.
+Every run hashes all of them again, each once: sizes and times cannot tell whether a file has changed. Of a cache at a
+URL the manifest stands for all files, and of another file there its ETag and size.
 """
 
 import hashlib
@@ -15,6 +16,8 @@ from shards.errors import CacheConflict, CacheDamaged, OptionError
 from shards.format.manifest import differences, file_sha256, read_json
 from shards.format.writer import exclusive, write_json
 from shards.pipeline.step import Step
+from shards.places.url import is_url
+from shards.remote import content_of
 
 RECORD_FILE = "pipeline.json"
 FORMAT = 1
@@ -39,7 +42,7 @@ class Record:
     def is_done(self, step: Step) -> bool:
         """Whether a step is done. Raises CacheConflict if its command, an input or its output has changed."""
         if not self._was_done(step):
-            if step.command.overwrites and any(Path(path).exists() for path in step.outputs):
+            if step.command.overwrites and any(map(self._is_there, step.outputs)):
                 raise CacheConflict(f"{step.outputs[0]}: expected nothing, found what step {step.name} did not write")
             return False
         self.require_same_command(step)
@@ -82,7 +85,7 @@ class Record:
         return dict(found["steps"])
 
     def _was_done(self, step: Step) -> bool:
-        return step.name in self._steps and any(Path(path).exists() for path in step.outputs)
+        return step.name in self._steps and any(map(self._is_there, step.outputs))
 
     def _refuse(self, step: Step, what: str) -> None:
         raise CacheConflict(
@@ -93,8 +96,11 @@ class Record:
     def _content(self, path: str) -> str | None:
         """`_hashed`, once for each path until a step has run."""
         if path not in self._known:
-            self._known[path] = _hashed(Path(path))
+            self._known[path] = content_of(path) if is_url(path) else _hashed(Path(path))
         return self._known[path]
+
+    def _is_there(self, path: str) -> bool:
+        return self._content(path) is not None if is_url(path) else Path(path).exists()
 
 
 def _hashed(path: Path) -> str | None:
@@ -113,7 +119,9 @@ def _command(step: Step) -> dict[str, Any]:
 
 
 def _path_in(name: str) -> str | None:
-    """The path in a flag's value: the value itself, or from role=path or file.py:function; None for a hub name."""
+    """The path or URL in a flag's value: itself, or from role=path or file.py:function; None for a hub name."""
+    if is_url(name):
+        return name
     candidates = (name, name.partition("=")[2], name.partition(":")[0])
     return next((text for text in candidates if text and Path(text).exists()), None)
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.places.url import is_url
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
@@ -49,9 +51,9 @@ class Step:
 
     @property
     def outputs(self) -> list[str]:
-        """Paths that exist when the step is done."""
+        """Paths and URLs that exist when the step is done."""
         (path,) = self.flags[self.command.output]
-        return [str(Path(path, name)) for name in self.command.made]
+        return [f"{path}/{name}".rstrip("/") if is_url(path) else str(Path(path, name)) for name in self.command.made]
 
     @property
     def names_read(self) -> list[str]:

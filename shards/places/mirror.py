@@ -8,9 +8,11 @@ leaves is a .part without a lock, which the next one takes over.
 
 import contextlib
 import fcntl
+import fnmatch
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from shards.places.room import MARK_FILE, PART, Room, is_still, lock, unlock
 from shards.places.stores import Store
 
 KEY_LETTERS = 32
+WHOLE = "."
+"""The name under which a whole folder is held."""
 ROUNDS = 100
 """How often a file may be removed by others between two steps of ours, before we give up."""
 
@@ -37,17 +41,28 @@ class Mirror:
         self.folder = room.folder / key
         self.sizes = sizes
         self.expected: Mapping[str, tuple[int, str]] = {}
-        self._held: dict[str, int] = {}
-        self._whole: int | None = None
+        self._hold_nothing()
+        self._mark = json.dumps({"url": str(store.url), "evict": evict}).encode()
+        self._evict = evict
+        self.require(
+            max((size for file, size in sizes.items() if self._removable(file)), default=0), "the largest shard"
+        )
         make_folder(self.folder)
         room.knows(self.folder, sizes)
-        mark = json.dumps({"url": str(store.url), "evict": evict}).encode()
-        self.write(MARK_FILE, mark)
+        self.write(MARK_FILE, self._mark)
         if room.limit is None:
             self.hold_all()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_held": {}, "_whole": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_held", "_end")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._hold_nothing()
+
+    def _hold_nothing(self) -> None:
+        self._held: dict[str, int] = {}
+        self._end = weakref.finalize(self, _let_go, self._held, os.getpid())
 
     def __str__(self) -> str:
         return str(self.store.url)
@@ -93,8 +108,8 @@ class Mirror:
         return self._arrive(file, len(content), lambda part: _overwrite(part, content))
 
     def hold(self, file: str) -> Path:
-        """As `ensure`; nobody removes the file before `release`, or the end of this process."""
-        if self._whole is not None or file in self._held:
+        """As `ensure`; nobody removes the file before `release`, or the end of this object."""
+        if WHOLE in self._held or file in self._held:
             return self.ensure(file)
         for _ in range(ROUNDS):
             path = self.ensure(file)
@@ -115,14 +130,15 @@ class Mirror:
             unlock(descriptor)
 
     def hold_all(self) -> None:
-        """Keep every file of this mirror until this process ends."""
-        if self._whole is None:
-            self._whole = os.open(self.folder, os.O_RDONLY)
-            lock(self._whole, fcntl.LOCK_SH)
+        """Keep every file of this mirror as long as this object lives."""
+        if WHOLE not in self._held:
+            self._held[WHOLE] = os.open(self.folder, os.O_RDONLY)
+            lock(self._held[WHOLE], fcntl.LOCK_SH)
 
     def needed(self, shard_bytes: int) -> int:
-        """The limit with which shards of so many bytes in all can be here at once, beside the files without a hash."""
-        return shard_bytes + sum(size for file, size in self.sizes.items() if file not in self.expected)
+        """The limit with which shards of so many bytes in all can be here at once, beside the files that stay."""
+        stay = sum(size for file, size in self.sizes.items() if not self._removable(file))
+        return shard_bytes + stay + len(self._mark)
 
     def require(self, shard_bytes: int, what: str) -> None:
         """Raise OptionError, with the number that is needed, if the limit has no room for `shard_bytes`."""
@@ -137,6 +153,9 @@ class Mirror:
             return None
         return f"{path}: expected the copy of {self.name(file)} as it arrived, got sha256 {found}; remove it"
 
+    def _removable(self, file: str) -> bool:
+        return fnmatch.fnmatchcase(file, self._evict)
+
     def _bytes(self, file: str) -> int | None:
         return self.expected[file][0] if file in self.expected else self.sizes.get(file)
 
@@ -147,15 +166,16 @@ class Mirror:
             old = path.stat().st_size if path.exists() else 0
             if path.exists() and old == size and not fresh:
                 return path
-            self.room.reserve(part, descriptor, size)
             try:
+                self.room.reserve(part, descriptor, size)
                 fill(part)
                 os.fsync(descriptor)
                 part.replace(path)
                 self.room.give_back(old)
             except BaseException:
+                left = os.fstat(descriptor).st_size
                 part.unlink(missing_ok=True)
-                self.room.give_back(size)
+                self.room.give_back(left)
                 raise
         return path
 
@@ -196,6 +216,16 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise OptionError(f"cache_dir: expected a folder to write to, got {folder} ({exc.strerror})") from exc
+
+
+def _let_go(held: dict[str, int], process: int) -> None:
+    """End all holds. A forked process only closes its copies: the locks are its parent's."""
+    for descriptor in held.values():
+        if os.getpid() == process:
+            unlock(descriptor)
+        else:
+            os.close(descriptor)
+    held.clear()
 
 
 @contextlib.contextmanager

@@ -58,9 +58,9 @@ PATIENCE = Patience()
 class ObjectStore:
     """A folder of an object store. Can be pickled; the client is made at first use."""
 
-    def __init__(self, url: Url, patience: Patience = PATIENCE) -> None:
+    def __init__(self, url: Url, patience: Patience | None = None) -> None:
         self.url = url
-        self.patience = patience
+        self.patience = patience or PATIENCE
         self._client: Any = None
 
     def __getstate__(self) -> dict[str, Any]:

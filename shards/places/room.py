@@ -68,15 +68,18 @@ class Room:
         Raises OptionError if the limit is too low, or the disk full.
         """
         with self._counted() as count:
-            more = size - os.fstat(descriptor).st_size  # what a killed process has left is counted already
+            left = os.fstat(descriptor).st_size  # by a killed process; it is counted already
+            more = size - left
             used = count.value if count.value is not None else self._all_bytes()
             if self.limit is not None and used + more > self.limit:
-                used = self._freed(more, part)
+                used = count.value = self._freed(more, part)
+                self._require_room(used, more, part)
             count.value = used + more
             try:
                 _allocate(descriptor, size)
             except OSError as exc:
                 count.value = used
+                os.ftruncate(descriptor, left)
                 if exc.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
                 raise OptionError(
@@ -97,8 +100,10 @@ class Room:
         try:
             lock(descriptor, fcntl.LOCK_EX)
             count = _Count(descriptor)
-            yield count
-            count.write()
+            try:
+                yield count
+            finally:
+                count.write()
         finally:
             unlock(descriptor)
 
@@ -129,12 +134,14 @@ class Room:
                 break
             if remove_free(copy.path):
                 used -= copy.size
-        if used + more > self.limit:
+        return used
+
+    def _require_room(self, used: int, more: int, part: Path) -> None:
+        if self.limit is not None and used + more > self.limit:
             raise OptionError(
                 f"cache_limit: expected {used + more:,} bytes or more, {used:,} for what is in use in {self.folder} "
                 f"and {more:,} for {part.name.removesuffix(PART)}, got {self.limit:,}"
             )
-        return used
 
     def _sizes(self, folder: Path, mark: Mapping[str, str]) -> Mapping[str, int]:
         """What the store of a folder lists; nothing if it does not answer, so that nothing of it is removed."""

@@ -42,4 +42,4 @@ def store_of(url: Url, patience: Patience | None = None) -> Store:
     """The store of a URL. Raises OptionError if the client that it needs is not installed."""
     if url.scheme == "hf":
         return HubStore(url=url)
-    return ObjectStore(url) if patience is None else ObjectStore(url, patience)
+    return ObjectStore(url, patience)
