@@ -11,9 +11,9 @@ from shards import ShardCache
 from shards.copy.__main__ import main
 from shards.copy.card import card
 from shards.copy.destination import Destination
+from shards.copy.folder import FolderStore
 from shards.errors import CacheConflict, CacheDamaged, CacheMissing, OptionError, TransferFailed
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, read_manifest
-from shards.places.folder import FolderStore
 from shards.places.publisher import Publisher
 from shards.places.stores import store_of
 from shards.places.url import is_url, parse_url

@@ -10,8 +10,10 @@ from tiny import make_pairs, write_jsonl
 
 from precompute.build import shard_work
 from precompute.build.build import build
+from precompute.rollout.options import RolloutOptions
 from shards import ShardCache
-from shards.errors import AlignDistilError, CacheConflict, CacheMissing, TransferFailed
+from shards.cli.space import require_here
+from shards.errors import AlignDistilError, CacheConflict, CacheMissing, OptionError, TransferFailed
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE
 from shards.places.hub import HubStore
 from shards.places.objects import ObjectStore
@@ -258,3 +260,10 @@ def test_a_repository_in_which_others_always_commit_is_given_up(hub, tmp_path):
     hub.meanwhile = lambda: hub.commits["me/cache"].append(hub.files("me/cache") | {f"x{next(number)}": b""})
     with pytest.raises(TransferFailed, match=f"expected to commit plan.json, got .*{ATTEMPTS} tries"):
         Publisher(hub_store(hub)).publish("plan.json", path, last=True)
+
+
+def test_what_is_no_cache_is_written_to_this_machine_only():
+    with pytest.raises(OptionError, match=r"^out: expected a place on this machine, got s3://bucket/one.jsonl; "):
+        RolloutOptions(model="m", data="d", out="s3://bucket/one.jsonl")
+    with pytest.raises(OptionError, match=r"^out: expected a place on this machine, got s3://bucket/one; "):
+        require_here("s3://bucket/one")
