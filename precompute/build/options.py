@@ -23,7 +23,6 @@ class BuildOptions(ClusterOptions, DataOptions):
         metadata={"help": "role=folder or hub name, for dpo, reference and (for contrast) reverse; peft adapters too"}
     )
     out: str = flag("shards", "folder of the cache, or a URL: s3://, gs://, az://, hf://datasets/")
-    cache_dir: str | None = flag(None, "folder for what belongs to URLs on this machine; default: ~/.cache/aligndistil")
     responses: Literal["chosen", "rejected", "both"] = flag("chosen", "which responses of a pair to cache")
     max_length: int = flag(2048, "most tokens of prompt and response; longer responses are cut, prompts never")
     on_overlong: Literal["skip", "error"] = flag("skip", "what to do with prompts of max_length tokens or more")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from precompute.tokens.data_options import DataOptions
 from shards.cli.command import flag
 from shards.cli.device import Dtype
+from shards.cli.space import require_here
 from shards.errors import OptionError
 
 
@@ -50,6 +51,7 @@ class RolloutOptions(DataOptions):
             raise OptionError(
                 "tf32: expected it with the engine transformers only, got vllm, which sets its own products"
             )
+        require_here(self.out)
         if Path(self.out).suffix != ".jsonl":
             raise OptionError(f"out: expected a file name that ends in .jsonl, got {self.out}")
 

@@ -28,7 +28,7 @@ from shards.cli.command import parse_dataclasses, run_command
 from shards.cli.device import resolve_trained_dtype
 from shards.cli.launcher import launched_processes
 from shards.cli.outside import naming_saves
-from shards.cli.space import require_writable
+from shards.cli.space import require_here, require_writable
 from shards.cli.text import counted, skipped_text
 from shards.errors import OptionError
 from shards.format.schema import Role
@@ -63,6 +63,7 @@ class TeacherInputs:
 
 def make_teachers(options: TeacherOptions, args: "DPOArguments") -> None:
     """Train OUT/dpo and OUT/reverse, finish them, or recognise them as done. Raises AlignDistilError."""
+    require_here(options.out)
     out = Path(options.out)
     options = replace(options, dtype=resolve_trained_dtype(options.dtype, args.device, frozen=options.use_peft))
     processes = Processes.join()

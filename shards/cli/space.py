@@ -5,6 +5,13 @@ import tempfile
 from pathlib import Path
 
 from shards.errors import OptionError
+from shards.places.url import is_url
+
+
+def require_here(place: str, option: str = "out") -> None:
+    """Raise OptionError for a URL where a place on this machine is needed: `Path` would take it for a folder."""
+    if is_url(place):
+        raise OptionError(f"{option}: expected a place on this machine, got {place}; only a cache is written to a URL")
 
 
 def require_writable(folder: Path, option: str = "out") -> None:

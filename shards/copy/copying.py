@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 from shards.cli.space import require_space, require_writable
 from shards.copy.card import CARD_FILE, card
 from shards.copy.destination import Destination
+from shards.copy.folder import FolderStore
 from shards.copy.source import BESIDE, Source, temporary_name
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, ShardEntry
 from shards.format.writer import exclusive, remove_temporary_files
-from shards.places.folder import FolderStore
 from shards.places.hub import HubStore
 from shards.places.stores import Store
 

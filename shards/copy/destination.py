@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from shards.copy.folder import FolderStore
 from shards.copy.source import calling
 from shards.errors import CacheConflict, CacheDamaged
 from shards.format.manifest import (
@@ -18,7 +19,6 @@ from shards.format.manifest import (
     refuse_difference,
     require_files,
 )
-from shards.places.folder import FolderStore
 from shards.places.hub import HubStore
 from shards.places.out import staging_folder
 from shards.places.publisher import Publisher, bring

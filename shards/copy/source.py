@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.copy.folder import FolderStore
 from shards.errors import AlignDistilError, CacheDamaged, CacheMissing
 from shards.format.index import INDEX_FILE, read_index
 from shards.format.manifest import (
@@ -24,7 +25,6 @@ from shards.format.manifest import (
     require_files,
 )
 from shards.format.plan import canonical_json
-from shards.places.folder import FolderStore
 from shards.places.publisher import bring
 from shards.places.stores import Store
 
