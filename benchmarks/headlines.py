@@ -124,12 +124,18 @@ def of_weights(results: Results) -> list[Headline]:
     ]
 
 
+def of_cluster(results: Results) -> list[Headline]:
+    different = sum(row["different"] for row in results["rows"])
+    return [Headline("files with other bytes, by torchrun, Ray, kills and stops", str(different), "0")]
+
+
 HEADLINES: dict[str, Callable[[Results], Sequence[Headline]]] = {
     "gpu": of_gpu,
     "loading": of_loading,
     "tokenizing": of_tokenizing,
     "codec": of_codec,
     "building": of_building,
+    "cluster": of_cluster,
     "step": of_step,
     "fidelity": of_fidelity,
     "online": of_online,

@@ -2,8 +2,10 @@
 
 import gc
 import os
+import pickle
 import platform
 import time
+import zlib
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -49,12 +51,20 @@ class ModelFacts:
 
 
 class Done(NamedTuple):
-    """One line about shards that are published, and what the manifest's statistics need of them."""
+    """Some kilobytes about shards that are published: bytes, sha256, and what the manifest's statistics need of them.
 
-    findings: Findings
+    packed: their Findings; as they are, counts over thousands of bins, mostly empty, would take half a megabyte.
+    """
+
+    packed: bytes
     times: Times
     tokens: int
     seconds: float
+
+    @property
+    def findings(self) -> Findings:
+        found: Findings = pickle.loads(zlib.decompress(self.packed))
+        return found
 
 
 def model_facts(options: BuildOptions) -> ModelFacts:
@@ -158,7 +168,8 @@ class BuildWorker:
             return found
         findings, times = found
         tokens = sum(self._plan.shards[number].positions for number in todo)
-        return Done(findings, times, tokens, time.perf_counter() - start)
+        packed = zlib.compress(pickle.dumps(findings))
+        return Done(packed, times, tokens, time.perf_counter() - start)
 
     @property
     def _models(self) -> ModelWork:
