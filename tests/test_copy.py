@@ -184,7 +184,8 @@ def test_a_shard_of_another_size_at_the_destination_is_refused(cache, run, tmp_p
         run(cache, end)
 
 
-def test_a_file_of_a_folder_is_never_replaced(tmp_path):
+def test_a_file_of_a_folder_is_never_replaced_even_if_it_comes_between_look_and_write(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: False)
     (tmp_path / "a").write_bytes(b"mine")
     (tmp_path / ".a.tmp").write_bytes(b"other")
     assert not FolderStore(tmp_path).put("a", tmp_path / ".a.tmp")
