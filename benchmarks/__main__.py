@@ -29,6 +29,8 @@ QUICK = {
     "codec": "--rows 6 --positions 40 --synthetic_rows 2 --repeats 1",
     "building": "--hidden_size 128 --layers 2 --heads 4 --vocabulary 4000 --pairs 2 --repeats 2",
     "cluster": "--pairs 20 --words 10 --tokens_per_shard 50 --kills 1",
+    "stores": "--megabytes 1 --objects 1 --small 5 --repeats 1",
+    "scaling": "--measure paper",
     "step": "--hidden_size 128 --layers 2 --heads 4 --vocabulary 4000 --rows 2 --sequence_length 128 --repeats 2 "
     "--loader_batches 3",
     "fidelity": "--rows 6 --positions 60 --frontier_positions 30 --parameter_rows 1 --student_rows 1 "

@@ -129,6 +129,18 @@ def of_cluster(results: Results) -> list[Headline]:
     return [Headline("files with other bytes, by torchrun, Ray, kills and stops", str(different), "0")]
 
 
+def of_stores(results: Results) -> list[Headline]:
+    floor, ours = results["results"]["http.client (floor)"], results["results"]["obstore"]
+    return [Headline(f"{what}, obstore over http.client", f"{ours[what] / floor[what]:.2f}") for what in floor]
+
+
+def of_scaling(results: Results) -> list[Headline]:
+    settings = results["settings"]
+    hours = {name: text for name, text, _ in results["paper"]["The build"]}["hours"]
+    what = f"{settings['responses']:,} responses, {settings['gpus']} GPUs: computed hours of the build"
+    return [Headline(what, hours)]
+
+
 HEADLINES: dict[str, Callable[[Results], Sequence[Headline]]] = {
     "gpu": of_gpu,
     "loading": of_loading,
@@ -136,6 +148,8 @@ HEADLINES: dict[str, Callable[[Results], Sequence[Headline]]] = {
     "codec": of_codec,
     "building": of_building,
     "cluster": of_cluster,
+    "stores": of_stores,
+    "scaling": of_scaling,
     "step": of_step,
     "fidelity": of_fidelity,
     "online": of_online,

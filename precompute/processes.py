@@ -29,13 +29,15 @@ Result = TypeVar("Result")
 class Processes:
     """This process among `world_size`. Each shard number belongs to one process, so no two write the same shard.
 
-    group: for sending objects and bytes; None means the default group of torch.distributed.
+    group: for sending objects and bytes; None means the default group of torch.distributed. said: puts the line of an
+    error into the user's words.
     """
 
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
     group: Any = None
+    said: Callable[[str], str] = str
 
     @classmethod
     def join(cls) -> "Processes":
@@ -85,7 +87,7 @@ class Processes:
         try:
             result, error = work(), None
         except AlignDistilError as exc:
-            error = str(exc)
+            error = self.said(str(exc))
         self._end_together(self.gather(error))
         return result
 

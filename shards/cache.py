@@ -125,12 +125,16 @@ class ShardCache:
         responses = self.read(rows, roles=(r for r in schema.ROLES if r in roles), pairs=(spec.pair,))
         return compose(concatenate([response.scores for response in responses]), spec, self.plan.nodes)
 
+    def shards_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The shard of each of these rows."""
+        return np.searchsorted(self._first_rows, rows, side="right") - 1
+
     def _places(self, rows: Sequence[int]) -> list[Place]:
         for row in rows:
             if not 0 <= row < len(self):
                 raise IndexError(f"{self.name}: expected a row under {len(self)}, got {row}")
         numbers = np.asarray(rows, dtype=np.int64)
-        shards = np.searchsorted(self._first_rows, numbers, side="right") - 1
+        shards = self.shards_of(numbers)
         batches, inside = np.divmod(numbers - self._first_rows[shards], self.plan.rows_per_batch)
         return list(map(Place, shards.tolist(), batches.tolist(), inside.tolist()))
 

@@ -1,6 +1,6 @@
 """A fixed, evenly spread sample of a cache's rows, for estimates that do not need all rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,8 @@ from shards.format.scores import Scores
 from shards.teacher.spec import TeacherSpec
 
 ROWS_AT_A_TIME = 16
+FEW_SHARDS = 8
+"""Shards that are fetched for a sample, at most."""
 QUIET_SECONDS = 2.0
 """Seconds before a progress bar appears."""
 
@@ -22,6 +24,25 @@ def spread(total: int, limit: int) -> list[int]:
     if total <= limit:
         return list(range(total))
     return [int(row) for row in np.linspace(0, total - 1, limit).round()]
+
+
+def spread_in_few(ends: Sequence[int] | np.ndarray, limit: int) -> list[int]:
+    """`limit` rows or fewer, evenly spread inside few shards, which are evenly spread too: each may have to be fetched.
+
+    ends: (shards,), the end of the rows of each shard.
+    """
+    if len(ends) <= FEW_SHARDS:
+        return spread(int(ends[-1]), limit)
+    begins = np.append(0, ends[:-1])
+    rows = np.concatenate([np.arange(begins[shard], ends[shard]) for shard in spread(len(ends), FEW_SHARDS)])
+    return rows[spread(len(rows), limit)].tolist()
+
+
+def sample(cache: ShardCache, limit: int) -> list[int]:
+    """`limit` rows or fewer of a cache, evenly spread; of few shards if they lie in a store."""
+    if cache.mirror is None:
+        return spread(len(cache), limit)
+    return spread_in_few([shard.first_row + shard.rows for shard in cache.plan.shards], limit)
 
 
 def chunks(rows: list[int], description: str) -> Iterator[list[int]]:

@@ -14,7 +14,8 @@ def require_as_launched(trainer: Any) -> None:
     """Raise OptionError for a launch whose sharding accelerate left out, and for adapters that it would not save."""
     found = {"FSDP": trainer.is_fsdp_enabled, "DeepSpeed": trainer.is_deepspeed_enabled}
     for variable, name in ASKED.items():
-        if os.environ.get(variable, "").lower() == "true" and not found[name]:
+        asked = os.environ.get(variable, "").lower() == "true" and "RANK" in os.environ  # else of an earlier training
+        if asked and not found[name]:
             raise OptionError(
                 f"{name}: expected what the launcher asks for, got plain processes on "
                 f"{trainer.args.device.type}, where accelerate leaves it out; launch with examples/launch/ddp.yaml"

@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -36,6 +37,13 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def environment_of_its_own():
+    """A test leaves nothing in the environment: Trainer's arguments write there what they ask accelerate for."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 ALL_PAIRS = ["dpo/reverse", "reference/reference", "reference/reverse", "dpo/reference"]

@@ -6,9 +6,11 @@ Ray is a stand-in in this process here; test_ray.py has the real one.
 from types import SimpleNamespace
 
 import pytest
+from conftest import build_options
 from stand_in_ray import RayActorError, RayTaskError, StandInRay
 from tiny import make_tokenizer
 
+from precompute.build.build import build
 from precompute.build.on_ray import other_inputs, shard_tasks
 from precompute.build.options import BuildOptions
 from precompute.build.steps import Left
@@ -291,3 +293,9 @@ def test_a_machine_without_ray_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(OptionError, match="ray: expected the extra ray"), session(ClusterOptions(ray="auto")):
         pass
+
+
+def test_the_hub_is_no_place_for_a_build_of_many_workers(trio_folders, pairs_file):
+    options = build_options(trio_folders, pairs_file, "hf://datasets/me/cache", ray="local")
+    with pytest.raises(OptionError, match=r"^out: expected a bucket or a shared folder with --ray, .*got hf://"):
+        build(options)

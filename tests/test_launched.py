@@ -108,9 +108,12 @@ def test_a_launch_whose_sharding_is_left_out_is_refused(name, sparse_cache, stud
     monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
     if name == "DeepSpeed":
         trainer = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False, args=args)
+        require_as_launched(trainer)  # no launcher: an earlier training of this process left the variable
+        monkeypatch.setenv("RANK", "0")
         with pytest.raises(OptionError, match="DeepSpeed: expected what the launcher asks for, got plain processes"):
             require_as_launched(trainer)
         return
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(OptionError, match="FSDP: expected what the launcher asks for, got plain processes on cpu"):
         train(args)
     assert not list((tmp_path / "out").iterdir())

@@ -8,7 +8,7 @@ import platform
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,8 @@ from precompute.tokens.corpus import load_corpus
 from precompute.tokens.share import load_on_first
 from precompute.tokens.token_store import TokenStore
 from shards.cli.ranks import first_difference
-from shards.errors import AlignDistilError, OptionError
+from shards.errors import AlignDistilError, CacheConflict, OptionError
+from shards.places.out import open_out
 from student.train import ranks
 from student.train.__main__ import main as train_main
 
@@ -120,6 +121,19 @@ def test_what_one_process_cannot_read_all_end_for(on_two, trio_folders, pairs_fi
     assert assert_ended(found, capsys).endswith(
         "none.jsonl: expected a data file, a folder or a hub name, found nothing there (rank 1)"
     )
+
+
+def test_the_line_of_a_build_into_a_url_names_the_url(on_two, trio_folders, pairs_file, tmp_path, capsys, monkeypatch):
+    staged = tmp_path / "staging"
+    place = replace(open_out("s3://bucket/cache"), folder=staged)
+    monkeypatch.setattr("precompute.build.build.open_out", lambda *given: place)
+
+    def refuse(*given):
+        raise CacheConflict(f"{staged}: expected another folder")
+
+    monkeypatch.setattr("precompute.build.build.with_sizes", refuse)
+    found = on_two(lambda rank: build(build_options(trio_folders, pairs_file, "s3://bucket/cache")))
+    assert "s3://bucket/cache: expected another folder" in assert_ended(found, capsys)
 
 
 def test_the_first_process_tokenises_for_all(on_two, trio_folders, pairs_file, tmp_path, monkeypatch, capsys):

@@ -8,8 +8,8 @@ from conftest import build_options
 from hub_stand_in import HubStandIn
 from tiny import make_pairs, write_jsonl
 
-from precompute.build import shard_work
 from precompute.build.build import build
+from precompute.build.work import shard_work
 from precompute.rollout.options import RolloutOptions
 from shards import ShardCache
 from shards.cli.space import require_here

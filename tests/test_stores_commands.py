@@ -15,6 +15,7 @@ from shards.pipeline.record import Record
 from shards.pipeline.step import Step
 from shards.places.objects import ObjectStore
 from shards.places.url import parse_url
+from shards.spread import FEW_SHARDS, spread, spread_in_few
 from shards.verify.__main__ import main as verify
 from student.options import DistillArguments
 from student.train.__main__ import train
@@ -89,6 +90,24 @@ def test_verify_finds_a_missing_shard_and_a_missing_cache(fake, bucket, capsys):
 def test_inspect_and_learn_print_of_a_url_what_they_print_of_a_folder(fake, url, capsys):
     for command, flags in ((inspect, ()), (inspect, ("--row", 3)), (learn, ("--held_out", 0.5))):
         assert printed(capsys, command, url, *flags) == printed(capsys, command, fake.folder, *flags)
+
+
+def test_a_sample_of_a_store_needs_few_shards_and_a_sample_of_a_folder_all():
+    ends = [7 * (shard + 1) for shard in range(1000)]
+    rows = spread_in_few(ends, 200)
+    assert len({row // 7 for row in rows}) == FEW_SHARDS and {0, 999} < {row // 7 for row in rows}
+    assert rows == sorted(set(rows)) and len(rows) == 7 * FEW_SHARDS
+    assert len(spread_in_few([700 * end for end in ends], 200)) == 200
+    assert spread_in_few(ends[:FEW_SHARDS], 20) == spread(ends[FEW_SHARDS - 1], 20)
+
+
+def test_inspect_fetches_few_of_many_shards(bucket, tmp_path, capsys):
+    many = make_cache(tmp_path / "many", pairs=6 * FEW_SHARDS, rows_per_shard=4)
+    url = bucket.upload(many.folder, "many")
+    bucket.proxy.forget()
+    printed(capsys, inspect, url)
+    fetched = [name for name in bucket.proxy.count("GET") if name.startswith("part-")]
+    assert len(fetched) == FEW_SHARDS < len(list(many.folder.glob("part-*")))
 
 
 def test_inspect_shows_a_build_that_was_begun(fake, bucket, capsys):

@@ -1,6 +1,7 @@
 """The build from start to finish: find the inputs, load the models, plan, score, write, finish."""
 
 import contextlib
+from dataclasses import replace
 
 import torch
 
@@ -26,7 +27,7 @@ def build(options: BuildOptions) -> Manifest:
         return build_on_ray(options)
     place = open_out(options.out, options.cache_dir)
     with place.named():
-        return _build(options, place, Processes.join())
+        return _build(options, place, replace(Processes.join(), said=place.said))
 
 
 def _build(options: BuildOptions, place: Out, processes: Processes) -> Manifest:

@@ -44,6 +44,7 @@ from precompute.processes import Processes
 from precompute.scoring.probe import needs_probe
 from precompute.tokens.token_store import TokenStore
 from shards.cli.space import require_writable
+from shards.errors import OptionError
 from shards.format.finishing import Findings
 from shards.format.manifest import Manifest, differences
 from shards.format.plan import Plan
@@ -57,6 +58,9 @@ SECONDS_FOR_THE_OTHERS = 60.0
 def build_on_ray(options: BuildOptions) -> Manifest:
     """The same as `build`, by workers of a Ray cluster. Raises AlignDistilError."""
     given = open_out(options.out, options.cache_dir)
+    if options.out.startswith("hf://"):
+        expected = "a bucket or a shared folder with --ray, then python -m shards.copy"
+        raise OptionError(f"out: expected {expected}, got {options.out}: a commit a shard is more than the hub takes")
     place = replace(given, folder=given.folder.absolute())
     options = replace(options, models=[f"{role}={_absolute(name)}" for role, name in options.model_names.items()])
     with contextlib.ExitStack() as stack:

@@ -16,8 +16,11 @@ TABLE = {
 """The histograms shown as numbers, and their meanings."""
 
 
-def sampled(rows: int, total: int) -> str:
-    return f"all {total:,} responses" if rows == total else f"{rows:,} of {total:,} responses, evenly spread"
+def sampled(rows: int, total: int, *, few_shards: bool = False) -> str:
+    """How many rows were looked at. few_shards: as `shards.spread.spread_in_few` chooses them."""
+    if rows == total:
+        return f"all {total:,} responses"
+    return f"{rows:,} of {total:,} responses, {'of a few shards' if few_shards else 'evenly spread'}"
 
 
 def shares(trust: Trust) -> list[tuple[str, str]]:

@@ -26,7 +26,7 @@ from shards.inspect.text import (
 )
 from shards.preferences.directions import measure_directions
 from shards.remote import begun
-from shards.spread import read_scores, spread
+from shards.spread import read_scores, sample
 from shards.teacher.compose import compose
 from shards.teacher.precision import Precision
 from shards.teacher.spec import TeacherSpec
@@ -75,11 +75,11 @@ def write_page(file: Path, options: argparse.Namespace) -> None:
         raise OptionError(f"html: expected a file in a folder that is there, got {file}")
     cache = ShardCache(options.folder, room_of(options))
     spec = _served(cache, options)
-    trust, sample = (None, NO_TEACHER) if spec is None else _assess(cache, spec)
-    rows = spread(len(cache), PAGE_ROWS) if options.row is None else [options.row]
+    trust, looked_at = (None, NO_TEACHER) if spec is None else _assess(cache, spec)
+    rows = sample(cache, PAGE_ROWS) if options.row is None else [options.row]
     views = [] if spec is None else [_row_view(cache, row, spec) for row in rows]
     try:
-        write_text(file.parent, file.name, page(f"Cache {cache.name}", _facts(cache), trust, sample, views))
+        write_text(file.parent, file.name, page(f"Cache {cache.name}", _facts(cache), trust, looked_at, views))
     except OSError as exc:
         raise OptionError(f"html: expected a place to write to, got {file} ({exc.strerror})") from exc
     print(f"{file}: written")
@@ -95,11 +95,11 @@ def _served(cache: ShardCache, options: argparse.Namespace) -> TeacherSpec | Non
 
 def _assess(cache: ShardCache, spec: TeacherSpec) -> tuple[Trust, str]:
     """(the measured trust, which responses were measured)."""
-    rows = spread(len(cache), SAMPLE_ROWS)
+    rows = sample(cache, SAMPLE_ROWS)
     parts = read_scores(cache, rows, spec)
     plan = cache.plan
     trust = assess(parts, spec, plan.nodes, plan.vocabulary_size, Precision.of(plan))
-    return trust, sampled(len(rows), len(cache))
+    return trust, sampled(len(rows), len(cache), few_shards=cache.mirror is not None)
 
 
 def _facts(cache: ShardCache) -> list[str]:

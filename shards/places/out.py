@@ -89,15 +89,19 @@ class Out:
             for path in self.folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
+    def said(self, message: str) -> str:
+        """A message with the place that the user named instead of the staging folder."""
+        return message.replace(str(self.folder), self.name) if self.is_url else message
+
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """Errors name the place that the user named, not the staging folder."""
+        """Errors name the place that the user named."""
         try:
             yield
         except AlignDistilError as exc:
-            if not self.is_url or str(self.folder) not in str(exc):
+            if (message := self.said(str(exc))) == str(exc):
                 raise
-            raise type(exc)(str(exc).replace(str(self.folder), self.name)) from exc
+            raise type(exc)(message) from exc
 
 
 def open_out(name: str, cache_dir: str | None = None) -> Out:

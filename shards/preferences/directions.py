@@ -12,7 +12,7 @@ import numpy as np
 from shards.cache import ShardCache
 from shards.format.schema import Role
 from shards.preferences.pairs import accuracy
-from shards.spread import chunks, spread
+from shards.spread import chunks, sample
 
 SAMPLE_ROWS = 500
 """Rows of a cache that are read, plus their neighbours; a share of one half then has a standard error of 2%."""
@@ -61,7 +61,7 @@ def implicit_rewards(next_logprob: Mapping[Role, np.ndarray]) -> Mapping[Role, f
 def measure_directions(cache: ShardCache) -> list[Direction]:
     """The directions on a fixed sample of a cache's pairs; empty if the cache has only one response per pair."""
     rewards: Rewards = {}
-    for chunk in chunks(_with_neighbours(spread(len(cache), SAMPLE_ROWS), len(cache)), "asking what models prefer"):
+    for chunk in chunks(_with_neighbours(cache, sample(cache, SAMPLE_ROWS)), "asking what models prefer"):
         for response in cache.read(chunk, pairs=()):
             rewards[response.pair_id, response.chosen] = implicit_rewards(response.scores.next_logprob)
     return directions(rewards)
@@ -71,6 +71,13 @@ def _paired(rewards: Rewards) -> list[int]:
     return [pair_id for pair_id, chosen in rewards if chosen and (pair_id, False) in rewards]
 
 
-def _with_neighbours(rows: list[int], total: int) -> list[int]:
-    """The sampled rows and the rows next to them: the two responses of a pair are neighbours."""
-    return sorted({near for row in rows for near in (row - 1, row, row + 1) if 0 <= near < total})
+def _with_neighbours(cache: ShardCache, rows: list[int]) -> list[int]:
+    """The sampled rows and the rows next to them: the two responses of a pair are neighbours.
+
+    Of a cache in a store only those of the same shards: others would be fetched for one row.
+    """
+    near = sorted({other for row in rows for other in (row - 1, row, row + 1) if 0 <= other < len(cache)})
+    if cache.mirror is None:
+        return near
+    sampled = set(cache.shards_of(rows).tolist())
+    return [row for row, shard in zip(near, cache.shards_of(near).tolist(), strict=True) if shard in sampled]

@@ -18,7 +18,7 @@ from shards.format.manifest import refuse_difference
 from shards.format.nodes import StrengthNodes
 from shards.format.scores import Scores, Tokens, concatenate
 from shards.places.room import Room
-from shards.spread import spread
+from shards.spread import spread, spread_in_few
 from student.data.order import BatchItem
 from student.data.table import ShardTable
 
@@ -96,7 +96,16 @@ class CachedResponses(Dataset):
 
     def some(self, limit: int) -> Sequence[Tokens]:
         """The tokens of at most `limit` responses, spread over all."""
-        return self.__getitems__([BatchItem(row, True) for row in spread(len(self), limit)]).tokens
+        return self.__getitems__([BatchItem(row, True) for row in self.sample(limit)]).tokens
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a cache lies in a store."""
+        return any(cache.mirror is not None for cache in self.caches)
+
+    def sample(self, limit: int) -> list[int]:
+        """`limit` rows or fewer, evenly spread; of few shards if a cache lies in a store."""
+        return spread_in_few(self.shards.ends, limit) if self.is_remote else spread(len(self), limit)
 
     def _reading(self, selection: Selection) -> "CachedResponses":
         view = copy.copy(self)

@@ -16,7 +16,7 @@ from shards.cli.trust_text import sampled, trust_lines
 from shards.errors import OptionError, first_line
 from shards.modelfiles.adapter import lora_config
 from shards.modelfiles.find import resolve
-from shards.spread import chunks, spread
+from shards.spread import chunks
 from shards.teacher.precision import Precision
 from shards.teacher.trust import assess
 from student.data.responses import CachedResponses
@@ -150,11 +150,11 @@ def _loss_path(trainer: DistillTrainer) -> str:
 def _trust_lines(trainer: DistillTrainer) -> dict[str, str]:
     """Whether the cache is good for the run's teacher, on some of the training rows."""
     data = trainer.train_dataset
-    rows = spread(len(data), SAMPLE_ROWS)
+    rows = data.sample(SAMPLE_ROWS)
     parts = map(data.scores, chunks(rows, "measuring the teacher"))
     plan = data.caches[0].plan
     trust = assess(parts, trainer.args.spec, data.nodes, plan.vocabulary_size, Precision.of(plan))
-    return trust_lines(trust, sampled(len(rows), len(data)))
+    return trust_lines(trust, sampled(len(rows), len(data), few_shards=data.is_remote))
 
 
 def _add_lora(model: Any, args: DistillArguments) -> Any:

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 
-from shards.spread import spread
 from student.data.order import BatchItem
 from student.metrics import MetricSums
 
@@ -26,7 +25,7 @@ def measure(trainer: Any) -> dict[str, float] | None:
         return None
     args, data = trainer.args, trainer.train_dataset
     size = args.per_device_train_batch_size
-    rows = spread(len(data), ROWS)
+    rows = data.sample(ROWS)
     items = [BatchItem(row, True) for row in rows]
     items += [BatchItem(rows[0], False)] * (-len(items) % args.world_size)  # the same number on every rank
     mine = items[args.process_index :: args.world_size]
