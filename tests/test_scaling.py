@@ -33,6 +33,7 @@ def test_the_measures_of_a_shuffle_know_a_permutation_and_no_shuffle():
 
 
 def test_all_that_is_asked_for_is_written(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
     opened = {
         "shards": 1,
         "manifest.json_bytes": 1,

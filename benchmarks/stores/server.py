@@ -34,6 +34,12 @@ class Objects(http.server.BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True
 
+    def handle_expect_100(self):
+        """botocore waits for this answer before it sends a body."""
+        done = super().handle_expect_100()
+        self.wfile.flush()
+        return done
+
     @property
     def key(self):
         return self.path.partition("?")[0]
