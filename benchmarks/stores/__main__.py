@@ -21,7 +21,7 @@ from benchmarks.stores.clients import CLIENTS
 from benchmarks.stores.work import create, fault, fork, rates
 from shards.cli.command import OneLineErrors, run_command
 
-MODULES = {"obstore": "obstore", "s3fs": "s3fs", "pyarrow.fs": "pyarrow"}
+MODULES = {"obstore": "obstore", "s3fs": "s3fs"}
 FAULTS = ("status", "cut", "stall", "statusalways", "cutalways", "stallalways")
 PATIENT_SECONDS = 30
 CONTEXT = multiprocessing.get_context("spawn")

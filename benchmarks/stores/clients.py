@@ -94,34 +94,4 @@ class S3fs:
         return True
 
 
-class Arrow:
-    """pyarrow's own S3 file system, which needs no further package; its time-outs are set too."""
-
-    name = "pyarrow.fs"
-
-    def __init__(self, endpoint):
-        from pyarrow import fs
-
-        address = urllib.parse.urlsplit(endpoint)
-        self.files = fs.S3FileSystem(
-            endpoint_override=address.netloc, scheme=address.scheme, request_timeout=2, connect_timeout=10
-        )
-
-    def put(self, key, content):
-        with self.files.open_output_stream(f"{BUCKET}/{key}") as sink:
-            sink.write(content)
-
-    def read(self, key):
-        with self.files.open_input_stream(f"{BUCKET}/{key}") as source:
-            return source.read()
-
-    def fetch(self, key, path):
-        with self.files.open_input_stream(f"{BUCKET}/{key}") as source, path.open("wb") as sink:
-            while piece := source.read(1 << 20):
-                sink.write(piece)
-
-    def create(self, key, content):
-        raise NotImplementedError
-
-
-CLIENTS = {kind.name: kind for kind in (Plain, Obstore, S3fs, Arrow)}
+CLIENTS = {kind.name: kind for kind in (Plain, Obstore, S3fs)}
