@@ -1,6 +1,5 @@
 """ShardCache: reads any row of a finished cache, after checking it."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
@@ -9,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.errors import CacheDamaged, CacheMissing, TeacherUnavailable
+from shards.errors import CacheMissing, TeacherUnavailable
+from shards.files import file_sizes
 from shards.format import schema
 from shards.format.batches import BatchReader
 from shards.format.encoding import codec
 from shards.format.encoding.selection import Selection
 from shards.format.index import INDEX_FILE, RowIndex, read_index
-from shards.format.manifest import PROVENANCE_FILE, VOCABULARY_FILE, Manifest, read_json, read_manifest
+from shards.format.manifest import PROVENANCE_FILE, VOCABULARY_FILE, Manifest, read_json, read_manifest, require_files
 from shards.format.schema import Pair, Role
 from shards.format.scores import Response, Scores, Tokens, concatenate
 from shards.places.room import Room
@@ -139,16 +139,7 @@ class ShardCache:
         return list(map(Place, shards.tolist(), batches.tolist(), inside.tolist()))
 
     def _check_sizes(self) -> None:
-        if self.mirror is None:
-            sizes = {file.name: file.stat().st_size for file in os.scandir(self.folder) if file.is_file()}
-        else:
-            sizes = dict(self.mirror.sizes)
+        sizes = file_sizes(self.folder) if self.mirror is None else self.mirror.sizes
         if INDEX_FILE not in sizes:
             raise CacheMissing(f"{self.name}: expected a cache, found no {INDEX_FILE}")
-        for entry in self.manifest.entries:
-            size = sizes.get(entry.file)
-            if size is None:
-                where = f"{self.name}/{entry.file}"
-                raise CacheMissing(f"{where}: expected a shard of {entry.bytes} bytes, found no file")
-            if size != entry.bytes:
-                raise CacheDamaged(f"{self.name}/{entry.file}: expected {entry.bytes} bytes, got {size}")
+        require_files(self.manifest, sizes, self.name)

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 from fake_cache import with_scores
 
-from shards.format.manifest import MANIFEST_FILE, file_sha256
+from shards.files import file_sha256
+from shards.format.manifest import MANIFEST_FILE
 from shards.format.schema import Pair
 from shards.format.writer import write_json
 from shards.verify.__main__ import verify

@@ -153,8 +153,8 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     from shards.format import writer
 
     seen = []
-    plain_fsync, plain_replace = writer._fsync, Path.replace
-    monkeypatch.setattr(writer, "_fsync", lambda path: (seen.append(("fsync", path.name)), plain_fsync(path)))
+    plain_fsync, plain_replace = writer.flush, Path.replace
+    monkeypatch.setattr(writer, "flush", lambda path: (seen.append(("fsync", path.name)), plain_fsync(path)))
     monkeypatch.setattr(
         Path, "replace", lambda self, to: (seen.append(("rename", self.name, to.name)), plain_replace(self, to))[1]
     )

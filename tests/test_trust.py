@@ -404,7 +404,7 @@ def test_a_page_is_written_whole_or_not_at_all(fake, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shards.format.writer._fsync", fail)
+    monkeypatch.setattr("shards.format.writer.flush", fail)
     with pytest.raises(OptionError, match="No space left"):
         inspect.main([str(fake.folder), "--html", str(file)])
     assert file.read_text() == "the old one"

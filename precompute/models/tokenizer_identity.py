@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from precompute.tokens.encode import is_plainly_fast
-from shards.format.manifest import file_sha256
+from shards.files import file_sha256
 from shards.format.plan import canonical_json
 
 _SETTINGS = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")

@@ -13,7 +13,8 @@ from shards.cli.space import require_space, require_writable
 from shards.copy.card import CARD_FILE, card
 from shards.copy.destination import Destination
 from shards.copy.folder import FolderStore
-from shards.copy.source import BESIDE, Source, temporary_name
+from shards.copy.source import BESIDE, Source
+from shards.files import temporary_name
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, ShardEntry
 from shards.format.writer import exclusive, remove_temporary_files
 from shards.places.hub import HubStore
@@ -86,12 +87,12 @@ class Copy:
 
     def _copy(self, entry: ShardEntry) -> None:
         direct = isinstance(self.source.store, FolderStore) and not self.destination.is_folder
-        temporary = None if direct else temporary_name(self.destination.work, entry.file)
+        temporary = None if direct else temporary_name(self.destination.work, entry.file, ".copy")
         with self.source.shard(entry, temporary) as path:
             self.destination.publisher.publish(entry.file, path, drop=temporary is not None)
 
     def _read_again(self, entry: ShardEntry) -> None:
-        self.destination.require_content(entry, temporary_name(self.destination.work, entry.file))
+        self.destination.require_content(entry, temporary_name(self.destination.work, entry.file, ".copy"))
 
     def _card(self, there: Iterable[str]) -> list[str]:
         """Give a hub repository a card, unless it has one. Returns notes."""

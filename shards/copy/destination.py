@@ -6,21 +6,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from shards.copy.folder import FolderStore
-from shards.copy.source import calling
 from shards.errors import CacheConflict, CacheDamaged
+from shards.files import file_sha256
 from shards.format.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
     Manifest,
     ShardEntry,
-    file_sha256,
     read_manifest,
     read_plan,
     refuse_difference,
     require_files,
 )
 from shards.places.hub import HubStore
-from shards.places.out import staging_folder
+from shards.places.out import calling, staging_folder
 from shards.places.publisher import Publisher, bring
 from shards.places.stores import Store, store_of
 from shards.places.url import is_url, parse_url

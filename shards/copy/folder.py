@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import CacheMissing
+from shards.files import file_sizes, flush, temporary_name
 
 PIECE_BYTES = 1 << 22
 
@@ -34,7 +35,7 @@ class FolderStore:
             return False
         if isinstance(content, Path) and content.parent == self.folder:
             return _named(content, target, create)
-        temporary = self.folder / f".{file}.{os.getpid()}-{threading.get_ident()}.put.aligndistil-tmp"
+        temporary = temporary_name(self.folder, file, f"-{threading.get_ident()}.put")
         try:
             if isinstance(content, Path):
                 shutil.copyfile(content, temporary)
@@ -45,10 +46,7 @@ class FolderStore:
             temporary.unlink(missing_ok=True)
 
     def sizes(self) -> Mapping[str, int]:
-        if not self.folder.is_dir():
-            return {}
-        with os.scandir(self.folder) as found:
-            return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
+        return file_sizes(self.folder)
 
     def version(self, file: str) -> tuple[str, int]:
         found = self._path(file).stat()
@@ -63,7 +61,7 @@ class FolderStore:
 
 def _named(path: Path, target: Path, create: bool) -> bool:
     """Give a file on the disk a second name. False if the name is taken, and `create`."""
-    _flush(path)
+    flush(path)
     try:
         if create:
             os.link(path, target)  # unlike a rename, it replaces nothing
@@ -75,13 +73,5 @@ def _named(path: Path, target: Path, create: bool) -> bool:
         if target.exists():
             return False
         path.replace(target)
-    _flush(target.parent)
+    flush(target.parent)
     return True
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

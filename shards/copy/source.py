@@ -1,14 +1,14 @@
 """The cache that is copied: its small files, and its shards one by one, each checked as it is read."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards.copy.folder import FolderStore
-from shards.errors import AlignDistilError, CacheDamaged, CacheMissing
+from shards.errors import CacheDamaged, CacheMissing
+from shards.files import file_sha256
 from shards.format.index import INDEX_FILE, read_index
 from shards.format.manifest import (
     MANIFEST_FILE,
@@ -18,13 +18,13 @@ from shards.format.manifest import (
     Manifest,
     ShardEntry,
     differences,
-    file_sha256,
     read_json,
     read_manifest,
     read_plan,
     require_files,
 )
 from shards.format.plan import canonical_json
+from shards.places.out import calling
 from shards.places.publisher import bring
 from shards.places.stores import Store
 
@@ -73,15 +73,6 @@ class Source:
         yield path
 
 
-@contextmanager
-def calling(folder: Path, name: str) -> Iterator[None]:
-    """Errors about files of a folder of this machine name the place that these are copies of."""
-    try:
-        yield
-    except AlignDistilError as exc:
-        raise type(exc)(str(exc).replace(str(folder), name)) from exc
-
-
 def _check_small_files(folder: Path, manifest: Manifest) -> None:
     plan = manifest.plan
     for name, found, expected in differences(read_plan(folder / PLAN_FILE).to_json(), plan.to_json()):
@@ -93,7 +84,3 @@ def _check_small_files(folder: Path, manifest: Manifest) -> None:
         raise CacheDamaged(f"{folder / VOCABULARY_FILE}: expected a map with sha256 {expected}, got {found}")
     if not (folder / PROVENANCE_FILE).exists():
         raise CacheMissing(f"{folder}: expected a cache, found no {PROVENANCE_FILE}")
-
-
-def temporary_name(folder: Path, file: str) -> Path:
-    return folder / f".{file}.{os.getpid()}.copy.aligndistil-tmp"

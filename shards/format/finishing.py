@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.files import file_sha256
 from shards.format import schema
 from shards.format.batches import BatchReader
 from shards.format.index import read_index
-from shards.format.manifest import Manifest, ShardEntry, file_sha256
+from shards.format.manifest import Manifest, ShardEntry
 from shards.format.plan import Plan
 from shards.format.statistics import Histogram, add_positions, new_histograms, position_columns
 

@@ -6,7 +6,6 @@ a manifest there is no cache. `vocabulary.json` has the token-to-id map, `proven
 of the identity. `index.arrow` (`shards.format.index`) has the lengths and pairs of all rows.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -74,15 +73,6 @@ class Manifest:
         manifest = cls(plan=plan, entries=entries, statistics=statistics)
         _require_exact(data, manifest.to_json(), where)
         return manifest
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex; the file is read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def read_json(path: Path, where: str | None = None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from shards.errors import CacheConflict
+from shards.files import TEMPORARY_GLOB, flush, is_still, temporary_name
 from shards.format.encoding import arrays, codec
 from shards.format.index import INDEX_FILE, RowIndex
 from shards.format.plan import Plan, ShardPlan
@@ -25,7 +25,7 @@ COMPRESSION_LEVEL = 3
 def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[Response]) -> None:
     """Write one shard of `plan`, its rows in order, as an Arrow IPC file of zstd-compressed record batches."""
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL), use_threads=False)
-    temporary = _temporary(folder, shard.file)
+    temporary = temporary_name(folder, shard.file)
     with pa.OSFile(str(temporary), "wb") as sink:
         writer = pa.ipc.new_file(sink, plan.arrow_schema, options=options)
         for start in range(0, len(responses), plan.rows_per_batch):
@@ -59,7 +59,7 @@ def write_text(folder: Path, file: str, text: str) -> None:
 
 def write_bytes(folder: Path, file: str, content: bytes) -> None:
     """Write a file atomically."""
-    temporary = _temporary(folder, file)
+    temporary = temporary_name(folder, file)
     temporary.write_bytes(content)
     _publish(temporary, folder / file)
 
@@ -79,7 +79,7 @@ def publish_folder(temporary: Path, path: Path) -> None:
 def flush_files(paths: Iterable[Path]) -> None:
     """Wait until the content of these files and folders is on the disk."""
     for path in paths:
-        _fsync(path)
+        flush(path)
 
 
 @contextlib.contextmanager
@@ -99,45 +99,21 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
             raise CacheConflict(f"{folder}: expected no other build at work here, found one") from exc
         except OSError as exc:  # a file system without locks
             print(f"{folder}: cannot be locked ({exc}); see that no other build writes there", file=sys.stderr)
-        if not _is_still(folder, descriptor):  # a lock on a removed file excludes nobody
+        if not is_still(folder, descriptor):  # a lock on a removed file excludes nobody
             raise CacheConflict(f"{folder}: expected no other build at work here, found one that has just ended")
         yield
     finally:
         os.close(descriptor)
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether a path still names the file that was opened there."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
 def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files of an interrupted build."""
-    for path in folder.glob(".*.aligndistil-tmp"):
+    for path in folder.glob(TEMPORARY_GLOB):
         path.unlink()
-
-
-def _temporary(folder: Path, file: str) -> Path:
-    """A temporary name for this process only: two that write the same file must not mix their bytes.
-
-    Processes of two machines may have one number in the same folder.
-    """
-    return folder / f".{file}.{platform.node()}-{os.getpid()}.aligndistil-tmp"
 
 
 def _publish(temporary: Path, path: Path) -> None:
     """Flush to the disk, then rename, then flush the folder."""
-    _fsync(temporary)
+    flush(temporary)
     temporary.replace(path)
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(path.parent)

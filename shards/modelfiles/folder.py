@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import ModelError, first_line
-from shards.format.manifest import file_sha256
+from shards.files import file_sha256
 
 ADAPTER_CONFIG = "adapter_config.json"
 

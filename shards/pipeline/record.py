@@ -13,7 +13,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from shards.errors import CacheConflict, CacheDamaged, OptionError
-from shards.format.manifest import differences, file_sha256, read_json
+from shards.files import file_sha256
+from shards.format.manifest import differences, read_json
 from shards.format.writer import exclusive, write_json
 from shards.pipeline.step import Step
 from shards.places.url import is_url

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import CacheDamaged, CacheMissing, OptionError
-from shards.places.room import MARK_FILE, PART, Room, is_still, lock, unlock
+from shards.files import file_sha256, is_still
+from shards.places.room import MARK_FILE, PART, Room, lock, unlock
 from shards.places.stores import Store
 
 KEY_LETTERS = 32
@@ -149,7 +150,7 @@ class Mirror:
     def altered(self, file: str) -> str | None:
         """What is wrong with the copy of a checked file on this machine; None if it is as it arrived."""
         path, (_, sha256) = self.folder / file, self.expected[file]
-        if not path.exists() or (found := _sha256(path)) == sha256:
+        if not path.exists() or (found := file_sha256(path)) == sha256:
             return None
         return f"{path}: expected the copy of {self.name(file)} as it arrived, got sha256 {found}; remove it"
 
@@ -193,7 +194,7 @@ class Mirror:
         size, found = self._bytes(file), part.stat().st_size
         if found != size:
             return f"expected {size} bytes, got {found}"
-        if file in self.expected and (sha256 := _sha256(part)) != self.expected[file][1]:
+        if file in self.expected and (sha256 := file_sha256(part)) != self.expected[file][1]:
             return f"expected sha256 {self.expected[file][1]}, got {sha256}"
         return ""
 
@@ -249,11 +250,3 @@ def _overwrite(path: Path, content: bytes) -> None:
     with path.open("r+b") as file:
         file.write(content)
         file.truncate()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()

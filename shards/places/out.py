@@ -2,13 +2,13 @@
 
 import contextlib
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import AlignDistilError
+from shards.files import file_sizes
 from shards.places.publisher import Publisher, bring
 from shards.places.room import default_folder
 from shards.places.stores import store_of
@@ -48,10 +48,7 @@ class Out:
         """The published files, by one listing: name -> bytes."""
         if self.publisher is not None:
             return self.publisher.store.sizes()
-        if not self.folder.is_dir():
-            return {}
-        with os.scandir(self.folder) as found:
-            return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
+        return file_sizes(self.folder)
 
     def bring(self, file: str) -> Path:
         """A published file, on this machine."""
@@ -96,12 +93,19 @@ class Out:
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
         """Errors name the place that the user named."""
-        try:
+        with calling(self.folder, self.name) if self.is_url else contextlib.nullcontext():
             yield
-        except AlignDistilError as exc:
-            if (message := self.said(str(exc))) == str(exc):
-                raise
-            raise type(exc)(message) from exc
+
+
+@contextlib.contextmanager
+def calling(folder: Path, name: str) -> Iterator[None]:
+    """Errors about files of a folder of this machine name the place that these are copies of."""
+    try:
+        yield
+    except AlignDistilError as exc:
+        if (message := str(exc).replace(str(folder), name)) == str(exc):
+            raise
+        raise type(exc)(message) from exc
 
 
 def open_out(name: str, cache_dir: str | None = None) -> Out:

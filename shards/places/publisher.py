@@ -1,6 +1,5 @@
 """Publisher: makes finished files of this machine visible in a store. A file there is whole or absent."""
 
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.errors import CacheConflict, TransferFailed
+from shards.files import temporary_name
 from shards.places.hub import HubStore
 from shards.places.stores import Store
 
@@ -109,7 +109,7 @@ class Publisher:
 
 def is_same(store: Store, file: str, path: Path) -> bool:
     """Whether the store has the content of a file of this machine under this name."""
-    there = path.with_name(f".{file}.{os.getpid()}.there.aligndistil-tmp")
+    there = temporary_name(path.parent, file, ".there")
     try:
         bring(store, file, there)
         return there.stat().st_size == path.stat().st_size and _equal(there, path)
@@ -119,7 +119,7 @@ def is_same(store: Store, file: str, path: Path) -> bool:
 
 def bring(store: Store, file: str, path: Path) -> None:
     """Fetch a file of the store to `path`, where it appears when it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.aligndistil-tmp")
+    temporary = temporary_name(path.parent, path.name, f"-{threading.get_ident()}")
     temporary.touch()
     try:
         store.fetch(file, temporary)

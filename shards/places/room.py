@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards.errors import AlignDistilError, OptionError
+from shards.files import is_still
 from shards.places.objects import PATIENCE
 from shards.places.stores import store_of
 from shards.places.url import parse_url
@@ -227,14 +228,6 @@ def unlock(descriptor: int) -> None:
     """End a lock, also for processes that were forked meanwhile, and close the file."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
-
-
-def is_still(path: Path, descriptor: int) -> bool:
-    """Whether a path still names the file that was opened there."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _removable(copy: Copy, mark: Mapping[str, str], stored: Mapping[str, int]) -> bool:

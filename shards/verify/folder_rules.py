@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from shards.errors import AlignDistilError
+from shards.files import file_sha256
 from shards.format import schema
 from shards.format.index import RowIndex
 from shards.format.manifest import (
@@ -18,7 +19,6 @@ from shards.format.manifest import (
     VOCABULARY_FILE,
     Manifest,
     differences,
-    file_sha256,
     read_json,
 )
 from shards.format.plan import Plan, canonical_json

@@ -1,0 +1,50 @@
+"""Files of this machine: temporary names, sizes, sha256, and what is surely on the disk. Only Python."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+TEMPORARY_GLOB = ".*.aligndistil-tmp"
+
+
+def temporary_name(folder: Path, file: str, use: str = "") -> Path:
+    """A temporary name for this process only: two that write the same file must not mix their bytes.
+
+    Processes of two machines may have one number in the same folder. use: tells the uses of one process apart.
+    """
+    return folder / f".{file}.{platform.node()}-{os.getpid()}{use}.aligndistil-tmp"
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """The files directly in a folder: name -> bytes; none if there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as found:
+        return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex; the file is read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Wait until the content of a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_still(path: Path, descriptor: int) -> bool:
+    """Whether a path still names the file that was opened there."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
