@@ -38,6 +38,7 @@ def test_all_that_is_asked_for_is_written(tmp_path, capsys, monkeypatch):
         "shards": 1,
         "manifest.json_bytes": 1,
         "cpu_seconds": 0.1,
+        "seconds": 0.1,
         "bytes_per_row": 1.0,
         "peak_bytes_per_row": 2.0,
     }
