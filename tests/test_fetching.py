@@ -112,7 +112,7 @@ def brute_force(data, sampler, ranks, lag):
 
 
 @pytest.mark.parametrize("window", [1, 3, 8, None])
-@pytest.mark.parametrize(("world", "ranks"), [(1, range(1)), (4, range(2, 4)), (2, range(2))])
+@pytest.mark.parametrize(("world", "ranks"), [(1, range(1)), (4, range(1, 3)), (2, range(2))])
 def test_the_bytes_needed_at_once_are_those_of_brute_force(data, window, world, ranks):
     for lag, epoch, skips in ((0, 0, 0), (3, 1, 0), (5, 0, 6)):
         sampler = order(data, shuffle_window=window, world_size=world)
@@ -201,6 +201,37 @@ def test_an_error_of_the_thread_reaches_the_order_as_its_line(data):
         list(made)
     gc.collect()
     assert not data.mirror.held and not threads()
+
+
+def test_a_step_begins_when_the_last_of_its_shards_is_here():
+    here = []
+
+    def take(shard):
+        if shard == 2:
+            time.sleep(0.05)
+        here.append(shard)
+
+    uses = Uses(shard=np.arange(3), first=np.array([0, 1, 1]), last=np.full(3, 1))
+    ahead = FetchAhead(take, here.remove, uses, np.ones(3), lag=0, room=Room(bytes=None, files=9))
+    ahead.start()
+    try:
+        ahead.reach(1)
+        assert here == [0, 1, 2]
+    finally:
+        ahead.stop()
+    assert not here
+
+
+def test_whatever_ends_the_thread_is_raised_and_not_waited_for():
+    def take(shard):
+        raise ZeroDivisionError("a bug")
+
+    uses = Uses(shard=np.arange(1), first=np.arange(1), last=np.arange(1))
+    ahead = FetchAhead(take, print, uses, np.ones(1), lag=0, room=Room(bytes=None, files=9))
+    ahead.start()
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        ahead.reach(0)
+    ahead.stop()
 
 
 def threads():
