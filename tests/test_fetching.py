@@ -17,6 +17,7 @@ from student.data.ahead import FetchAhead, Room
 from student.data.fetching import FetchingSampler, Node
 from student.data.loading import Loading
 from student.data.responses import CachedResponses
+from student.data.table import ShardTable
 from student.data.uses import Uses, find_uses
 from student.options import DistillArguments
 from student.train.__main__ import train
@@ -64,16 +65,23 @@ class FakeMirror:
         assert self.bytes() + size <= self.limit - 1000, "the limit is too low"
 
 
+def cache_of(folder, pairs=30, seed=0):
+    return make_cache(folder, pairs=pairs, rows_per_shard=3, response_tokens=6, seed=seed).folder
+
+
+def in_a_store(folder, *others):
+    """Responses of a cache whose shards are in a store, and of others, in folders; `mirror` is that of the first."""
+    made, store = CachedResponses([folder, *others], train_on="both"), folder.parent / "store"
+    store.mkdir()
+    for path in folder.glob("part-*"):
+        path.rename(store / path.name)
+    made.mirror = made.caches[0].mirror = FakeMirror(store, folder)
+    return made
+
+
 @pytest.fixture
 def data(tmp_path):
-    """Responses of a cache whose shards are in a store; `data.mirror` is its mirror."""
-    fake = make_cache(tmp_path / "cache", pairs=30, rows_per_shard=3, response_tokens=6)
-    made = CachedResponses([fake.folder], train_on="both")
-    (tmp_path / "store").mkdir()
-    for path in fake.folder.glob("part-*"):
-        path.rename(tmp_path / "store" / path.name)
-    made.mirror = made.caches[0].mirror = FakeMirror(tmp_path / "store", fake.folder)
-    return made
+    return in_a_store(cache_of(tmp_path / "cache"))
 
 
 def options(**changed):
@@ -295,12 +303,40 @@ def test_no_more_shards_are_held_than_files_may_be_open(data, monkeypatch):
         next(iter(fetching(data, shuffle_window=8, limit=10**9)))
 
 
+def test_the_table_has_the_shards_with_rows_of_the_data_set_in_the_order_of_its_rows(tmp_path):
+    caches = [ShardCache(cache_of(tmp_path / str(seed), 6, seed)) for seed in range(2)]
+    wanted = [np.array([1, 7, 8, 9]), np.array([0, 2, 11])]
+    table = ShardTable.of(caches, wanted)
+    expected = [(i, max(n for n, s in enumerate(cache.plan.shards) if s.first_row <= row))
+                for i, cache in enumerate(caches) for row in wanted[i]]  # fmt: skip
+    of_row = table.of_rows(np.arange(7))
+    assert list(zip(table.cache[of_row], table.number[of_row], strict=True)) == expected
+    shards = list(dict.fromkeys(expected))
+    assert list(zip(table.cache, table.number, strict=True)) == shards and len(table) == len(shards) == 5
+    files = [caches[i].folder / caches[i].plan.shards[number].file for i, number in shards]
+    assert table.size.tolist() == [file.stat().st_size for file in files]
+
+
 def test_a_cache_in_a_folder_is_read_without_a_thread(tmp_path):
     fake = make_cache(tmp_path / "cache", pairs=4)
     data = CachedResponses([fake.folder], train_on="both")
     loading = Loading(options(), data, None)
     sampler = loading.sampler(data, 2, shuffle=True)
     assert loading.loader(data, sampler, list).batch_sampler is sampler
+
+
+def test_beside_a_cache_in_a_folder_only_the_shards_in_the_store_are_fetched_and_counted(tmp_path, monkeypatch):
+    both = in_a_store(cache_of(tmp_path / "one", 9), cache_of(tmp_path / "two", 9, seed=1))
+    stored = both.shards.cache == 0
+    made = fetching(both, limit=10**9, shuffle_window=2)
+    uses = made.uses()
+    assert made.bytes_at_once() == uses.most_at_once(both.shards.size * stored, made.lag)
+    files = uses.most_at_once(stored.astype(int), made.lag)
+    assert files < uses.most_at_once(np.ones(len(stored), int), made.lag)
+    monkeypatch.setattr("student.data.fetching.file_room", lambda: files)
+    list(made)
+    assert set(both.mirror.fetched) == {shard.file for shard in both.caches[0].plan.shards}
+    assert uses.only(np.zeros(len(stored), bool)).most_at_once(both.shards.size, 3) == 0
 
 
 def test_an_evaluation_during_the_training_has_room_of_its_own(data):
