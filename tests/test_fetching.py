@@ -14,7 +14,7 @@ from fake_cache import make_cache
 from shards import ShardCache
 from shards.errors import OptionError, TransferFailed
 from student.data.ahead import FetchAhead, Room
-from student.data.fetching import FetchingSampler, Node
+from student.data.fetching import FetchingSampler, Holds, Node
 from student.data.loading import Loading
 from student.data.responses import CachedResponses
 from student.data.table import ShardTable
@@ -257,20 +257,36 @@ def test_the_thread_ends_and_nothing_stays_held_where_an_epoch_is_left_early(dat
 
 
 def test_the_thread_ends_with_the_interpreter_while_it_waits_for_room(monkeypatch):
-    at_exit, dropped = [], []
+    at_exit, taken, dropped = [], [], []
     monkeypatch.setattr("atexit.register", at_exit.append)
+    monkeypatch.setattr("atexit.unregister", at_exit.remove)
     uses = Uses(shard=np.arange(9), first=np.arange(9), last=np.arange(9))
-    room = Room(bytes=2, files=99)
-    ahead = FetchAhead(lambda shard: None, dropped.append, uses, np.ones(9), lag=0, room=room)
+    ahead = FetchAhead(taken.append, dropped.append, uses, np.ones(9), lag=0, room=Room(bytes=2, files=99))
     ahead.start()
     ahead.reach(0)
     ahead.reach(1)
     assert dropped == [0]
+    for _ in range(500):
+        if taken == [0, 1, 2]:
+            break
+        time.sleep(0.01)
+    time.sleep(0.05)  # it waits now
     (thread,) = threads()
     assert thread.daemon, "the interpreter joins others before it calls what is registered"
     (stop,) = at_exit
     stop()
-    assert not threads() and dropped in ([0, 1], [0, 1, 2])
+    assert not threads() and dropped == [0, 1, 2] and not at_exit
+
+
+def test_a_shard_that_is_taken_is_not_let_go_by_the_other_thread_meanwhile(data, monkeypatch):
+    holds, released = Holds(data), []
+    holds.take(0)
+    monkeypatch.setattr(data.mirror, "release", released.append)
+    monkeypatch.setattr(data.mirror, "hold", lambda file: holds.drop(0))
+    holds.take(0)
+    assert not released
+    holds.drop(0)
+    assert len(released) == 1
 
 
 def test_a_transfer_that_outlives_the_end_drops_its_own_shard(monkeypatch):

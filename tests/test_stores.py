@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_cache import flat, make_cache
@@ -13,6 +14,7 @@ from precompute.data.sources import Data
 from shards import ShardCache
 from shards.errors import CacheDamaged, CacheMissing, DataError, OptionError, TransferFailed
 from shards.places import objects
+from shards.places.faults import fault_of
 from shards.places.objects import ObjectStore
 from shards.places.room import Room, parse_bytes
 from shards.places.url import is_url, parse_url
@@ -166,6 +168,56 @@ def test_what_another_try_does_not_help_is_tried_once(store, bucket, kind):
     assert SECRET not in str(error.value)
 
 
+@pytest.mark.parametrize("number", [408, 425, 429, 500, 502, 503, 504])
+def test_a_status_that_may_pass_is_worth_another_try(number):
+    assert fault_of(RuntimeError(f"the server answered with status code: {number}, at last")).passes
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        *[(f"status code: {number} at last", f"status {number}") for number in (400, 401, 403, 409, 412, 416, 501)],
+        ("Generic S3 error { source: MissingAccessKeyId, }", "MissingAccessKeyId: no credentials or account in the "),
+        ("Generic error { source: BareRedirect }", "a redirection, which means another region: set AWS_REGION"),
+        ("Generic error { source: BadScheme }", "an http:// address, which needs AWS_ALLOW_HTTP=true"),
+        ("a plain error", "RuntimeError of the client"),
+    ],
+)
+def test_what_does_not_pass_is_told_in_a_few_words(message, text):
+    found = fault_of(RuntimeError(message + f" <Code>Key {SECRET}</Code>"))
+    assert found.text.startswith(text) and not found.passes and SECRET not in found.text
+    assert found.conditional == ("501" in message)
+
+
+def test_pauses_between_tries_grow_up_to_a_bound_and_are_not_the_same_for_all(store, bucket, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(objects, "time", SimpleNamespace(sleep=pauses.append))
+    store.patience = objects.Patience(tries=8, pause=0.25, longest_pause=2)
+    bucket.proxy.fail("500", times=8)
+    with pytest.raises(TransferFailed, match=r"\(8 tries\)$"):
+        store.read("x")
+    longest = [0.25, 0.5, 1, 2, 2, 2, 2]
+    assert all(most / 2 <= pause <= most for pause, most in zip(pauses, longest, strict=True))
+    assert len({pause / most for pause, most in zip(pauses, longest, strict=True)}) > 3
+
+
+def test_a_body_that_ends_early_without_an_error_of_the_client_is_tried_again(store, bucket, monkeypatch):
+    import obstore
+
+    store.put("x", CONTENT)
+    plain, short = obstore.get, [b"half", b"half"]
+
+    def get(*args):
+        found = plain(*args)
+        return SimpleNamespace(meta=found.meta, stream=lambda **_: [short.pop()]) if short else found
+
+    monkeypatch.setattr(obstore, "get", get)
+    assert store.read("x") == CONTENT and not short
+    short += [b"half"] * 3
+    with pytest.raises(TransferFailed, match="got fewer bytes than announced"):
+        store.read("x")
+
+
 def test_an_object_that_is_there_is_not_replaced(store):
     assert store.put("x", b"first")
     assert not store.put("x", b"second")
@@ -264,7 +316,8 @@ def test_a_forked_process_is_refused_instead_of_waiting_for_ever(store):
     assert "expected transfers in the main process only" in in_a_fork(lambda: store.read("x"))
     other = ObjectStore(store.url)
     assert "expected transfers in the main process only" in in_a_fork(lambda: other.read("x"))
-    assert pickle.loads(pickle.dumps(store)).read("x") == CONTENT
+    other = pickle.loads(pickle.dumps(store))
+    assert other._client is None and other.read("x") == CONTENT
 
 
 # Caches
