@@ -56,6 +56,9 @@ class StandInRay:
             raise found
         return found[0]
 
+    def put(self, value):
+        return value
+
     def kill(self, actor, *, no_restart=True):
         self.killed.append((actor, no_restart))
 
@@ -65,9 +68,10 @@ class _Actor:
         self._ray, self._worker = ray, worker
 
     def __getattr__(self, name):
-        return SimpleNamespace(
-            options=lambda **flags: SimpleNamespace(remote=lambda *args: self._call(name, flags, args))
-        )
+        def remote(flags):
+            return lambda *args: self._call(name, {"name": name, "max_task_retries": 0} | flags, args)
+
+        return SimpleNamespace(options=lambda **flags: SimpleNamespace(remote=remote(flags)), remote=remote({}))
 
     def _call(self, name, flags, args):
         self._ray.names.append(flags["name"])
@@ -82,6 +86,6 @@ class _Actor:
                     answers.append(exc)
             return answers[0]
 
-        if (name, self._worker.number) not in self._ray.silent:
+        if (name, getattr(self._worker, "number", None)) not in self._ray.silent:
             self._ray.begun.append(reference)
         return reference

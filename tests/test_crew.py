@@ -3,29 +3,16 @@
 Ray is a stand-in in this process here; test_ray.py has the real one.
 """
 
-import os
 from types import SimpleNamespace
 
 import pytest
-from conftest import build_options
 from stand_in_ray import RayActorError, RayTaskError, StandInRay
-from tiny import make_tokenizer
 
-from precompute.build.build import build
-from precompute.build.on_ray import other_inputs, shard_tasks
-from precompute.build.options import BuildOptions
-from precompute.build.steps import Left
 from precompute.cluster import crew as crew_module
-from precompute.cluster.answers import Refusal, answer
+from precompute.cluster.answers import Refusal
 from precompute.cluster.crew import Crew, WorkersLost
-from precompute.cluster.keeper import Keeper, tokens_on
 from precompute.cluster.members import Stage, Task
-from precompute.cluster.options import ClusterOptions
-from precompute.cluster.session import session
 from precompute.cluster.sizes import Sizes
-from precompute.tokens import token_store
-from precompute.tokens.corpus import load_corpus
-from precompute.tokens.token_store import TokenStore
 from shards.errors import CacheConflict, DataError, NonFiniteLogits, OptionError
 
 NAN = Refusal(kind="NonFiniteLogits", message="dpo: expected finite logits, got nan for sample 3/chosen")
@@ -42,6 +29,17 @@ class Worker:
 
     def prepare(self):
         return "ready"
+
+    def identify(self):
+        return "identity"
+
+    def load(self, options, inputs, table, probing):
+        found = self._next("load", "precision" if probing else None)
+        self.loads.append((self.number, probing))
+        return found
+
+    def fitting_batch_tokens(self):
+        return 300 - 100 * self.number
 
     def do(self, task):
         self.calls.append((self.number, task))
@@ -64,7 +62,7 @@ def lines():
 def crew_of(lines):
     def make(fails=None, machines=2, max_retries=2, looked=lambda member, found: None, started=True):
         ray = StandInRay(machines)
-        kind = type("Kind", (Worker,), {"fails": dict(fails or {}), "calls": []})
+        kind = type("Kind", (Worker,), {"fails": dict(fails or {}), "calls": [], "loads": []})
         crew = Crew(kind, Sizes(ray=ray, workers=None, gpus=0), max_retries=max_retries, say=lines.append)
 
         def take(member, found):
@@ -293,139 +291,3 @@ def test_silence_is_explained_now_and_then_and_work_is_no_silence(crew_of, lines
     assert line.startswith("waiting for the cluster to start 2 workers without GPUs, one a machine; it has 0 free GPUs")
     silent[0] = 9
     assert run(crew) == ALL and len(lines) == 3
-
-
-def test_a_difference_names_the_field():
-    assert other_inputs({"a": {"b": 1}}, {"a": {"b": 1}}) is None
-    assert other_inputs({"a": {"b": 1}}, {"a": {"b": 2}}).message.endswith("than the build, a.b: expected 1, got 2")
-
-
-def test_shards_that_are_there_are_read_back_in_tasks():
-    tasks = shard_tasks(Left([3], list(range(9, 20))))
-    assert [task.arguments for task in tasks] == [([3], []), ([], list(range(9, 17))), ([], [17, 18, 19])]
-
-
-def test_an_error_of_the_disk_is_a_refusal_and_a_bug_is_not():
-    def full():
-        raise OSError(28, "No space left on device", "part-00000.arrow")
-
-    assert "part-00000.arrow: expected to be able to read and write, got No space left" in answer(full).message
-    with pytest.raises(ZeroDivisionError):
-        answer(lambda: 1 / 0)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        answer(lambda: os.close(-1))
-    assert isinstance(NAN.error("worker 1"), NonFiniteLogits) and str(NAN.error("worker 1")).startswith("worker 1: dpo")
-
-
-# ---- tokens
-
-
-class Remote:
-    """The methods of a keeper, called at once."""
-
-    def __init__(self, keeper):
-        self._keeper = keeper
-
-    def __getattr__(self, name):
-        return SimpleNamespace(remote=getattr(self._keeper, name))
-
-
-CALLED = SimpleNamespace(get=lambda value: value)
-
-
-@pytest.fixture
-def store(pairs_file):
-    found = load_corpus(str(pairs_file), tokenizer=make_tokenizer(), responses="both").responses
-    assert isinstance(found, TokenStore)
-    return found
-
-
-def test_on_the_drivers_machine_its_own_tokens_are_opened(store):
-    assert tokens_on(CALLED, Remote(Keeper()), store) is store.table
-
-
-def test_another_machine_receives_the_tokens_once_and_refuses_other_bytes(store, monkeypatch):
-    monkeypatch.setattr("precompute.cluster.keeper.PIECE_BYTES", 100)
-    store.table.place = ("elsewhere", *store.table.place[1:])
-    keeper = Keeper()
-    table = tokens_on(CALLED, Remote(keeper), store)
-    assert table.place[0] == token_store.platform.node()
-    theirs = TokenStore.opened(table)
-    assert [row.input_ids.tolist() for row in theirs] == [row.input_ids.tolist() for row in store]
-    plain = Keeper.receive
-    monkeypatch.setattr(Keeper, "receive", lambda self, piece: plain(self, bytes(len(piece))))
-    refusal = tokens_on(CALLED, Remote(Keeper()), store)
-    assert isinstance(refusal, Refusal) and refusal.message.startswith("data.tokens: expected bytes with sha256")
-
-
-def test_a_transfer_that_was_broken_off_begins_anew(store):
-    store.table.place = ("elsewhere", *store.table.place[1:])
-    keeper = Keeper()
-    assert keeper.begin(store.table) is None and keeper.receive(b"half") is None
-    assert not isinstance(tokens_on(CALLED, Remote(keeper), store), Refusal)
-
-
-def test_what_a_machine_finds_out_is_found_out_once_a_refusal_too():
-    keeper, calls = Keeper(), []
-
-    def refuse():
-        calls.append(1)
-        raise OptionError("models: expected a folder")
-
-    assert [keeper.once("models", refuse).message for _ in range(2)] == ["models: expected a folder"] * 2
-    assert keeper.once("other", lambda: 3) == 3 and len(calls) == 1
-
-
-# ---- flags
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"workers": 2}, "workers: expected it with --ray only, got 2"),
-        ({"ray": "ray://a:1"}, "ray: expected auto, HOST:PORT or local on a machine of the cluster, got 'ray://a:1'"),
-        ({"ray": "auto", "workers": 0}, "workers: expected 1 or more, got 0"),
-        (
-            {"ray": "auto", "device": "cuda:1"},
-            "device: expected auto, cuda or cpu, since Ray gives",
-        ),
-    ],
-)
-def test_flags_of_a_cluster_that_mean_nothing_are_refused(flags, message):
-    with pytest.raises(OptionError) as caught:
-        BuildOptions(models=["dpo=a", "reference=b"], data="c", **flags)
-    assert str(caught.value).startswith(message)
-
-
-def test_a_gpu_by_number_is_refused_under_a_launcher(monkeypatch):
-    launched = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    for name, value in launched.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(OptionError, match="since a launcher gives each process its GPU, got 'cuda:1'"):
-        BuildOptions(models=["dpo=a", "reference=b"], data="c", device="cuda:1")
-    with pytest.raises(OptionError, match="ray: expected one process"):
-        BuildOptions(models=["dpo=a", "reference=b"], data="c", ray="auto")
-
-
-def test_workers_are_as_many_as_there_are_gpus_for():
-    machines = [
-        {"Alive": alive, "Resources": {"GPU": float(gpus)}} for alive, gpus in ((True, 8), (True, 3), (False, 8))
-    ]
-    ray = SimpleNamespace(nodes=lambda: machines)
-    assert Sizes.of(ray, ClusterOptions(ray="auto"), "auto").wanted == 11
-    assert Sizes.of(ray, ClusterOptions(ray="auto", gpus_per_worker=2), "auto").wanted == 5
-    assert Sizes.of(ray, ClusterOptions(ray="auto", gpus_per_worker=0.5), "auto").wanted == 22
-    assert Sizes.of(ray, ClusterOptions(ray="auto"), "cpu").wanted == 2
-    assert Sizes.of(ray, ClusterOptions(ray="auto", workers=3), "auto").wanted == 3
-
-
-def test_a_machine_without_ray_names_the_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(OptionError, match="ray: expected the extra ray"), session(ClusterOptions(ray="auto")):
-        pass
-
-
-def test_the_hub_is_no_place_for_a_build_of_many_workers(trio_folders, pairs_file):
-    options = build_options(trio_folders, pairs_file, "hf://datasets/me/cache", ray="local")
-    with pytest.raises(OptionError, match=r"^out: expected a bucket or a shared folder with --ray, .*got hf://"):
-        build(options)

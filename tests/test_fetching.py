@@ -189,7 +189,14 @@ def test_a_rank_that_is_not_the_first_of_its_machine_holds_what_its_own_workers_
         rows = np.array([item.row for item in items])
         now = {data.caches[0].plan.shards[s].file for s in data.shards.of_rows(rows)}
         assert data.mirror.held == before | now
-        before = now
+        last, before = before | now, now
+    assert data.mirror.held == last, "workers may still read the last micro-batches"
+    made.set_epoch(1)
+    assert made.batch_sampler.epoch == 1
+    items = next(batches := iter(made))
+    now = {data.caches[0].plan.shards[s].file for s in data.shards.of_rows(np.array([item.row for item in items]))}
+    assert data.mirror.held == now, "of the epoch before nothing is"
+    batches.close()
 
 
 def test_an_epoch_that_begins_in_the_middle_fetches_only_what_is_left(data):

@@ -13,6 +13,7 @@ from precompute.build.work import shard_work
 from precompute.rollout.options import RolloutOptions
 from shards import ShardCache
 from shards.cli.space import require_here
+from shards.copy.folder import FolderStore
 from shards.errors import AlignDistilError, CacheConflict, CacheMissing, OptionError, TransferFailed
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE
 from shards.places.hub import HubStore
@@ -167,6 +168,19 @@ def test_a_file_of_somebody_else_is_refused_and_kept(bucket, options, monkeypatc
     with pytest.raises(CacheConflict, match=rf"^{options.out}/{file}: expected none, or one with the same"):
         build(options)
     assert contents(bucket)[file] == b"mine"
+
+
+def test_content_that_differs_in_its_last_byte_is_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("shards.places.publisher.PIECE_BYTES", 4)
+    store, mine = FolderStore(tmp_path / "store"), tmp_path / "x"
+    store.folder.mkdir()
+    store.put("x", b"01234567")
+    mine.write_bytes(b"01234567")
+    Publisher(store).publish("x", mine)
+    mine.write_bytes(b"01234568")
+    with pytest.raises(CacheConflict, match=r"store/x: expected none, or one with the same 8 bytes"):
+        Publisher(store).publish("x", mine)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["x"]
 
 
 @pytest.mark.parametrize(("file", "kind"), [("index.arrow", CacheConflict), ("part-00000.arrow", CacheConflict)])

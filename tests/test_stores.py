@@ -1,6 +1,8 @@
 """Object stores: what is read from a URL is what was written, or the command ends with one line."""
 
+import gc
 import json
+import os
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from precompute.data.sources import Data
 from shards import ShardCache
 from shards.errors import CacheDamaged, CacheMissing, DataError, OptionError, TransferFailed
 from shards.places import objects
+from shards.places import room as room_module
 from shards.places.faults import fault_of
 from shards.places.objects import ObjectStore
 from shards.places.room import Room, parse_bytes
@@ -189,6 +192,19 @@ def test_what_does_not_pass_is_told_in_a_few_words(message, text):
     assert found.conditional == ("501" in message)
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "passes"),
+    [
+        ("GenericError", "GenericError of the client", True),
+        ("PermissionDeniedError", "no permission", False),
+        ("UnauthenticatedError", "no valid credentials", False),
+    ],
+)
+def test_a_kind_of_the_client_is_told_where_it_gives_no_status(kind, text, passes):
+    found = fault_of(type(kind, (Exception,), {})(SECRET))
+    assert (found.text, found.passes) == (text, passes)
+
+
 def test_pauses_between_tries_grow_up_to_a_bound_and_are_not_the_same_for_all(store, bucket, monkeypatch):
     pauses = []
     monkeypatch.setattr(objects, "time", SimpleNamespace(sleep=pauses.append))
@@ -293,8 +309,6 @@ def test_without_obstore_the_extra_is_named(monkeypatch):
 
 def in_a_fork(work):
     """What `work` raises or returns in a forked process, as text."""
-    import os
-
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -442,6 +456,15 @@ def test_a_limit_removes_what_was_used_longest_ago_and_is_never_exceeded(fake, b
     assert bucket.proxy.count("GET")["part-00000.arrow"] == 2
 
 
+def test_a_copy_that_was_used_again_outlives_one_that_was_not(fake, bucket, url, tmp_path):
+    cache = ShardCache(url, Room(tmp_path / "room", opening_bytes(fake) + sum(shard_bytes(fake)[:2])))
+    first, second = (cache.mirror.ensure(f"part-{i:05d}.arrow") for i in range(2))
+    os.utime(first, (1, 1)), os.utime(second, (2, 2))
+    cache.mirror.ensure(first.name)
+    cache.mirror.ensure("part-00002.arrow")
+    assert first.exists() and not second.exists()
+
+
 def test_a_limit_under_the_largest_shard_is_refused_with_the_number(fake, bucket, url, tmp_path):
     with pytest.raises(OptionError, match=r"cache_limit: expected [\d,]+ bytes or more .* got 1,000") as error:
         ShardCache(url, Room(tmp_path / "room", 1000))
@@ -496,17 +519,52 @@ def test_the_limit_is_for_all_caches_of_the_folder(fake, bucket, tmp_path):
 
 
 def test_what_a_killed_process_left_does_not_block_the_next(fake, bucket, url, tmp_path):
-    room = Room(tmp_path / "room", opening_bytes(fake) + max(shard_bytes(fake)) + 400)
+    size = max(shard_bytes(fake))
+    room = Room(tmp_path / "room", opening_bytes(fake) + size + 400)
     cache = ShardCache(url, room)
-    for name in SHARDS:
-        (cache.folder / f"{name}.part").write_bytes(b"half")
-    same(read_all(cache), read_all(ShardCache(fake.folder)))
-    assert not list(cache.folder.glob("*.part"))
+    for name in [*SHARDS, "part-00009.arrow"]:
+        (cache.folder / f"{name}.part").write_bytes(bytes(size // 2))
+    (room.folder / ".used").unlink()
+    expected = read_all(ShardCache(fake.folder))
+    for row in range(len(cache)):
+        same([flat(cache[row])], [expected[row]])
+        assert used(room) <= room.limit
+    assert not list(cache.folder.glob("part-0000[012].arrow.part"))
+
+
+def test_a_cache_without_a_limit_keeps_its_copies_from_all_others_as_long_as_it_is_open(fake, bucket, url, tmp_path):
+    kept = ShardCache(url, Room(tmp_path / "room"))
+    read_all(kept)
+    folder = kept.folder
+    other = make_cache(tmp_path / "other", seed=1)
+    room = Room(tmp_path / "room", used(kept.mirror.room) + opening_bytes(other) + 400)
+    second = ShardCache(bucket.upload(other.folder, "two"), room)
+    with pytest.raises(OptionError, match=r"cache_limit: expected .* for what is in use"):
+        read_all(second)
+    assert len(list(folder.glob("part-*.arrow"))) == 3
+    del kept
+    gc.collect()
+    read_all(second)
+    assert len(list(folder.glob("part-*.arrow"))) < 3
+
+
+def test_a_file_that_came_anew_while_the_old_one_was_locked_is_not_removed(tmp_path, monkeypatch):
+    path = tmp_path / "part-00000.arrow"
+    path.write_bytes(b"old")
+    plain = room_module.lock
+
+    def lock(descriptor, kind):
+        plain(descriptor, kind)
+        path.unlink()
+        path.write_bytes(b"new")
+
+    monkeypatch.setattr(room_module, "lock", lock)
+    assert not room_module.remove_free(path) and path.read_bytes() == b"new"
+    assert not room_module.remove_free(tmp_path / "gone")
 
 
 def test_a_full_disk_ends_with_one_line(fake, bucket, url, tmp_path, monkeypatch):
     import errno
-    import os
 
     cache = ShardCache(url, Room(tmp_path / "room"))
 
