@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+import sys
 import threading
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from fake_cache import make_cache
 from shards import ShardCache
 from shards.errors import OptionError, TransferFailed
 from student.data.ahead import FetchAhead, Room
-from student.data.fetching import FetchingSampler, Holds, Node
+from student.data.fetching import FetchingSampler, Holds, Node, file_room
 from student.data.loading import Loading
 from student.data.responses import CachedResponses
 from student.data.table import ShardTable
@@ -326,6 +327,16 @@ def test_no_more_shards_are_held_than_files_may_be_open(data, monkeypatch):
         next(iter(fetching(data, shuffle_window=8, limit=10**9)))
 
 
+@pytest.mark.parametrize(("hard", "room"), [(4096, 2048), (-1, sys.maxsize)])
+def test_as_many_files_are_opened_as_the_system_allows_and_half_are_left_for_others(hard, room, monkeypatch):
+    limits = {"files": (256, hard)}
+    system = SimpleNamespace(
+        RLIMIT_NOFILE="files", RLIM_INFINITY=-1, getrlimit=limits.get, setrlimit=limits.__setitem__
+    )
+    monkeypatch.setattr("student.data.fetching.resource", system)
+    assert file_room() == room and limits == {"files": (hard, hard)}
+
+
 def test_the_table_has_the_shards_with_rows_of_the_data_set_in_the_order_of_its_rows(tmp_path):
     caches = [ShardCache(cache_of(tmp_path / str(seed), 6, seed)) for seed in range(2)]
     wanted = [np.array([1, 7, 8, 9]), np.array([0, 2, 11])]
@@ -370,6 +381,35 @@ def test_an_evaluation_during_the_training_has_room_of_its_own(data):
     with pytest.raises(OptionError, match=rf"expected {trained + evaluated + 2000:,} bytes or more"):
         loading.require_limit(order(data), range(1))
     Loading(options(), data, data).require_limit(order(data), range(1))
+    data.mirror.limit += 1
+    loading = Loading(options(eval_strategy="steps"), data, data)
+    loading.require_limit(order(data), range(1))
+    assert loading._fetching(data, order(data)).limit == trained
+    assert loading._fetching(data, order(data, shuffle=False)).limit == trained + evaluated
+
+
+def test_an_evaluation_alone_and_every_epoch_have_room(data, tmp_path):
+    evaluated = fetching(data, shuffle=False).bytes_at_once()
+    data.mirror.limit = evaluated + 1000 - 1
+    here = CachedResponses([cache_of(tmp_path / "here", 3)], train_on="both")
+    with pytest.raises(OptionError, match=rf"expected {evaluated + 1000:,} bytes or more"):
+        Loading(options(), here, data).require_limit(order(here), range(1))
+    made, needs = fetching(data), []
+    for epoch in range(6):
+        made.set_epoch(epoch)
+        needs.append(made.bytes_at_once())
+    first = next(epoch for epoch in range(6) if needs[epoch] < max(needs[epoch:]))
+    most = max(needs[first:])
+    data.mirror.limit, sampler = most + 1000 - 1, order(data)
+    with pytest.raises(OptionError, match=rf"expected {most + 1000:,} bytes or more"):
+        Loading(options(), data, None).require_limit(sampler, range(first, 6))
+    assert sampler.epoch == 0, "the order itself stays where it is"
+
+
+@pytest.mark.parametrize(("workers", "prefetch", "in_flight"), [(0, None, 1), (2, None, 4), (2, 3, 6)])
+def test_what_workers_fetch_ahead_is_in_flight(data, workers, prefetch, in_flight):
+    loading = Loading(options(dataloader_num_workers=workers, dataloader_prefetch_factor=prefetch), data, None)
+    assert loading._fetching(data, order(data)).in_flight == in_flight
 
 
 def test_a_student_of_a_bucket_trains_within_the_limit_that_the_refusal_names(

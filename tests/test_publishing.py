@@ -19,7 +19,7 @@ from shards.format.manifest import MANIFEST_FILE, PLAN_FILE
 from shards.places.hub import HubStore
 from shards.places.objects import ObjectStore
 from shards.places.out import Out, open_out
-from shards.places.publisher import ATTEMPTS, Publisher
+from shards.places.publisher import ATTEMPTS, Publisher, bring
 from shards.places.stores import store_of
 from shards.places.url import parse_url
 
@@ -183,6 +183,22 @@ def test_content_that_differs_in_its_last_byte_is_another(tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["x"]
 
 
+def test_a_file_that_is_brought_appears_when_it_is_whole(tmp_path):
+    class Broken(FolderStore):
+        def fetch(self, file, path):
+            path.write_bytes(b"half")
+            assert not (tmp_path / "x").exists()
+            if file == "broken":
+                raise TransferFailed("a broken connection")
+
+    bring(Broken(tmp_path), "good", tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    (tmp_path / "x").unlink()
+    with pytest.raises(TransferFailed):
+        bring(Broken(tmp_path), "broken", tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("file", "kind"), [("index.arrow", CacheConflict), ("part-00000.arrow", CacheConflict)])
 def test_files_without_a_plan_are_refused_before_anything_is_put(bucket, options, file, kind):
     store_of(parse_url(options.out)).put(file, b"mine")
@@ -240,7 +256,36 @@ def test_shards_are_committed_in_time(hub, tmp_path):
     (tmp_path / "part-0.arrow").write_bytes(b"0")
     publisher.publish("part-0.arrow", tmp_path / "part-0.arrow", drop=True)
     assert hub.files("me/cache")["sub/part-0.arrow"] == b"0" and not (tmp_path / "part-0.arrow").exists()
-    pickle.loads(pickle.dumps(Publisher(HubStore(url=parse_url("hf://datasets/me/cache"), api="api"))))
+
+
+@pytest.mark.parametrize(("bound", "value"), [("MOST_FILES", 2), ("MOST_BYTES", 7)])
+def test_files_are_committed_when_they_are_many_or_large(hub, tmp_path, monkeypatch, bound, value):
+    monkeypatch.setattr(f"shards.places.publisher.{bound}", value)
+    publisher = Publisher(hub_store(hub), seconds=1000)
+    for number in range(2):
+        assert "me/cache" not in hub.commits
+        (tmp_path / f"{number}").write_bytes(b"four")
+        publisher.publish(f"{number}", tmp_path / f"{number}")
+    assert set(hub.files("me/cache")) == {".gitattributes", "sub/0", "sub/1"}
+
+
+def test_files_that_wait_are_committed_also_when_the_last_one_was_there(hub, tmp_path):
+    for name in ("part-0.arrow", "manifest.json"):
+        (tmp_path / name).write_bytes(b"mine")
+    hub_store(hub).commit({"manifest.json": b"mine"})
+    publisher = Publisher(hub_store(hub), seconds=1000)
+    publisher.publish("part-0.arrow", tmp_path / "part-0.arrow")
+    publisher.publish("manifest.json", tmp_path / "manifest.json", last=True)
+    assert hub.files("me/cache")["sub/part-0.arrow"] == b"mine"
+
+
+def test_a_publisher_goes_to_another_process_as_it_is_and_not_with_files_that_wait(tmp_path):
+    publisher = Publisher(HubStore(url=parse_url("hf://datasets/me/cache"), api="api"), seconds=7)
+    assert pickle.loads(pickle.dumps(publisher)).seconds == 7
+    (tmp_path / "x").touch()
+    publisher.publish("x", tmp_path / "x")
+    with pytest.raises(AssertionError, match="files wait"):
+        pickle.dumps(publisher)
 
 
 def test_a_staged_shard_stays_until_it_is_committed(hub, tmp_path):

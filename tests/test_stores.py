@@ -1,5 +1,7 @@
 """Object stores: what is read from a URL is what was written, or the command ends with one line."""
 
+import errno
+import fcntl
 import gc
 import json
 import os
@@ -15,6 +17,7 @@ from precompute.data.reading import read_rows
 from precompute.data.sources import Data
 from shards import ShardCache
 from shards.errors import CacheDamaged, CacheMissing, DataError, OptionError, TransferFailed
+from shards.places import mirror as mirror_module
 from shards.places import objects
 from shards.places import room as room_module
 from shards.places.faults import fault_of
@@ -438,6 +441,10 @@ def used(room):
     return sum(path.stat().st_size for path in room.folder.rglob("*") if path.is_file() and path.name != ".used")
 
 
+def counted(room):
+    return int((room.folder / ".used").read_text())
+
+
 def opening_bytes(fake):
     names = ("manifest.json", "index.arrow", "plan.json", "vocabulary.json", "provenance.json")
     return sum((fake.folder / name).stat().st_size for name in names) + 200
@@ -454,6 +461,7 @@ def test_a_limit_removes_what_was_used_longest_ago_and_is_never_exceeded(fake, b
             same([flat(cache[row])], [expected[row]])
             assert used(room) <= room.limit
     assert bucket.proxy.count("GET")["part-00000.arrow"] == 2
+    assert counted(room) == used(room)
 
 
 def test_a_copy_that_was_used_again_outlives_one_that_was_not(fake, bucket, url, tmp_path):
@@ -500,10 +508,11 @@ def test_nothing_is_removed_that_the_store_does_not_have(fake, bucket, url, tmp_
     outside = tmp_path / "room" / "part-00009.arrow"
     folder = tmp_path / "room" / "mine"
     folder.mkdir()
-    outside.write_bytes(b"x"), (folder / "part-00000.arrow").write_bytes(b"x")
+    theirs = [outside, folder / "part-00000.arrow", folder / "download.part"]
+    for path in theirs:
+        path.write_bytes(bytes(10**6))
     first.mirror.ensure("part-00001.arrow")
-    assert outside.exists()
-    assert (folder / "part-00000.arrow").exists()
+    assert all(path.exists() for path in theirs), "nor are they counted"
 
 
 def test_the_limit_is_for_all_caches_of_the_folder(fake, bucket, tmp_path):
@@ -516,6 +525,22 @@ def test_the_limit_is_for_all_caches_of_the_folder(fake, bucket, tmp_path):
     same(read_all(ShardCache(urls[1], room)), read_all(ShardCache(other.folder)))
     assert used(room) <= limit
     assert len(list(first.folder.glob("part-*.arrow"))) < 3
+
+
+def test_nothing_is_removed_of_another_cache_whose_store_does_not_answer(fake, bucket, url, tmp_path, monkeypatch):
+    first, other = ShardCache(url, Room(tmp_path / "room", 10**9)), make_cache(tmp_path / "other", seed=1)
+    read_all(first)
+    room = Room(tmp_path / "room", used(first.mirror.room) + opening_bytes(other) + 400)
+    second = ShardCache(bucket.upload(other.folder, "two"), room)
+
+    def silent(place, patience):
+        assert str(place) == url and patience.tries == 1, "others wait for the room meanwhile"
+        raise TransferFailed("no answer")
+
+    monkeypatch.setattr(room_module, "store_of", silent)
+    with pytest.raises(OptionError, match=r"cache_limit: expected .* for what is in use"):
+        read_all(second)
+    assert len(list(first.folder.glob("part-*.arrow"))) == 3
 
 
 def test_what_a_killed_process_left_does_not_block_the_next(fake, bucket, url, tmp_path):
@@ -548,6 +573,50 @@ def test_a_cache_without_a_limit_keeps_its_copies_from_all_others_as_long_as_it_
     assert len(list(folder.glob("part-*.arrow"))) < 3
 
 
+def test_processes_of_a_machine_hold_the_same_shard_and_count_one_after_the_other(fake, url, tmp_path):
+    cache = ShardCache(url, Room(tmp_path / "room", 10**9))
+    with cache.mirror.hold("part-00000.arrow").open() as other, (tmp_path / "room" / ".used").open() as count:
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with cache.mirror.room._counted(), pytest.raises(BlockingIOError):
+            fcntl.flock(count, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def test_a_shard_that_others_remove_before_it_is_held_is_fetched_again(fake, bucket, url, tmp_path, monkeypatch):
+    mirror, file = ShardCache(url, Room(tmp_path / "room", 10**9)).mirror, "part-00000.arrow"
+    ensure, lock, removals = mirror.ensure, mirror_module.lock, iter([True, False, True, True])
+
+    def removed(path):
+        if next(removals, False):
+            path.unlink()
+        return path
+
+    def locked(descriptor, kind):
+        lock(descriptor, kind)
+        removed(mirror.folder / file) if kind == fcntl.LOCK_SH else None
+
+    monkeypatch.setattr(mirror, "ensure", lambda file: removed(ensure(file)))
+    monkeypatch.setattr(mirror_module, "lock", locked)
+    assert mirror.hold(file).exists() and next(removals, None) is None
+    assert bucket.proxy.count("GET")[file] == 4
+
+
+def test_a_small_file_that_is_not_as_long_as_it_was_listed_is_damaged(fake, bucket):
+    url = bucket.upload(fake.folder, "cache")
+    mirror = ShardCache(url).mirror
+    ObjectStore(parse_url(url)).put("index.arrow", b"short", create=False)
+    with pytest.raises(CacheDamaged, match=r"cache/index.arrow: expected \d+ bytes, got 5, twice"):
+        mirror.ensure("index.arrow")
+
+
+def test_a_file_system_without_locks_is_told_in_one_line(tmp_path, monkeypatch):
+    def flock(descriptor, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OptionError, match=r"^cache_dir: expected a file system .* with locks, got No locks available$"):
+        room_module.lock(0, fcntl.LOCK_EX)
+
+
 def test_a_file_that_came_anew_while_the_old_one_was_locked_is_not_removed(tmp_path, monkeypatch):
     path = tmp_path / "part-00000.arrow"
     path.write_bytes(b"old")
@@ -564,8 +633,6 @@ def test_a_file_that_came_anew_while_the_old_one_was_locked_is_not_removed(tmp_p
 
 
 def test_a_full_disk_ends_with_one_line(fake, bucket, url, tmp_path, monkeypatch):
-    import errno
-
     cache = ShardCache(url, Room(tmp_path / "room"))
 
     def full(*_):
@@ -576,6 +643,7 @@ def test_a_full_disk_ends_with_one_line(fake, bucket, url, tmp_path, monkeypatch
         read_all(cache)
     monkeypatch.undo()
     assert not list(cache.folder.glob("*.part"))
+    assert counted(cache.mirror.room) == used(cache.mirror.room)
 
 
 # Data
