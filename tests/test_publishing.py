@@ -199,6 +199,18 @@ def test_a_file_that_is_brought_appears_when_it_is_whole(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_url_has_a_staging_folder_of_its_own_that_no_message_names(bucket, tmp_path):
+    out, other = (open_out(bucket.url(name), str(tmp_path)) for name in ("one", "two"))
+    here = open_out(str(tmp_path / "here"))
+    assert out.folder != other.folder and (out.option, here.option) == ("cache_dir", "out")
+    assert out.said(f"{out.folder}/x is full") == f"{out.name}/x is full"
+    for raised, told in ((f"{out.folder}/x: expected", f"^{out.name}/x: expected$"), ("plain", "^plain$")):
+        with pytest.raises(CacheConflict, match=told), out.named():
+            raise CacheConflict(raised)
+    # of ten shards of a URL two are staged at a time
+    assert (out.at_once(100.0, 10, 2), out.at_once(100.0, 1, 2), here.at_once(100.0, 10, 2)) == (20.0, 100.0, 100.0)
+
+
 @pytest.mark.parametrize(("file", "kind"), [("index.arrow", CacheConflict), ("part-00000.arrow", CacheConflict)])
 def test_files_without_a_plan_are_refused_before_anything_is_put(bucket, options, file, kind):
     store_of(parse_url(options.out)).put(file, b"mine")
@@ -249,6 +261,20 @@ def test_a_build_to_the_hub_is_a_few_commits_and_the_same_files(hub, options, lo
     assert not any(name.endswith(MANIFEST_FILE) for name in with_shards)
     assert hub.private == {"me/cache": True}
     assert staged(options) == []
+
+
+def test_all_reads_of_the_hub_are_of_one_commit_until_the_newest_is_asked_for(hub, tmp_path):
+    store = hub_store(hub)
+    hub_store(hub).commit({"a": b"old"})
+    assert store.sizes() == {"a": 3}
+    hub_store(hub).commit({"a": b"newer", "b": b""})
+    assert store.sizes() == {"a": 3} and store.read("a") == b"old"
+    assert store.newest() == {"a": 5, "b": 0} and store.read("a") == b"newer"
+    (tmp_path / "a").write_bytes(b"something longer")
+    store.fetch("a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"newer"
+    with pytest.raises(CacheMissing, match=r"^hf://datasets/me/cache/sub/c: expected a file, found none$"):
+        store.read("c")
 
 
 def test_shards_are_committed_in_time(hub, tmp_path):

@@ -6,6 +6,9 @@ import gc
 import json
 import os
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -386,6 +389,53 @@ def test_a_shard_that_arrives_altered_twice_is_damaged_and_a_broken_transfer_is_
     with pytest.raises(TransferFailed, match=r"s3://bucket-\d+/cache/part-00001.arrow: expected a whole transfer"):
         read_all(cache)
     same(read_all(cache), read_all(ShardCache(fake.folder)))
+    cache.mirror.ensure("part-00000.arrow", fresh=True)
+    assert counted(cache.mirror.room) == used(cache.mirror.room), "what failed, and what was replaced, is not counted"
+
+
+def test_a_file_that_two_need_at_once_is_fetched_by_one(fake, url, monkeypatch):
+    mirror, file, calls, second = ShardCache(url).mirror, "part-00000.arrow", [], threading.Event()
+    plain = mirror.store.fetch
+
+    def fetch(*given):
+        calls.append(given)
+        second.set() if len(calls) > 1 else second.wait(0.2)
+        plain(*given)
+
+    monkeypatch.setattr(mirror.store, "fetch", fetch)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(mirror.ensure, [file] * 2))
+    assert len(calls) == 1 and found[0].read_bytes() == (fake.folder / file).read_bytes()
+    assert not list(mirror.folder.glob("*.part"))
+
+
+def test_a_file_that_one_could_not_fetch_is_fetched_by_the_other_who_waited(fake, url, monkeypatch):
+    mirror, file, begun = ShardCache(url).mirror, "part-00000.arrow", threading.Event()
+    plain, order = mirror.store.fetch, []
+
+    def fetch(*given):
+        begun.set()
+        order.append(given)
+        if len(order) == 1:
+            time.sleep(0.1)  # the other one waits for the lock
+            raise TransferFailed("a broken connection")
+        plain(*given)
+
+    monkeypatch.setattr(mirror.store, "fetch", fetch)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(mirror.ensure, file)
+        assert begun.wait(10)
+        second = pool.submit(mirror.ensure, file)
+        with pytest.raises(TransferFailed):
+            first.result()
+        assert second.result().read_bytes() == (fake.folder / file).read_bytes()
+
+
+def test_a_copy_is_on_the_disk_before_it_has_its_name(url, monkeypatch):
+    mirror, named = ShardCache(url).mirror, []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: named.append((mirror.folder / "part-00000.arrow").exists()))
+    mirror.ensure("part-00000.arrow")
+    assert named == [False]
 
 
 def test_a_list_that_differs_from_the_manifest_is_refused_at_opening(fake, bucket):
