@@ -1,6 +1,7 @@
 """shards.copy: between folders, buckets and the hub; the manifest last, nothing sent twice, nothing replaced."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -14,6 +15,7 @@ from shards.copy.destination import Destination
 from shards.copy.folder import FolderStore
 from shards.errors import CacheConflict, CacheDamaged, CacheMissing, OptionError, TransferFailed
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, read_manifest
+from shards.format.writer import exclusive
 from shards.places.publisher import Publisher
 from shards.places.stores import store_of
 from shards.places.url import is_url, parse_url
@@ -110,6 +112,10 @@ def test_what_a_killed_copy_leaves_in_a_folder_is_no_cache_and_is_removed_next(c
         run(cache, tmp_path / "two")
     left = {path.name for path in (tmp_path / "two").iterdir()}
     assert any(name.endswith(".aligndistil-tmp") for name in left) and not shards(left) and MANIFEST_FILE not in left
+    for name in left:  # as of another process
+        (tmp_path / "two" / name).rename(tmp_path / "two" / name.replace(str(os.getpid()), "1"))
+    with exclusive(tmp_path / "two"), pytest.raises(CacheConflict, match="expected no other build at work here"):
+        run(cache, tmp_path / "two")
     run(cache, tmp_path / "two")
     assert files(tmp_path / "two") == files(cache)
 
@@ -138,6 +144,15 @@ def test_a_source_without_one_of_its_files_is_refused_before_anything_is_written
     source = shutil.copytree(cache, tmp_path / "one")
     (source / file).unlink()
     with pytest.raises(CacheMissing, match=rf"^{source}"):
+        run(source, tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("file", ["plan.json", "index.arrow", "vocabulary.json"])
+def test_a_small_file_of_another_cache_is_refused_before_anything_is_written(file, cache, run, tmp_path):
+    source = shutil.copytree(cache, tmp_path / "one")
+    shutil.copy(make_cache(tmp_path / "other", pairs=10, vocabulary_size=25, seed=1).folder / file, source / file)
+    with pytest.raises(CacheDamaged, match=rf"^{source}/{file}: .*expected"):
         run(source, tmp_path / "two")
     assert not (tmp_path / "two").exists()
 

@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 from conftest import build_options
-from hub_stand_in import HubStandIn
+from hub_stand_in import HubStandIn, _answer
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from tiny import make_pairs, write_jsonl
 
 from precompute.build.build import build
@@ -275,6 +276,32 @@ def test_all_reads_of_the_hub_are_of_one_commit_until_the_newest_is_asked_for(hu
     assert (tmp_path / "a").read_bytes() == b"newer"
     with pytest.raises(CacheMissing, match=r"^hf://datasets/me/cache/sub/c: expected a file, found none$"):
         store.read("c")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "told"),
+    [
+        (
+            HfHubHTTPError,
+            "403 for url 'https://cdn/x?Signature=hunter2'\nRequest ID",
+            "it, got 403 for url 'https://cdn/x'",
+        ),
+        (GatedRepoError, "hunter2\nmore", "the hub asks for an account that may read it"),
+        (RuntimeError, "Data processing error\nmore", "expected the hub to do it, got Data processing error"),
+        (OSError, "a broken connection", "expected the hub to do it, got a broken connection"),
+    ],
+)
+def test_an_error_of_the_hub_is_one_line_without_a_signature(hub, monkeypatch, kind, message, told):
+    def refuse(*_, **flags):
+        raise kind(message, **({"response": _answer(403)} if issubclass(kind, HfHubHTTPError) else {}))
+
+    monkeypatch.setattr(hub, "dataset_info", refuse)
+    with pytest.raises(TransferFailed) as caught:
+        hub_store(hub).sizes()
+    text = str(caught.value)
+    assert (
+        text.startswith("hf://datasets/me/cache/sub: ") and told in text and "hunter2" not in text and "\n" not in text
+    )
 
 
 def test_shards_are_committed_in_time(hub, tmp_path):

@@ -27,6 +27,7 @@ from shards.places.faults import fault_of
 from shards.places.objects import ObjectStore
 from shards.places.room import Room, parse_bytes
 from shards.places.url import is_url, parse_url
+from shards.places.whole_file import fetch_file
 
 SHARDS = {f"part-{number:05d}.arrow" for number in range(3)}
 
@@ -431,6 +432,21 @@ def test_a_file_that_one_could_not_fetch_is_fetched_by_the_other_who_waited(fake
         assert second.result().read_bytes() == (fake.folder / file).read_bytes()
 
 
+def test_a_copy_that_was_cut_on_this_machine_is_fetched_again(fake, url):
+    mirror, file = ShardCache(url).mirror, "part-00000.arrow"
+    mirror.ensure(file).write_bytes(b"half")
+    assert mirror.ensure(file).read_bytes() == (fake.folder / file).read_bytes()
+
+
+def test_a_forked_process_that_ends_leaves_the_holds_to_its_parent(url, tmp_path):
+    mirror = ShardCache(url, Room(tmp_path / "room", 10**9)).mirror
+    path = mirror.hold("part-00000.arrow")
+    in_a_fork(mirror._end)
+    assert not room_module.remove_free(path)
+    mirror.release(path.name)
+    assert room_module.remove_free(path)
+
+
 def test_a_copy_is_on_the_disk_before_it_has_its_name(url, monkeypatch):
     mirror, named = ShardCache(url).mirror, []
     monkeypatch.setattr(os, "fsync", lambda descriptor: named.append((mirror.folder / "part-00000.arrow").exists()))
@@ -528,7 +544,11 @@ def test_a_limit_under_the_largest_shard_is_refused_with_the_number(fake, bucket
         ShardCache(url, Room(tmp_path / "room", 1000))
     needed = int(str(error.value).split()[2].replace(",", ""))
     cache = ShardCache(url, Room(tmp_path / "room", needed))
+    for name in cache.mirror.sizes:
+        cache.mirror.ensure(name)
     same(read_all(cache), read_all(ShardCache(fake.folder)))
+    with pytest.raises(CacheMissing, match=r"s3://.*/cache: expected a cache, found no nothing"):
+        cache.mirror.ensure("nothing")
 
 
 def test_a_held_shard_is_not_removed(fake, bucket, url, tmp_path):
@@ -718,6 +738,14 @@ def test_a_file_of_data_at_a_url_is_read_as_a_local_one(bucket):
         assert list(read_rows(url)) == [(f"pairs.jsonl line {i + 1}", row) for i, row in enumerate(ROWS)]
     assert bucket.proxy.count("GET") == {"pairs.jsonl": 1}
     assert Data.of(url).places == url
+
+
+def test_a_file_of_data_stays_as_long_as_it_is_read_and_a_bucket_is_no_file(bucket, tmp_path):
+    room = Room(tmp_path / "room", 10**9)
+    mirror = fetch_file(put_data(bucket, "pairs.jsonl", lines(ROWS)), room)
+    assert not room_module.remove_free(mirror.folder / "pairs.jsonl")
+    with pytest.raises(OptionError, match=r"expected the URL of a file, got that of a whole bucket$"):
+        fetch_file("s3://bucket", room)
 
 
 def test_another_content_under_the_url_of_data_is_fetched_anew(bucket):
