@@ -176,6 +176,33 @@ def test_a_place_with_another_cache_is_refused_and_kept(destination, cache, buck
     assert files(end) == files(other)
 
 
+def test_a_begun_copy_and_a_finished_one_of_another_content_are_refused(cache, run, tmp_path):
+    begun, finished = tmp_path / "two", shutil.copytree(cache, tmp_path / "three")
+    begun.mkdir()
+    shutil.copy(make_cache(tmp_path / "other", pairs=10, seed=1).folder / PLAN_FILE, begun)
+    sha256 = read_manifest(cache).entries[0].sha256
+    manifest = finished / MANIFEST_FILE
+    manifest.write_text(manifest.read_text().replace(sha256, "0" * 64))
+    for place in (begun, finished):
+        before = files(place)
+        with pytest.raises(CacheConflict, match=rf"^{place}: holds another cache, "):
+            run(cache, place)
+        assert files(place) == before
+
+
+def test_a_shard_that_is_not_there_in_the_end_is_missing_and_there_is_no_manifest(cache, run, tmp_path, monkeypatch):
+    plain = Publisher.publish
+
+    def publish(self, file, path, **flags):
+        if file != "part-00002.arrow":
+            plain(self, file, path, **flags)
+
+    monkeypatch.setattr(Publisher, "publish", publish)
+    with pytest.raises(CacheMissing, match=r"two/part-00002.arrow: expected a shard of \d+ bytes"):
+        run(cache, tmp_path / "two")
+    assert not (tmp_path / "two" / MANIFEST_FILE).exists()
+
+
 def test_shards_without_a_plan_are_refused(cache, bucket, run):
     store_of(parse_url(bucket.url("two"))).put("part-00000.arrow", b"mine")
     with pytest.raises(CacheConflict, match=r"expected no shards without a plan.json, found part-00000.arrow"):
