@@ -142,6 +142,8 @@ def test_a_checkpoint_that_is_divided_in_another_way_is_refused(sparse_cache, st
     trainer = SimpleNamespace(is_fsdp_enabled=True, accelerator=accelerator)
     with pytest.raises(OptionError, match="of FSDP, FULL_STATE_DICT, as this launch, got one of FSDP, SHARDED_STATE"):
         require_same_sharding(trainer, checkpoint)
+    (checkpoint / "pytorch_model_fsdp.bin").touch()
+    require_same_sharding(trainer, checkpoint)
 
 
 def test_half_precision_under_fsdp2_rounds_neither_the_loss_nor_the_sums_of_gradients():
@@ -175,3 +177,5 @@ def test_adapters_that_fsdp_would_not_save_are_refused(monkeypatch):
     for name, value in (("RANK", "0"), ("ACCELERATE_USE_FSDP", "true")):
         monkeypatch.setenv(name, value)
     require_as_launched(trainer)  # as the launcher asks
+    plugin.activation_checkpointing, trainer.args.use_peft = True, False
+    require_as_launched(trainer)
