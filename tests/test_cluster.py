@@ -218,6 +218,12 @@ def test_another_machine_receives_the_tokens_once_and_refuses_other_bytes(store,
     assert isinstance(refusal, Refusal) and refusal.message.startswith("data.tokens: expected bytes with sha256")
 
 
+def test_nothing_is_sent_to_a_machine_without_room_for_it(store, monkeypatch):
+    store.table.place = ("elsewhere", *store.table.place[1:])
+    monkeypatch.setattr(Keeper, "begin", lambda self, table: NAN)
+    assert tokens_on(CALLED, Remote(Keeper()), store) is NAN
+
+
 def test_a_transfer_that_was_broken_off_begins_anew(store):
     store.table.place = ("elsewhere", *store.table.place[1:])
     keeper = Keeper()

@@ -10,7 +10,7 @@ from hub_stand_in import HubStandIn
 
 from shards import ShardCache
 from shards.copy.__main__ import main
-from shards.copy.card import card
+from shards.copy.card import _size, card
 from shards.copy.destination import Destination
 from shards.copy.folder import FolderStore
 from shards.errors import CacheConflict, CacheDamaged, CacheMissing, OptionError, TransferFailed
@@ -290,6 +290,16 @@ def test_a_card_names_no_folder_of_anybody(cache):
     assert "/models/" not in text and "preferences.jsonl" not in text
     provenance = json.loads((cache / "provenance.json").read_text())
     assert provenance["models"]["dpo"] == "/models/dpo"
+
+
+def test_the_card_has_the_hubs_word_for_a_number_of_rows():
+    words = [_size(rows) for rows in (0, 999, 1000, 9999, 10_000, 10**8, 10**12)]
+    assert words == ["n<1K", "n<1K", "1K<n<10K", "1K<n<10K", "10K<n<100K", "100M<n<1B", "100M<n<1B"]
+
+
+def test_a_file_that_a_folder_does_not_have_is_missing(tmp_path):
+    with pytest.raises(CacheMissing, match=rf"^{tmp_path}/x: expected a file, found none$"):
+        FolderStore(tmp_path).read("x")
 
 
 @pytest.mark.parametrize("url", ["hf://models/me/one", "hf://datasets/one", "hf://datasets/me/one@a@b"])
