@@ -43,6 +43,7 @@ __all__ = ["crew_of", "lines"]  # fixtures
 def test_a_difference_names_the_field():
     assert other_inputs({"a": {"b": 1}}, {"a": {"b": 1}}) is None
     assert other_inputs({"a": {"b": 1}}, {"a": {"b": 2}}).message.endswith("than the build, a.b: expected 1, got 2")
+    assert other_inputs({"a": 1}, {"a": 1, "b": 2}).message.startswith("has other inputs than the build, b: expected")
     assert "a.c: expected" in other_inputs({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}).message
 
 

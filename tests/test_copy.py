@@ -234,6 +234,13 @@ def test_a_file_of_a_folder_is_never_replaced_even_if_it_comes_between_look_and_
     assert (tmp_path / "a").read_bytes() == b"mine"
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_folder_after(tmp_path, monkeypatch):
+    flushed, target = [], tmp_path / "a"
+    monkeypatch.setattr("shards.copy.folder.flush", lambda path: flushed.append((path == tmp_path, target.exists())))
+    assert FolderStore(tmp_path).put("a", b"mine")
+    assert flushed == [(False, False), (True, True)] and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_jobs_are_one_or_more(cache, run, tmp_path):
     with pytest.raises(OptionError, match=r"^jobs: expected 1 or more, got 0"):
         run(cache, tmp_path / "two", "--jobs", 0)
@@ -317,3 +324,6 @@ def test_a_destination_without_links_still_replaces_nothing(cache, run, tmp_path
     assert files(tmp_path / "two") == files(cache)
     store = FolderStore(tmp_path / "two")
     assert not Destination(publisher=Publisher(store), work=tmp_path).store.put(PLAN_FILE, b"other")
+    looks = iter([False])  # it comes between look and write
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: next(looks, True))
+    assert not store.put(PLAN_FILE, b"other") and files(tmp_path / "two") == files(cache)
