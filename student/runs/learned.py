@@ -8,8 +8,8 @@ from shards.format.manifest import read_json
 from shards.preferences.pairs import LearnedFit, find_pairs, fit
 from shards.teacher.served import lacks_for_fit
 from student.data.responses import CachedResponses
+from student.log.files import RUN_FILE
 from student.options import DistillArguments
-from student.runs.identity import RUN_FILE
 from student.runs.processes import by_first_process
 
 
