@@ -6,7 +6,7 @@ from shards.cli.text import WIDTH
 from student.log.figures import FIGURES, Figure, figure_of
 from student.report.run import Run, differing
 
-LABEL_WIDTH, NAME_WIDTH = 44, 7
+LABEL_WIDTH, NAME_WIDTH = 47, 7
 
 LEFT_OUT = ("epoch", "learning_rate", "total_flos", "loss_scale")
 """Figures whose first and last value say nothing about how a run goes."""

@@ -1,145 +1,168 @@
+/* page.curves: charts of figures over the steps, drawn by uPlot. Runs lie over each other; thinned ones have a band. */
+/* global uPlot */
 "use strict";
-// Charts of figures over the steps, drawn by uPlot: several runs over each other, smoothed, thinned ones with a band.
 
-/** Colours come from the style sheet, which knows light, dark and print; dashes tell runs apart without colour. */
-const DASHES = [[], [9, 4], [2, 3], [12, 3, 2, 3], [6, 2], [16, 5, 5, 5]];
-const COLOURS = 8;
+page.curves = (() => {
+  /* Dashes tell runs apart where colour does not; colours are the style sheet's, which knows light, dark and print. */
+  const DASHES = [[], [9, 4], [2, 3], [12, 3, 2, 3], [6, 2], [16, 5, 5, 5]];
+  const COLOURS = 8;
+  const FONT = "12px system-ui, sans-serif";
+  const HEIGHT = 230;
 
-function lineOf(number) {
-  const names = getComputedStyle(document.documentElement);
-  const colour = names.getPropertyValue(`--run-${number % COLOURS}`).trim();
-  return { colour, dash: DASHES[number % DASHES.length] };
-}
-
-function inkOf(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-}
-
-/** A number as a person reads it, in the figure's own way. */
-function numberText(figure, value) {
-  if (value === null || value === undefined) return "not a number";
-  if (figure.unit === "share") return `${(100 * value).toFixed(2)}%`;
-  const size = Math.abs(value);
-  const text = size >= 1000 ? Math.round(value).toLocaleString("en-US")
-    : size !== 0 && size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(3)));
-  return figure.signed && value >= 0 ? `+${text}` : text;
-}
-
-/** Exponential moving average without the pull of its start; null stays null. */
-function smoothed(values, weight) {
-  if (weight === 0) return values;
-  let sum = 0, total = 0;
-  return values.map((value) => {
-    if (value === null) return null;
-    sum = weight * sum + (1 - weight) * value;
-    total = weight * total + (1 - weight);
-    return sum / total;
-  });
-}
-
-/** The columns of a chart: steps, then for every run its curve, its values unsmoothed, its lowest and highest. */
-function columnsOf(runs, name, look) {
-  const positive = (values) => (look.log ? values.map((v) => (v !== null && v > 0 ? v : null)) : values);
-  const tables = runs.map((run) => {
-    const found = run.figures[name];
-    if (!found) return [[], [], [], [], []];
-    const { mean, low = mean, high = mean } = found;
-    const raw = look.smooth ? mean : mean.map(() => null);
-    const columns = [smoothed(mean, look.smooth), raw, low === mean ? raw : low, high === mean ? raw : high];
-    return [run.axes[found.axis], ...columns.map(positive)];
-  });
-  return uPlot.join(tables);
-}
-
-function seriesOf(runs, shown) {
-  const list = [{ label: "step" }];
-  runs.forEach((run, number) => {
-    const { colour, dash } = lineOf(number);
-    const show = shown[number];
-    const points = { show: false };
-    list.push({ label: run.name, stroke: colour, dash, width: 2, show, points: { size: 5, stroke: colour } });
-    list.push({ stroke: `${colour}55`, width: 1, show, points });
-    list.push({ stroke: `${colour}00`, width: 0, show, points }, { stroke: `${colour}00`, width: 0, show, points });
-  });
-  return list;
-}
-
-function axesOf(figure) {
-  const ink = inkOf("--ink"), grid = { stroke: inkOf("--grid"), width: 1 };
-  const font = "12px system-ui, sans-serif";
-  const steps = (u, ticks) => ticks.map((v) => (Number.isInteger(v) ? v.toLocaleString("en-US") : ""));
-  const values = (u, ticks) => ticks.map((v) => (v === null ? "" : numberText(figure, v)));
-  return [
-    { stroke: ink, grid, ticks: grid, font, labelFont: font, label: "step", labelSize: 18, values: steps },
-    { stroke: ink, grid, ticks: grid, font, labelFont: font, label: figure.unit, labelSize: 18, size: 64, values },
-  ];
-}
-
-/** The values under the cursor, or the last before it, in words below the chart. */
-function readOut(u, host, figure, runs, shown) {
-  const at = u.cursor.idx;
-  if (at === null || at === undefined) {
-    host.textContent = "";
-    return;
-  }
-  const told = runs.flatMap((run, number) => {
-    const column = u.data[1 + 4 * number];
-    let place = at;
-    while (place > 0 && (column[place] === undefined || column[place] === null)) place -= 1;
-    const value = column[place];
-    return shown[number] && value !== undefined && value !== null
-      ? [`run ${number + 1}: ${numberText(figure, value)}`] : [];
-  });
-  host.textContent = `step ${u.data[0][at].toLocaleString("en-US")}: ${told.join(", ")}`;
-}
-
-/** A figure over the steps, in `host`. look: {smooth, log, shown}, read again at every draw. */
-class Curves {
-  constructor(host, figure, runs, look, height) {
-    Object.assign(this, { host, figure, runs, look, height, plot: null });
-    this.told = document.createElement("p");
-    this.told.className = "told";
-    this.area = document.createElement("div");
-    host.append(this.area, this.told);
+  function colourOf(name) {
+    return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   }
 
-  draw() {
-    const { figure, runs, look } = this;
-    const bands = runs.flatMap((run, n) => (run.figures[figure.name]?.low
-      ? [{ series: [4 + 4 * n, 3 + 4 * n], fill: `${lineOf(n).colour}2e` }] : []));
-    const options = {
-      width: this.area.clientWidth || 320,
-      height: this.height,
-      padding: [10, 14, 0, 0],
-      legend: { show: false },
-      scales: { x: { time: false }, y: { distr: look.log && figure.log ? 3 : 1 } },
-      cursor: { sync: { key: "steps" }, drag: { x: true, y: false } },
-      axes: axesOf(figure),
-      series: seriesOf(runs, look.shown),
-      bands,
-      hooks: { setCursor: [(u) => readOut(u, this.told, figure, runs, look.shown)] },
-    };
-    this.area.replaceChildren();
-    this.plot = new uPlot(options, this.columns(), this.area);
+  function lineOf(number) {
+    const place = number % COLOURS;
+    return { colour: colourOf(`--run-${place}`), dash: DASHES[number % DASHES.length], mark: `run-${place}` };
   }
 
-  columns() {
-    const { figure, look } = this;
-    return columnsOf(this.runs, figure.name, { smooth: look.smooth, log: look.log && figure.log });
+  /* A value with three digits that count, as Python prints the figure, with a true minus sign. */
+  function valueText(figure, value) {
+    if (value === null || value === undefined) return "not a number";
+    if (figure.unit === "share") return `${(100 * value).toFixed(2)} %`;
+    const size = Math.abs(value);
+    let text = String(Number(size.toPrecision(3)));
+    if (size >= 1000) text = Math.round(size).toLocaleString("en-US");
+    else if (size > 0 && size < 1e-3) text = size.toExponential(2).replace("-", "−");
+    if (value < 0) return `−${text}`;
+    return figure.signed && value > 0 ? `+${text}` : text;
   }
 
-  smooth() {
-    this.plot.setData(this.columns(), false);
-    this.plot.redraw(true);
+  /* An exponential moving average without the pull of its start. What is not a number stays a gap. */
+  function smoothed(values, weight) {
+    if (weight === 0) return values;
+    let sum = 0;
+    let total = 0;
+    return values.map((value) => {
+      if (value === null) return null;
+      sum = weight * sum + (1 - weight) * value;
+      total = weight * total + (1 - weight);
+      return sum / total;
+    });
   }
 
-  toggle(number) {
-    for (let part = 1; part <= 4; part += 1) {
-      this.plot.setSeries(4 * number + part, { show: this.look.shown[number] });
+  /* Columns of all runs over all their steps: of each run the curve, its values unsmoothed, the lowest, the highest. */
+  function columnsOf(runs, name, weight, log) {
+    const legal = (values) => (log ? values.map((value) => (value > 0 ? value : null)) : values);
+    const tables = runs.map((run) => {
+      const found = run.figures[name];
+      if (found === undefined) return [[], [], [], [], []];
+      const { axis, mean, low, high } = found;
+      const none = mean.map(() => null);
+      const columns = [smoothed(mean, weight), weight ? mean : none, low ?? none, high ?? none];
+      return [run.axes[axis], ...columns.map(legal)];
+    });
+    return uPlot.join(tables);
+  }
+
+  function seriesOf(runs, shown) {
+    const series = [{}];
+    runs.forEach((run, number) => {
+      const { colour, dash } = lineOf(number);
+      const show = shown[number];
+      const line = { show, width: 1, stroke: `${colour}00`, points: { show: false } };
+      const points = { size: 5, stroke: colour, fill: colour };
+      series.push({ show, width: 2, stroke: colour, dash, points }, { ...line, stroke: `${colour}66` }, line, line);
+    });
+    return series;
+  }
+
+  function axisOf(figure, label, size) {
+    const lines = { stroke: colourOf("--line"), width: 1 };
+    const colour = colourOf("--text");
+    const values = (plot, ticks) => ticks.map((tick) => (tick === null ? "" : valueText(figure, tick)));
+    return { stroke: colour, grid: lines, ticks: lines, font: FONT, labelFont: FONT, labelSize: 18, label, size, values };
+  }
+
+  function stepText(step) {
+    return step.toLocaleString("en-US");
+  }
+
+  /* What both kinds of charts share: a place in the page, a line of words below, and when they are drawn. */
+  class Chart {
+    constructor(host, runs, look) {
+      this.runs = runs;
+      this.look = look;
+      this.plot = null;
+      this.area = page.el("div", { class: "area" });
+      this.told = page.el("p", { class: "told quiet" });
+      host.append(this.area, this.told);
+    }
+
+    base(height) {
+      const width = this.area.clientWidth || 320;
+      return { width, height, padding: [10, 16, 0, 0], legend: { show: false } };
+    }
+
+    resize() {
+      const width = this.area.clientWidth;
+      if (this.plot !== null && width > 0) this.plot.setSize({ width, height: this.plot.height });
     }
   }
 
-  resize() {
-    if (this.plot) this.plot.setSize({ width: this.area.clientWidth || 320, height: this.height });
+  /* One figure over the steps. */
+  class Curves extends Chart {
+    constructor(host, figure, runs, look) {
+      super(host, runs, look);
+      this.figure = figure;
+    }
+
+    get log() {
+      return this.look.log && this.figure.log;
+    }
+
+    columns() {
+      return columnsOf(this.runs, this.figure.name, this.look.smooth, this.log);
+    }
+
+    draw() {
+      const steps = axisOf({}, "step", 46);
+      steps.values = (plot, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? stepText(tick) : ""));
+      const bands = this.runs.flatMap((run, number) =>
+        run.figures[this.figure.name]?.low === undefined
+          ? []
+          : [{ series: [4 * number + 4, 4 * number + 3], fill: `${lineOf(number).colour}33` }],
+      );
+      const options = {
+        ...this.base(HEIGHT),
+        scales: { x: { time: false }, y: { distr: this.log ? 3 : 1 } },
+        cursor: { sync: { key: "steps" }, drag: { x: true, y: false } },
+        axes: [steps, axisOf(this.figure, this.figure.unit, 66)],
+        series: seriesOf(this.runs, this.look.shown),
+        bands,
+        hooks: { setCursor: [() => this.tell()] },
+      };
+      this.area.replaceChildren();
+      this.plot = new uPlot(options, this.columns(), this.area);
+    }
+
+    /* The values under the cursor, or the last ones before it. */
+    tell() {
+      const at = this.plot?.cursor.idx;
+      this.told.textContent = "";
+      if (at === null || at === undefined) return;
+      const texts = this.runs.flatMap((run, number) => {
+        const column = this.plot.data[4 * number + 1];
+        let place = at;
+        while (place > 0 && typeof column[place] !== "number") place -= 1;
+        if (!this.look.shown[number] || typeof column[place] !== "number") return [];
+        return [`run ${number + 1}: ${valueText(this.figure, column[place])}`];
+      });
+      this.told.textContent = `step ${stepText(this.plot.data[0][at])}: ${texts.join(", ")}`;
+    }
+
+    smooth() {
+      this.plot.setData(this.columns(), false);
+      this.plot.redraw(true);
+    }
+
+    toggle(number) {
+      const show = this.look.shown[number];
+      for (let part = 1; part <= 4; part += 1) this.plot.setSeries(4 * number + part, { show });
+    }
   }
-}
+
+  return { Chart, Curves, axisOf, lineOf, smoothed, stepText, valueText };
+})();

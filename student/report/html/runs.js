@@ -1,122 +1,133 @@
+/* The page of runs: legend and controls, a chart for every figure, and the same numbers as tables. */
 "use strict";
-// The page of runs: reads its data, draws a chart for every figure, and obeys the legend, the slider and the log box.
 
-const HEIGHT = 240;
+(() => {
+  const { el, svg, data } = page;
+  const { Curves, lineOf } = page.curves;
+  const { runs } = data;
+  const figures = new Map(data.figures.map((figure) => [figure.name, figure]));
+  const look = { smooth: 0, log: false, shown: runs.map(() => true) };
+  const charts = [];
+  let waiting = 0;
 
-function element(tag, text = "", className = "") {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  made.className = className;
-  return made;
-}
-
-/** A piece of a run's line, for the legend. */
-function swatch(number) {
-  const { dash } = lineOf(number);
-  const space = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(space, "svg"), line = document.createElementNS(space, "line");
-  for (const [name, value] of Object.entries({ width: 44, height: 12, "aria-hidden": "true" })) {
-    svg.setAttribute(name, value);
-  }
-  const drawn = { x1: 1, x2: 43, y1: 6, y2: 6, "stroke-width": 3, "stroke-dasharray": dash.join(" ") };
-  for (const [name, value] of Object.entries(drawn)) line.setAttribute(name, value);
-  line.setAttribute("class", `run-${number % COLOURS}`);
-  svg.append(line);
-  return svg;
-}
-
-class Page {
-  constructor(data) {
-    this.data = data;
-    this.figures = new Map(data.figures.map((figure) => [figure.name, figure]));
-    this.look = { smooth: 0, log: false, shown: data.runs.map(() => true) };
-    this.charts = [];
+  /* Charts that have been drawn do this, once for many events of a slider. */
+  function all(work) {
+    cancelAnimationFrame(waiting);
+    waiting = requestAnimationFrame(() => charts.filter((chart) => chart.plot !== null).forEach(work));
   }
 
-  legend(host) {
-    this.data.runs.forEach((run, number) => {
-      const label = element("label", "", "run"), box = element("input");
-      box.type = "checkbox";
-      box.checked = true;
-      box.addEventListener("change", () => {
-        this.look.shown[number] = box.checked;
-        for (const chart of this.charts) if (chart.plot) chart.toggle(number);
-      });
-      label.append(box, swatch(number), element("b", `run ${number + 1}`), element("span", run.name, "name"));
-      label.append(element("span", run.status, "status"));
-      host.append(label);
-    });
-  }
-
-  /** One redraw for many events of a slider that is being pulled. */
-  later(work) {
-    cancelAnimationFrame(this.waiting);
-    this.waiting = requestAnimationFrame(work);
-  }
-
-  controls() {
-    const slider = document.getElementById("smoothing"), told = document.getElementById("smoothing-told");
-    slider.addEventListener("input", () => {
-      this.look.smooth = Number(slider.value);
-      told.textContent = this.look.smooth ? slider.value : "off";
-      this.later(() => this.charts.forEach((chart) => chart.plot && chart.smooth()));
-    });
-    const box = document.getElementById("log");
-    box.addEventListener("change", () => {
-      this.look.log = box.checked;
-      this.redraw();
-    });
-  }
-
-  redraw() {
-    for (const chart of this.charts) if (chart.plot) chart.draw();
-  }
-
-  /** A chart in a section of its own. It is drawn when it comes near the screen. */
-  add(host, title, meaning, make) {
-    const section = element("section", "", "chart");
-    section.append(element("h3", title), element("p", meaning, "meaning"));
-    host.append(section);
-    const chart = make(section);
-    section.chart = chart;
-    this.charts.push(chart);
-    this.watch.observe(section);
-  }
-
-  figure(host, name) {
-    const figure = this.figures.get(name);
-    const good = figure.good ? `: ${figure.good} is better` : "";
-    const make = (section) => new Curves(section, figure, this.data.runs, this.look, HEIGHT);
-    this.add(host, figure.label + good, figure.meaning, make);
-  }
-
-  frontier(host) {
-    const [across, up] = this.data.frontier.map((name) => this.figures.get(name));
-    const make = (section) => new Frontier(section, across, up, this.data.runs, this.look, 320);
-    this.add(host, `${up.label} against ${across.label}`, "What a run gains, and what it pays: up and left is better.", make);
-  }
-
-  start() {
-    this.watch = new IntersectionObserver((entries) => {
+  /* A chart is drawn when it comes near the screen. */
+  const near = new IntersectionObserver(
+    (entries) => {
       for (const { isIntersecting, target } of entries) {
-        if (isIntersecting && !target.chart.plot) target.chart.draw();
+        const chart = charts[Number(target.dataset.chart)];
+        if (isIntersecting && chart.plot === null) chart.draw();
       }
-    }, { rootMargin: "400px" });
-    this.legend(document.getElementById("legend"));
-    this.controls();
-    const charts = document.getElementById("charts"), more = document.getElementById("more");
-    for (const name of this.data.main) name === "frontier" ? this.frontier(charts) : this.figure(charts, name);
-    for (const name of this.data.more) this.figure(more, name);
-    new ResizeObserver(() => this.later(() => this.charts.forEach((chart) => chart.resize()))).observe(charts);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
-    const drawAll = () => this.charts.forEach((chart) => chart.area.clientWidth && chart.draw());
-    addEventListener("beforeprint", () => {
-      document.documentElement.classList.add("paper");
-      drawAll();
-    });
-    addEventListener("afterprint", () => {
-      document.documentElement.classList.remove("paper");
-      drawAll();
-    });
+    },
+    { rootMargin: "600px" },
+  );
+
+  function chart(root, title, meaning, make) {
+    const host = el("figure", { dataset: { chart: charts.length } });
+    host.append(el("figcaption", {}, el("b", {}, title), el("span", { class: "quiet" }, meaning)));
+    root.append(host);
+    charts.push(make(host));
+    near.observe(host);
   }
-}
+
+  function figureChart(root, name) {
+    const figure = figures.get(name);
+    const good = figure.good === null ? "" : `, ${figure.good} is better`;
+    chart(root, figure.label + good, figure.meaning, (host) => new Curves(host, figure, runs, look));
+  }
+
+  function frontier(root) {
+    const [across, up] = data.frontier.map((name) => figures.get(name));
+    const meaning = "what a run gains, and what it pays; the dot is the last step; up and left is better";
+    chart(root, `${up.label} against ${across.label}`, meaning, (host) => new page.Frontier(host, across, up, runs, look));
+  }
+
+  function swatch(number) {
+    const { dash, mark } = lineOf(number);
+    const line = { x1: 1, x2: 43, y1: 6, y2: 6, "stroke-width": 3, "stroke-dasharray": dash.join(" "), class: mark };
+    return svg("svg", { width: 44, height: 12, "aria-hidden": "true" }, svg("line", line));
+  }
+
+  function legendLine(run, number) {
+    const toggle = ({ target }) => {
+      look.shown[number] = target.checked;
+      all((drawn) => drawn.toggle(number));
+    };
+    const box = el("input", { type: "checkbox", checked: true, on: { change: toggle } });
+    const texts = [el("b", {}, `run ${number + 1}`), el("span", { class: "name" }, run.name)];
+    const status = el("span", { class: "quiet" }, run.status, run.note ? `; ${run.note}` : "");
+    return el("li", {}, el("label", {}, box, swatch(number), ...texts), status);
+  }
+
+  function controls() {
+    const told = el("output", {}, "off");
+    const pull = ({ target }) => {
+      look.smooth = Number(target.value);
+      told.textContent = look.smooth === 0 ? "off" : target.value;
+      all((drawn) => drawn.smooth());
+    };
+    const scale = ({ target }) => {
+      look.log = target.checked;
+      all((drawn) => drawn.draw());
+    };
+    const range = { id: "smoothing", type: "range", min: 0, max: 0.99, step: 0.01, value: 0, on: { input: pull } };
+    const slider = el("label", {}, el("span", {}, "smoothing ", told), el("input", range));
+    const log = el("input", { id: "log", type: "checkbox", on: { change: scale } });
+    return el("div", { class: "controls" }, slider, el("label", { class: "line" }, log, "logarithmic axis for loss and KL"));
+  }
+
+  /* A table whose first column says what a row is about; the others are runs. */
+  function table(label, rows) {
+    const heads = [label, ...runs.map((run, number) => `run ${number + 1}`)];
+    const head = el("tr", {}, ...heads.map((text) => el("th", {}, text)));
+    const body = rows.map((row) => el("tr", {}, ...row.map((text) => el("td", {}, text))));
+    return el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), el("tbody", {}, body)));
+  }
+
+  page.section("runs", null, (root) => {
+    root.append(el("ul", { class: "legend" }, runs.map(legendLine)));
+    if (data.differing.length > 0) root.append(el("h2", {}, "What differs"), table("option", data.differing));
+    if (data.thinned !== "") root.append(el("p", { class: "quiet" }, data.thinned));
+    root.append(controls());
+  });
+
+  page.section("curves", "Curves", (root) => {
+    const grid = el("div", { class: "grid" });
+    root.append(grid);
+    for (const name of data.main) {
+      if (name === "frontier") frontier(grid);
+      else figureChart(grid, name);
+    }
+    new ResizeObserver(() => all((drawn) => drawn.resize())).observe(grid);
+  });
+
+  page.section("evaluation", data.evaluation.length > 0 ? "Evaluation" : null, (root) => {
+    const grid = el("div", { class: "grid" });
+    root.append(grid);
+    for (const name of data.evaluation) figureChart(grid, name);
+  });
+
+  page.section("more", null, (root) => {
+    const grid = el("div", { class: "grid" });
+    root.append(el("details", {}, el("summary", {}, "More figures"), grid));
+    for (const name of data.more) figureChart(grid, name);
+  });
+
+  page.section("numbers", "From the first to the last logged step", (root) => {
+    root.append(table("figure", data.numbers));
+    root.append(el("details", {}, el("summary", {}, "All recorded options"), table("option", data.options)));
+  });
+
+  function onPaper(paper) {
+    document.documentElement.classList.toggle("paper", paper);
+    for (const drawn of charts) if (drawn.area.clientWidth > 0) drawn.draw();
+  }
+  addEventListener("beforeprint", () => onPaper(true));
+  addEventListener("afterprint", () => onPaper(false));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => all((drawn) => drawn.draw()));
+})();
