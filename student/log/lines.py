@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from shards.cli.text import counted, duration
-from student.log.figures import EVALUATION, Figure, figure_of
+from student.log.figures import EVALUATION, NATS, Figure, figure_of
 from student.log.series import history
 
 SHOWN = ("loss", "kl_teacher", "expected_reward")
-"""The figures of a step's line: those that say how well it goes."""
+"""The figures of a step's line, those that say how well it goes: two that should fall, and one that should rise."""
 
 TOLD = ("loss", "kl_teacher", "expected_reward", "support_mass", "kl_reference")
 """The figures whose way from the first to the last logged step is told at the end."""
@@ -40,15 +40,14 @@ def other_text(logs: Mapping[str, Any], *, step: int) -> str:
 
 
 def figures_text(logs: Mapping[str, Any]) -> str:
-    """The figures of a step, grouped by the way that is good, with their unit: under 100 columns."""
-    shown = [figure_of(name) for name in SHOWN if name in logs]
-    groups = [
-        f"{GROUPS[good]}: " + ", ".join(f"{f.label} {_told(f.name, logs)}" for f in shown if f.good == good)
-        for good in ("lower", "higher")
-        if any(f.good == good for f in shown)
-    ]
-    units = {f.unit for f in shown}
-    return "; ".join(groups) + (f"; {units.pop()}" if len(units) == 1 else "")
+    """The figures of a step, grouped by the way that is good; all are nats per token. Under 100 columns."""
+    told = {name: f"{figure_of(name).label} {_told(name, logs)}" for name in SHOWN if name in logs}
+    groups = (
+        f"{good}: " + ", ".join(told[name] for name in names if name in told)
+        for good, names in (("lower is better", SHOWN[:2]), ("higher", SHOWN[2:]))
+        if any(name in told for name in names)
+    )
+    return f"{'; '.join(groups)}; {NATS}"
 
 
 def changes_text(entries: Sequence[Mapping[str, Any]]) -> str:

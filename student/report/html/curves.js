@@ -1,5 +1,4 @@
 /* page.curves: charts of figures over the steps, drawn by uPlot. Runs lie over each other; thinned ones have a band. */
-/* global uPlot */
 "use strict";
 
 page.curves = (() => {
@@ -8,6 +7,7 @@ page.curves = (() => {
   const COLOURS = 8;
   const FONT = "12px system-ui, sans-serif";
   const HEIGHT = 230;
+  const STEPS_SIZE = 32; /* of the axis below a chart, without its label */
 
   function colourOf(name) {
     return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -73,7 +73,7 @@ page.curves = (() => {
     const lines = { stroke: colourOf("--line"), width: 1 };
     const colour = colourOf("--text");
     const values = (plot, ticks) => ticks.map((tick) => (tick === null ? "" : valueText(figure, tick)));
-    return { stroke: colour, grid: lines, ticks: lines, font: FONT, labelFont: FONT, labelSize: 18, label, size, values };
+    return { stroke: colour, grid: lines, ticks: lines, font: FONT, labelFont: FONT, labelSize: 16, label, size, values };
   }
 
   function stepText(step) {
@@ -118,7 +118,7 @@ page.curves = (() => {
     }
 
     draw() {
-      const steps = axisOf({}, "step", 46);
+      const steps = axisOf({}, "step", STEPS_SIZE);
       steps.values = (plot, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? stepText(tick) : ""));
       const bands = this.runs.flatMap((run, number) =>
         run.figures[this.figure.name]?.low === undefined
@@ -164,5 +164,5 @@ page.curves = (() => {
     }
   }
 
-  return { Chart, Curves, axisOf, lineOf, smoothed, stepText, valueText };
+  return { Chart, Curves, STEPS_SIZE, axisOf, lineOf, smoothed, stepText, valueText };
 })();

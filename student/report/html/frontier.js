@@ -1,9 +1,8 @@
 /* page.Frontier: reward against KL to the reference, a path for every run. Up and to the left is better. */
-/* global uPlot */
 "use strict";
 
 page.Frontier = (() => {
-  const { Chart, axisOf, lineOf, smoothed, stepText, valueText } = page.curves;
+  const { Chart, STEPS_SIZE, axisOf, lineOf, smoothed, stepText, valueText } = page.curves;
   const HEIGHT = 320;
 
   /* From the lowest to the highest value of one coordinate, with some room. */
@@ -46,7 +45,7 @@ page.Frontier = (() => {
         ...this.base(HEIGHT),
         scales: { x: { time: false, range: x }, y: { range: y } },
         cursor: { drag: { x: false, y: false }, points: { show: false } },
-        axes: [axisOf(this.across, this.across.heading, 46), axisOf(this.up, this.up.heading, 66)],
+        axes: [axisOf(this.across, this.across.heading, STEPS_SIZE), axisOf(this.up, this.up.heading, 66)],
         series: [{}, { points: { show: false } }],
         hooks: { draw: [(plot) => this.paint(plot)], setCursor: [(plot) => this.tell(plot)] },
       };

@@ -27,7 +27,7 @@
     { rootMargin: "600px" },
   );
 
-  function chart(root, title, meaning, make) {
+  function addChart(root, title, meaning, make) {
     const host = el("figure", { dataset: { chart: charts.length } });
     host.append(el("figcaption", {}, el("b", {}, title), el("span", { class: "quiet" }, meaning)));
     root.append(host);
@@ -38,13 +38,13 @@
   function figureChart(root, name) {
     const figure = figures.get(name);
     const good = figure.good === null ? "" : `, ${figure.good} is better`;
-    chart(root, figure.label + good, figure.meaning, (host) => new Curves(host, figure, runs, look));
+    addChart(root, figure.label + good, figure.meaning, (host) => new Curves(host, figure, runs, look));
   }
 
   function frontier(root) {
     const [across, up] = data.frontier.map((name) => figures.get(name));
     const meaning = "what a run gains, and what it pays; the dot is the last step; up and left is better";
-    chart(root, `${up.label} against ${across.label}`, meaning, (host) => new page.Frontier(host, across, up, runs, look));
+    addChart(root, `${up.label} against ${across.label}`, meaning, (host) => new page.Frontier(host, across, up, runs, look));
   }
 
   function swatch(number) {
@@ -60,8 +60,13 @@
     };
     const box = el("input", { type: "checkbox", checked: true, on: { change: toggle } });
     const texts = [el("b", {}, `run ${number + 1}`), el("span", { class: "name" }, run.name)];
-    const status = el("span", { class: "quiet" }, run.status, run.note ? `; ${run.note}` : "");
+    const status = el("div", { class: "quiet" }, run.status, run.note ? `; ${run.note}` : "");
     return el("li", {}, el("label", {}, box, swatch(number), ...texts), status);
+  }
+
+  function setLog({ target }) {
+    look.log = target.checked;
+    all((drawn) => drawn.draw());
   }
 
   function controls() {
@@ -71,13 +76,9 @@
       told.textContent = look.smooth === 0 ? "off" : target.value;
       all((drawn) => drawn.smooth());
     };
-    const scale = ({ target }) => {
-      look.log = target.checked;
-      all((drawn) => drawn.draw());
-    };
     const range = { id: "smoothing", type: "range", min: 0, max: 0.99, step: 0.01, value: 0, on: { input: pull } };
     const slider = el("label", {}, el("span", {}, "smoothing ", told), el("input", range));
-    const log = el("input", { id: "log", type: "checkbox", on: { change: scale } });
+    const log = el("input", { id: "log", type: "checkbox", on: { change: setLog } });
     return el("div", { class: "controls" }, slider, el("label", { class: "line" }, log, "logarithmic axis for loss and KL"));
   }
 
