@@ -52,7 +52,7 @@ def page(chromium, runs_page):
     opened = chromium.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
     faults = []
     opened.on("pageerror", lambda error: faults.append(str(error)))
-    opened.on("console", lambda message: faults.append(message.text))
+    opened.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
     opened.on("request", lambda request: faults.append(request.url) if request.url != runs_page.as_uri() else None)
     opened.goto(runs_page.as_uri())
     opened.wait_for_selector("html[data-ready=true]")
@@ -67,6 +67,12 @@ def draw_all(page):
     for chart in page.query_selector_all("figure"):
         chart.scroll_into_view_if_needed()
         chart.wait_for_selector("canvas")
+
+
+def click_run(page, number):
+    """Show or hide a run, and wait until the charts are drawn again."""
+    page.evaluate(f"document.querySelector('.legend li:nth-child({number}) input').click()")
+    page.wait_for_timeout(100)
 
 
 def test_the_page_draws_every_curve_in_the_colours_of_its_runs_without_error_or_request(page):
@@ -86,16 +92,20 @@ def test_the_numbers_under_the_cursor_are_those_of_the_log(page):
     figure = page.query_selector("figure")
     figure.scroll_into_view_if_needed()
     box = figure.wait_for_selector(".u-over").bounding_box()
-    page.evaluate("document.querySelector('.legend li:nth-child(4) input').click()")
     page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 20)
-    assert page.inner_text("figure .told") == "step 6,000: run 1: 0.15, run 2: 0.24, run 3: 0.2"
+    assert page.inner_text("figure .told") == "step 6,000: run 1: 0.15, run 2: 0.24, run 3: 0.2, run 4: 0.15"
+    click_run(page, 4)
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + 30)
+    assert page.inner_text("figure .told") == "step 20: run 1: 0.15, run 2: 0.24, run 3: 0.2", "the axis ends earlier"
 
 
 def test_the_legend_hides_a_run_in_every_chart(page):
     draw_all(page)
-    page.evaluate("document.querySelector('.legend li:nth-child(2) input').click()")
-    page.wait_for_timeout(100)
+    click_run(page, 2)
     assert not any("213,94,0" in canvas.evaluate(INK) for canvas in page.query_selector_all("canvas"))
+    for number in (1, 3, 4):
+        click_run(page, number)
+    assert not any("0,114,178" in canvas.evaluate(INK) for canvas in page.query_selector_all("canvas"))
 
 
 def test_smoothing_and_the_logarithmic_axis_change_the_curves_and_do_not_fail(page):

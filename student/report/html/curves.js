@@ -43,12 +43,12 @@ page.curves = (() => {
     });
   }
 
-  /* Columns of all runs over all their steps: of each run the curve, its values unsmoothed, the lowest, the highest. */
-  function columnsOf(runs, name, weight, log) {
+  /* Columns over the steps of the runs that are shown: of each run the curve, its values unsmoothed, lowest, highest. */
+  function columnsOf(runs, shown, name, weight, log) {
     const legal = (values) => (log ? values.map((value) => (value > 0 ? value : null)) : values);
-    const tables = runs.map((run) => {
+    const tables = runs.map((run, number) => {
       const found = run.figures[name];
-      if (found === undefined) return [[], [], [], [], []];
+      if (found === undefined || !shown[number]) return [[], [], [], [], []];
       const { axis, mean, low, high } = found;
       const none = mean.map(() => null);
       const columns = [smoothed(mean, weight), weight ? mean : none, low ?? none, high ?? none];
@@ -57,14 +57,13 @@ page.curves = (() => {
     return uPlot.join(tables);
   }
 
-  function seriesOf(runs, shown) {
+  function seriesOf(runs) {
     const series = [{}];
     runs.forEach((run, number) => {
       const { colour, dash } = lineOf(number);
-      const show = shown[number];
-      const line = { show, width: 1, stroke: `${colour}00`, points: { show: false } };
+      const line = { width: 1, stroke: `${colour}00`, points: { show: false } };
       const points = { size: 5, stroke: colour, fill: colour };
-      series.push({ show, width: 2, stroke: colour, dash, points }, { ...line, stroke: `${colour}66` }, line, line);
+      series.push({ width: 2, stroke: colour, dash, points }, { ...line, stroke: `${colour}66` }, line, line);
     });
     return series;
   }
@@ -93,7 +92,7 @@ page.curves = (() => {
 
     base(height) {
       const width = this.area.clientWidth || 320;
-      return { width, height, padding: [10, 16, 0, 0], legend: { show: false } };
+      return { width, height, padding: [10, 30, 0, 0], legend: { show: false } };
     }
 
     resize() {
@@ -114,7 +113,7 @@ page.curves = (() => {
     }
 
     columns() {
-      return columnsOf(this.runs, this.figure.name, this.look.smooth, this.log);
+      return columnsOf(this.runs, this.look.shown, this.figure.name, this.look.smooth, this.log);
     }
 
     draw() {
@@ -130,7 +129,7 @@ page.curves = (() => {
         scales: { x: { time: false }, y: { distr: this.log ? 3 : 1 } },
         cursor: { sync: { key: "steps" }, drag: { x: true, y: false } },
         axes: [steps, axisOf(this.figure, this.figure.unit, 66)],
-        series: seriesOf(this.runs, this.look.shown),
+        series: seriesOf(this.runs),
         bands,
         hooks: { setCursor: [() => this.tell()] },
       };
@@ -147,7 +146,7 @@ page.curves = (() => {
         const column = this.plot.data[4 * number + 1];
         let place = at;
         while (place > 0 && typeof column[place] !== "number") place -= 1;
-        if (!this.look.shown[number] || typeof column[place] !== "number") return [];
+        if (typeof column[place] !== "number") return [];
         return [`run ${number + 1}: ${valueText(this.figure, column[place])}`];
       });
       this.told.textContent = `step ${stepText(this.plot.data[0][at])}: ${texts.join(", ")}`;
@@ -158,9 +157,8 @@ page.curves = (() => {
       this.plot.redraw(true);
     }
 
-    toggle(number) {
-      const show = this.look.shown[number];
-      for (let part = 1; part <= 4; part += 1) this.plot.setSeries(4 * number + part, { show });
+    toggle() {
+      this.plot.setData(this.columns(), true);
     }
   }
 

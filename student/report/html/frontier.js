@@ -25,11 +25,11 @@ page.Frontier = (() => {
       this.up = up;
     }
 
-    /* [x, y, step] of a run, at every step that has both figures. */
-    path(run) {
+    /* [x, y, step] of a run that is shown, at every step that has both figures. */
+    path(run, number) {
       const across = run.figures[this.across.name];
       const up = run.figures[this.up.name];
-      if (across === undefined || up === undefined) return [];
+      if (across === undefined || up === undefined || !this.look.shown[number]) return [];
       const high = smoothed(up.mean, this.look.smooth);
       const at = new Map(run.axes[up.axis].map((step, place) => [step, high[place]]));
       const xs = smoothed(across.mean, this.look.smooth);
@@ -38,7 +38,7 @@ page.Frontier = (() => {
     }
 
     draw() {
-      this.paths = this.runs.map((run) => this.path(run));
+      this.paths = this.runs.map((run, number) => this.path(run, number));
       const all = this.paths.flat();
       const [x, y] = [rangeOf(all, 0), rangeOf(all, 1)];
       const options = {
@@ -58,7 +58,7 @@ page.Frontier = (() => {
       const ratio = devicePixelRatio;
       pen.save();
       this.paths.forEach((path, number) => {
-        if (!this.look.shown[number] || path.length === 0) return;
+        if (path.length === 0) return;
         const { colour, dash } = lineOf(number);
         pen.strokeStyle = colour;
         pen.fillStyle = colour;
@@ -82,7 +82,6 @@ page.Frontier = (() => {
       let best = null;
       let nearest = left < 0 ? -1 : Infinity;
       this.paths.forEach((path, number) => {
-        if (!this.look.shown[number]) return;
         for (const point of path) {
           const away = Math.hypot(plot.valToPos(point[0], "x") - left, plot.valToPos(point[1], "y") - top);
           if (away < nearest) [nearest, best] = [away, [number, ...point]];
@@ -99,7 +98,7 @@ page.Frontier = (() => {
     }
 
     toggle() {
-      this.plot.redraw(false);
+      this.draw();
     }
   };
 })();

@@ -56,7 +56,7 @@
   function legendLine(run, number) {
     const toggle = ({ target }) => {
       look.shown[number] = target.checked;
-      all((drawn) => drawn.toggle(number));
+      all((drawn) => drawn.toggle());
     };
     const box = el("input", { type: "checkbox", checked: true, on: { change: toggle } });
     const texts = [el("b", {}, `run ${number + 1}`), el("span", { class: "name" }, run.name)];
