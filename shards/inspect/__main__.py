@@ -10,6 +10,7 @@ import numpy as np
 from shards.cache import ShardCache
 from shards.cli.command import OneLineErrors, run_command
 from shards.cli.flags.cache_flags import add_cache_flags, room_of
+from shards.cli.flags.quiet_flag import add_quiet_flag
 from shards.cli.flags.teacher_flags import add_teacher_flags, teacher_of
 from shards.cli.text import labelled
 from shards.cli.trust_text import headline, sampled, trust_table
@@ -26,7 +27,9 @@ from shards.inspect.text import (
     values_table,
 )
 from shards.preferences.directions import measure_directions
+from shards.progress import commanded
 from shards.remote import begun
+from shards.say import say
 from shards.spread import read_scores, sample
 from shards.teacher.precision import Precision
 from shards.teacher.spec import TeacherSpec
@@ -80,7 +83,7 @@ def write_page(file: Path, options: argparse.Namespace) -> None:
         write_text(file.parent, file.name, written.html)
     except OSError as exc:
         raise OptionError(f"html: expected a place to write to, got {file} ({exc.strerror})") from exc
-    print(f"{file}: {written}")
+    say(f"{file}: {written}")
 
 
 def _choice(cache: ShardCache, options: argparse.Namespace) -> Choice:
@@ -165,13 +168,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add_teacher_flags(parser)
     add_cache_flags(parser)
+    add_quiet_flag(parser)
     options = parser.parse_args(arguments)
-    if options.html is not None:
-        write_page(options.html, options)
-    elif options.row is None:
-        show_cache(options)
-    else:
-        show_row(options.row, options)
+    with commanded(quiet=options.quiet):
+        if options.html is not None:
+            write_page(options.html, options)
+        elif options.row is None:
+            show_cache(options)
+        else:
+            show_row(options.row, options)
 
 
 if __name__ == "__main__":

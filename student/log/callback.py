@@ -1,6 +1,5 @@
 """RunLog: says the lines of a training, and keeps the log in its folder up to date. Only this file needs torch."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from transformers import PrinterCallback, ProgressCallback, TrainerControl, Trai
 from shards.cli.outside import naming_saves
 from shards.files import temporary_name
 from shards.format.writer import write_json
+from shards.progress import draws
+from shards.say import say, speaks
 from student.log.figures import EVALUATION
 from student.log.files import RUN_FILE, STATE_FILE
 from student.log.lines import evaluation_text, other_text, step_text
-from student.log.say import say
 
 WRITE_SECONDS, WRITE_SHARE = 10.0, 0.02
 """The log is written to the folder again after these seconds, or later: writing takes no more than this share."""
@@ -68,7 +68,7 @@ class RunLog(ProgressCallback):
         self._write(args, state)
 
     def _draws(self, args: Any) -> bool:
-        return self.says and not args.disable_tqdm and sys.stderr.isatty()
+        return self.says and not args.disable_tqdm and speaks() and draws()
 
     def _text(self, state: TrainerState, logs: dict[str, Any]) -> str:
         if "loss" in logs:

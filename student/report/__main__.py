@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shards.cli.command import OneLineErrors, run_command
+from shards.cli.flags.quiet_flag import add_quiet_flag
 from shards.cli.outside import naming_saves
 from shards.cli.text import counted
 from shards.errors import OptionError
 from shards.format.writer import write_text
+from shards.progress import commanded
+from shards.say import result, say
 from student.report.page import runs_page
 from student.report.run import Run, read_run
 from student.report.text import report_text
@@ -38,21 +41,23 @@ def write_page(file: Path, runs: Sequence[Run]) -> None:
     text = runs_page(runs)
     with naming_saves(f"html: {file}"):
         write_text(file.parent, file.name, text)
-    print(f"{file}: written, {counted(len(runs), 'run')}, {len(text) / 1e6:.1f} MB")
+    say(f"{file}: written, {counted(len(runs), 'run')}, {len(text) / 1e6:.1f} MB")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineErrors(prog="python -m student.report", description=__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a run: its --output_dir")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write one page of curves to look at instead")
+    add_quiet_flag(parser)
     options = parser.parse_args(arguments)
     if options.html is not None:
         require_page(options.html)
-    runs = read_runs(options.runs)
-    if options.html is None:
-        print(report_text(runs))
-    else:
-        write_page(options.html, runs)
+    with commanded(quiet=options.quiet):
+        runs = read_runs(options.runs)
+        if options.html is None:
+            result(report_text(runs))
+        else:
+            write_page(options.html, runs)
 
 
 if __name__ == "__main__":
