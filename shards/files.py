@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 TEMPORARY_GLOB = ".*.aligndistil-tmp"
@@ -24,12 +25,13 @@ def file_sizes(folder: Path) -> dict[str, int]:
         return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex; the file is read in pieces."""
+def file_sha256(path: Path, read: Callable[[int], None] = lambda size: None) -> str:
+    """sha256 of a file, in hex; the file is read in pieces. read: told the bytes of each piece."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 22):
             digest.update(piece)
+            read(len(piece))
     return digest.hexdigest()
 
 

@@ -4,19 +4,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from shards.cache import ShardCache
 from shards.format.encoding.selection import Selection
 from shards.format.schema import ROLES
 from shards.format.scores import Scores
+from shards.progress import progress
 from shards.teacher.spec import TeacherSpec
 
 ROWS_AT_A_TIME = 16
 FEW_SHARDS = 8
 """Shards that are fetched for a sample, at most."""
-QUIET_SECONDS = 2.0
-"""Seconds before a progress bar appears."""
 
 
 def spread(total: int, limit: int) -> list[int]:
@@ -47,7 +45,7 @@ def sample(cache: ShardCache, limit: int) -> list[int]:
 
 def chunks(rows: list[int], description: str) -> Iterator[list[int]]:
     """A few rows at a time, with a progress bar if it takes long."""
-    with tqdm(total=len(rows), unit="row", desc=description, delay=QUIET_SECONDS, leave=False) as bar:
+    with progress(None, description, total=len(rows), unit="row", brief=True) as bar:
         for start in range(0, len(rows), ROWS_AT_A_TIME):
             chunk = rows[start : start + ROWS_AT_A_TIME]
             yield chunk

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import deepspeed
+from transformers.utils import logging
 
 from shards.errors import ModelError
 from shards.modelfiles.adapter import load_adapter, merge, rounded
 from shards.modelfiles.find import ModelFolder, read_tokenizer, resolve
-from shards.modelfiles.folder import refusing, require_weights, require_whole
+from shards.modelfiles.folder import refusing, require_weights, require_whole, showing_load
 from shards.modelfiles.head import probe_ids
 
 
@@ -49,7 +50,7 @@ def load_whole(source: str | ModelFolder, auto_class: Any, expected: str, **kwar
     """
     folder = _found(source)
     require_weights(folder.name, folder.path, "model")
-    with refusing(folder.name, expected), _not_split():
+    with refusing(folder.name, expected), _not_split(), showing_load(logging, folder.path, folder.name):
         model, info = auto_class.from_pretrained(
             folder.path, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **kwargs
         )

@@ -10,6 +10,7 @@ from shards.cli.command import flag
 from shards.cli.device import AskedKernels, Dtype, resolve_trained_dtype
 from shards.cli.flags.cache_flags import CacheFlags
 from shards.cli.flags.lora_flags import LoraFlags
+from shards.cli.flags.quiet_flag import QuietFlag
 from shards.cli.flags.teacher_flags import TeacherFlags
 from shards.cli.launcher import launched_processes
 from shards.cli.outside import naming
@@ -22,7 +23,7 @@ DEFAULT_GLOBAL_BATCH_SIZE = 128
 
 
 @dataclass(kw_only=True)
-class DistillArguments(LoraFlags, TeacherFlags, CacheFlags, TrainingArguments):
+class DistillArguments(LoraFlags, TeacherFlags, CacheFlags, QuietFlag, TrainingArguments):
     """TrainingArguments with the released off-policy recipe as defaults, plus teacher, loss and data.
 
     Raises OptionError for values out of range, for contradictions and for options of TrainingArguments that make no

@@ -358,12 +358,12 @@ def test_a_second_beginning_of_sequence_is_said_loudly(options):
     rows = [{"prompt": f"{start}{SKY}", **TEXT} for start in ("<s>", "", "<s>")]
     with_bos = tiny_tokenizer(bos=True)
     corpus = load_corpus(options(*rows).data_sources, tokenizer=with_bos, responses="both")
-    assert corpus.notes == (
-        "WARNING: rows that begin with <s> twice: 2; their text has one, and the tokenizer adds another",
-    )
-    assert load_prompts(options(*rows).data_sources, tokenizer=with_bos).notes == list(corpus.notes)
+    assert list(corpus.warnings) == [
+        "rows that begin with <s> twice: 2; their text has one, and the tokenizer adds another",
+    ]
+    assert load_prompts(options(*rows).data_sources, tokenizer=with_bos).warnings == list(corpus.warnings)
     assert corpus.responses[0].input_ids[:2].tolist() == [with_bos.bos_token_id] * 2  # as TRL has them
-    assert load_corpus(options(*rows).data_sources, tokenizer=tiny_tokenizer(), responses="both").notes == ()
+    assert load_corpus(options(*rows).data_sources, tokenizer=tiny_tokenizer(), responses="both").warnings == []
 
 
 def test_empty_prompts_are_counted(options):

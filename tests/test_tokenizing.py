@@ -296,8 +296,8 @@ def test_what_looks_wrong_stands_in_the_plan_before_the_work(trio_folders, tmp_p
     monkeypatch.setattr("precompute.build.work.shard_work.ShardWork.run", stop)
     with pytest.raises(KeyboardInterrupt):
         build(build_options(models, data, tmp_path / "cache", max_length=9, top_k=4))
-    out = capsys.readouterr().out
-    assert "warning: max_length: expected room for most responses, got 6 skipped and " in out
+    out, err = capsys.readouterr()
+    assert "warning: max_length: expected room for most responses, got 6 skipped and " in err
     assert "1 row of data with an empty prompt" in out
     assert "the default teacher aligndistil is not served: a teacher with" in out
     assert "needs the model 'reverse'" in out and "train with --teacher adaptive or linear" in out

@@ -12,12 +12,14 @@ from precompute.build.build import build
 from precompute.build.options import BuildOptions
 from precompute.processes import Processes
 from shards.cli.command import parse_dataclasses, run_command
+from shards.progress import commanded
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     (options,) = parse_dataclasses(HfArgumentParser, BuildOptions, "precompute.build", __doc__, arguments)
-    build(options)
-    Processes.join().leave()
+    with commanded(quiet=options.quiet):
+        build(options)
+        Processes.join().leave()
 
 
 if __name__ == "__main__":

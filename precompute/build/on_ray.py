@@ -1,14 +1,12 @@
 """A build on a Ray cluster. This process tokenises, plans and finishes; workers hold the models and do the shards."""
 
 import contextlib
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from precompute.build.identity import (
     build_identity,
@@ -50,6 +48,8 @@ from shards.format.manifest import Manifest, differences
 from shards.format.plan import Plan
 from shards.format.writer import remove_temporary_files
 from shards.places.out import Out, open_out
+from shards.progress import progress
+from shards.say import say, warn
 
 SECONDS_FOR_THE_OTHERS = 60.0
 """How long the build waits, before its first byte, for workers for which the cluster has room."""
@@ -67,7 +67,7 @@ def build_on_ray(options: BuildOptions) -> Manifest:
         stack.enter_context(place.named())
         ray = stack.enter_context(session(options))
         sizes = Sizes.of(ray, options, options.device)
-        crew = Crew(BuildWorker, sizes, max_retries=options.max_retries, say=_say)
+        crew = Crew(BuildWorker, sizes, max_retries=options.max_retries, say=warn)
         stack.callback(crew.end)
         return ClusterBuild(ray=ray, options=options, place=place, crew=crew, sizes=sizes).run(stack)
 
@@ -75,10 +75,6 @@ def build_on_ray(options: BuildOptions) -> Manifest:
 def _absolute(model: str) -> str:
     """A folder's path from anywhere; a hub name as it is."""
     return str(Path(model).absolute()) if Path(model).is_dir() else model
-
-
-def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
 
 
 @dataclass(kw_only=True)
@@ -230,21 +226,21 @@ class ClusterBuild:
         arguments = options, plan.log_threshold, bool(left.todo)
         trial = crew.ask(Task(name="speed and preferences of a few rows", method="trial", arguments=arguments))
         build.announce(plan, left, trial, processes=len(crew.members))
-        print(f"{'workers':>18}  {len(crew.members)} {self.sizes}")
+        say(f"{'workers':>18}  {len(crew.members)} {self.sizes}")
         sent = self.ray.put(plan)
         crew.started = True
         crew.open(Stage("plan", lambda member: (options, self.place, sent), lambda member, answer: None))
         findings, times = self._shards(plan, left)
         remove_temporary_files(self.place.folder)  # of workers that were lost
         manifest = build.finish(plan, [findings], list(times.values()))
-        print(workers_text(crew.members, times))
+        say(workers_text(crew.members, times))
         return manifest
 
     def _shards(self, plan: Plan, left: Left) -> tuple[Findings, dict[int, Times]]:
         """Hand out the shards. What was found when they were read back, and the times of each worker."""
         findings, times = Findings.nothing(plan), dict[int, Times]()
         total = sum(plan.shards[number].positions for number in left.todo)
-        with tqdm(total=total, unit="tok", desc="scoring", smoothing=0.05) as bar:
+        with progress(None, "scoring", total=total, unit="tok") as bar:
 
             def take(member: Member, task: Task, done: Done) -> None:
                 findings.merge(done.findings)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from precompute.build.options import BuildOptions
 from precompute.scoring.packing import batched
@@ -13,6 +12,7 @@ from precompute.scoring.support import SupportRule, find_threshold
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tokenized import TokenizedResponse
 from shards.format.plan import Plan, ShardPlan, shard_file
+from shards.progress import progress
 from shards.spread import spread
 
 THRESHOLD_POSITIONS = 16_384
@@ -63,7 +63,7 @@ def log_threshold(scorer: Scorer, rows: Sequence[TokenizedResponse], options: Bu
     total = sum(int(row.loss_mask.sum()) for row in sample)
     stride = -(-total // THRESHOLD_POSITIONS)
     ranked: list[np.ndarray] = []
-    with tqdm(total=total, unit="tok", desc=f"setting the threshold on {len(sample)} rows") as bar:
+    with progress(None, f"setting the threshold on {len(sample)} rows", total=total, unit="tok") as bar:
         for scores_NK in scorer.ranked_scores(batched(sample, options.tokens_per_batch), highest):
             ranked.append(scores_NK[::stride].copy())
             bar.update(len(scores_NK))

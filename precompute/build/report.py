@@ -47,6 +47,13 @@ def plan_text(
     return "\n".join(lines)
 
 
+def plan_warnings(plan: Plan, directions: Sequence[Direction]) -> list[str]:
+    """What of the plan and of a few rows should be looked at, for a build that shows nothing else."""
+    precision = Precision.of(plan)
+    found = [fault for _, fault in precision.faults()] if precision else []
+    return found + [str(one).removeprefix("warning: ") for one in directions if one.share <= 0.5]
+
+
 def dtype_text(models: Mapping[Role, RoleModel]) -> str:
     """The dtype of the bodies, and how their hidden states are multiplied with their output layers."""
     dtypes = dict.fromkeys(str(model.dtype).removeprefix("torch.") for model in models.values())
@@ -82,12 +89,12 @@ def teacher_notes(plan: Plan) -> list[str]:
 
 
 def corpus_warnings(corpus: Corpus) -> list[str]:
-    """A line if max_length skips or cuts most responses."""
+    """What is odd about the tokens; and a line if max_length skips or cuts most responses."""
     overlong, total = corpus.skipped.get("overlong", 0), len(corpus.responses) + sum(corpus.skipped.values())
     if 2 * (overlong + corpus.truncated) <= total:
-        return []
+        return list(corpus.warnings)
     found = f"{overlong:,} skipped and {corpus.truncated:,} cut of {counted(total, 'response')}"
-    return [f"max_length: expected room for most responses, got {found}"]
+    return [*corpus.warnings, f"max_length: expected room for most responses, got {found}"]
 
 
 def summary_text(manifest: Manifest) -> str:

@@ -16,6 +16,7 @@ from precompute.build.report import (
     corpus_warnings,
     directions_text,
     plan_text,
+    plan_warnings,
     shared_text,
     summary_text,
     times_text,
@@ -26,7 +27,15 @@ from shards.cli.space import require_space
 from shards.errors import CacheDamaged
 from shards.format.finishing import Findings, finished
 from shards.format.index import INDEX_FILE
-from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, VOCABULARY_FILE, Manifest, require_files
+from shards.format.manifest import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    PROVENANCE_FILE,
+    TOKENIZER_FILE,
+    VOCABULARY_FILE,
+    Manifest,
+    require_files,
+)
 from shards.format.plan import Plan
 from shards.format.writer import (
     exclusive,
@@ -37,6 +46,7 @@ from shards.format.writer import (
     write_json,
 )
 from shards.places.out import Out
+from shards.say import say, speaks, warn
 
 if TYPE_CHECKING:
     from precompute.build.work.models import Trial
@@ -67,10 +77,13 @@ class Build:
         index = corpus.facts.index.encoded()
         index_sha256 = hashlib.sha256(index).hexdigest()
         plan = make_plan(options, inputs.identity, corpus, inputs.vocabulary_size, threshold, index_sha256)
-        plan = replace(plan, precision=precision)
+        tokenizer = {} if inputs.tokenizer_json is None else {TOKENIZER_FILE: inputs.tokenizer_json.encode()}
+        digests = [hashlib.sha256(content).hexdigest() for content in tokenizer.values()]
+        plan = replace(plan, precision=precision, tokenizer_sha256=next(iter(digests), None))
         files = {
             INDEX_FILE: index,
             VOCABULARY_FILE: json_bytes(inputs.vocabulary),
+            **tokenizer,
             PROVENANCE_FILE: json_bytes({"models": inputs.places, "data": options.data_sources.places}),
         }
         for file in self.place.present():  # without a plan they may be the user's own files
@@ -115,35 +128,38 @@ class Build:
         warnings = [*direction_warnings(self.inputs.folders, models), *corpus_warnings(corpus)]
         at_once = self.place.at_once(projected, len(left.todo), staged)
         for warning in filter(None, [*warnings, require_space(self.out, at_once, self.place.option)]):
-            print(f"warning: {warning}")
+            warn(warning)
 
     def announce(self, plan: Plan, left: Left, trial: "Trial", *, processes: int) -> None:
         """Print the plan, its duration, and what a few rows have shown."""
         options, corpus = self.options, self.inputs.corpus
         speed = trial.tokens_per_second and trial.tokens_per_second * processes
-        print(plan_text(plan, corpus, [plan.shards[number] for number in left.todo], options.top_k, speed))
-        print(trial.dtype)
+        say(plan_text(plan, corpus, [plan.shards[number] for number in left.todo], options.top_k, speed))
+        say(trial.dtype)
         if options.share_prompts:
-            print(shared_text(corpus.facts))
-        print(batches_text(plan, corpus.responses, options))
+            say(shared_text(corpus.facts))
+        say(batches_text(plan, corpus.responses, options))
         if trial.directions:
-            print(directions_text(trial.directions))
+            say(directions_text(trial.directions))
+        if not speaks():
+            for warning in plan_warnings(plan, trial.directions):
+                warn(warning)
 
     def finish(self, plan: Plan, parts: Sequence[Findings], times: Sequence[Times]) -> Manifest:
         """Write the manifest. parts: what was found when the shards were read back; times: of each process."""
         manifest = finished(self.out, plan, parts)
-        print(summary_text(manifest))
-        print(times_text(sum(times, Times()), len(times)))
+        say(summary_text(manifest))
+        say(times_text(sum(times, Times()), len(times)))
         write_json(self.out, MANIFEST_FILE, manifest.to_json())
         self.place.publish(MANIFEST_FILE, last=True)
-        print(f"{self.place}: done")
+        say(f"{self.place}: done")
         return manifest
 
 
 def recognised(place: Out, manifest: Manifest) -> Manifest:
     """The manifest of a finished cache. Raises CacheMissing, CacheDamaged unless every shard is present."""
     require_files(manifest, place.present(), place.name)
-    print(f"{place}: already built from the same inputs, nothing to do")
+    say(f"{place}: already built from the same inputs, nothing to do")
     return manifest
 
 

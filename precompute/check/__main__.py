@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from precompute.check.agreement import identity_differences, numerics_differences, tolerance
@@ -39,6 +38,8 @@ from shards.format.writer import write_json
 from shards.modelfiles.find import ModelFolder, resolve
 from shards.modelfiles.head import require_room
 from shards.modelfiles.vocabulary import require_same_vocabulary
+from shards.progress import commanded, progress
+from shards.say import say
 
 ROWS_AT_A_TIME = 64
 REVERSE_KL = Divergence(name="reverse_kl")
@@ -53,7 +54,7 @@ def check(options: CheckOptions) -> CheckReport:
     require_vocabulary(cache, folders, trust_remote_code=options.trust_remote_code)
     changed = changed_models(cache, folders, trust_remote_code=options.trust_remote_code)
     for role, texts in changed.items():
-        print(f"{role} ({folders[role].name}) changed since the build: {'; '.join(texts)}", flush=True)
+        say(f"{role} ({folders[role].name}) changed since the build: {'; '.join(texts)}")
 
     recorded = cache.plan.identity.get("numerics", {})
     dtype = resolve_dtype(options.dtype or recorded.get("dtype", "auto"), device)
@@ -186,12 +187,12 @@ def compare_rows(
     cache: ShardCache, rows: Sequence[int], scorer: Scorer, spec: TeacherSpec, batch_tokens: int
 ) -> Comparison:
     """The sums of comparing these rows, with a progress bar."""
-    with tqdm(total=len(rows), unit="response", desc="checking") as bar:
+    with progress(None, "checking", total=len(rows), unit="response") as bar:
         return functools.reduce(operator.add, _comparisons(cache, rows, scorer, spec, batch_tokens, bar))
 
 
 def _comparisons(
-    cache: ShardCache, rows: Sequence[int], scorer: Scorer, spec: TeacherSpec, batch_tokens: int, bar: tqdm
+    cache: ShardCache, rows: Sequence[int], scorer: Scorer, spec: TeacherSpec, batch_tokens: int, bar: Any
 ) -> Iterator[Comparison]:
     """A comparison for every chunk of positions."""
     for start in range(0, len(rows), ROWS_AT_A_TIME):
@@ -222,7 +223,8 @@ def _tf32(options: CheckOptions, recorded: Mapping[str, Any], dtype: str, device
 
 def main(arguments: Sequence[str] | None = None) -> None:
     (options,) = parse_dataclasses(HfArgumentParser, CheckOptions, "precompute.check", __doc__, arguments)
-    report = check(options)
+    with commanded(quiet=options.quiet):
+        report = check(options)
     print(report_text(report))
     if options.json is not None:
         file = Path(options.json)

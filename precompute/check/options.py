@@ -9,6 +9,7 @@ from precompute.models.roles import parse_models
 from shards.cli.command import flag, require_choices
 from shards.cli.device import Dtype
 from shards.cli.flags.cache_flags import CacheFlags
+from shards.cli.flags.quiet_flag import QuietFlag
 from shards.cli.flags.teacher_flags import TeacherFlags
 from shards.errors import OptionError
 from shards.format.schema import Role
@@ -16,7 +17,7 @@ from shards.places.url import is_url
 
 
 @dataclass(kw_only=True)
-class CheckOptions(TeacherFlags, CacheFlags):
+class CheckOptions(TeacherFlags, CacheFlags, QuietFlag):
     """Flags of the check. Raises OptionError for values that are out of range or that contradict each other."""
 
     shards: str = flag("shards", "folder or URL of the cache")

@@ -5,13 +5,13 @@ d1.parquet. The cache of `datasets` is not used either: it would not notice a ch
 time, which `cp -p` and `rsync -t` produce.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from precompute.data.text_files import COMPRESSIONS, TEXT_SUFFIXES, Row, WhereRow, text_rows
+from precompute.data.text_files import COMPRESSIONS, TEXT_SUFFIXES, Extent, Row, WhereRow, text_rows
 from shards.errors import DataError, first_line
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -36,23 +36,33 @@ def require_supported(where: str, name: str) -> tuple[str, str]:
     return found
 
 
-def file_rows(path: Path) -> Iterator[WhereRow]:
+def file_rows(path: Path, extent: Extent | None = None) -> Iterator[WhereRow]:
     """The rows of a file. `where` is "prefs.jsonl line 17" for lines of text, else "prefs.parquet row 16".
 
     Lines count from 1, including blank ones, which give no row; rows count from 0. Raises DataError for an unsupported
-    or damaged file, and for a row that is not an object.
+    or damaged file, and for a row that is not an object. extent: told how far the file is read.
     """
     kind, compression = require_supported(str(path), path.name)
+    extent = extent or Extent()
     if kind in TEXT_SUFFIXES:
-        yield from text_rows(path, kind, compression)
+        yield from text_rows(path, kind, compression, extent)
     else:
-        yield from numbered(path.name, lambda: _table_rows(path, kind), f"a {kind} file that can be read")
+        yield from numbered(path.name, lambda: _table_rows(path, kind, extent), f"a {kind} file that can be read")
 
 
-def numbered(name: str, open_rows: Callable[[], Iterable[Row]], expected: str) -> Iterator[WhereRow]:
-    """Rows with their numbers; any library error on the way becomes a DataError."""
+def numbered(
+    name: str, open_rows: Callable[[], Iterable[Row]], expected: str, extent: Extent | None = None
+) -> Iterator[WhereRow]:
+    """Rows with their numbers; any library error on the way becomes a DataError.
+
+    extent: told how far rows of a known number are read.
+    """
+    number = 0
     try:
-        for number, row in enumerate(open_rows()):
+        rows = open_rows()
+        if extent is not None and isinstance(rows, Sized):
+            extent.begin(len(rows), lambda: number + 1)
+        for number, row in enumerate(rows):
             yield f"{name} row {number}", row
     except DataError:
         raise
@@ -60,15 +70,21 @@ def numbered(name: str, open_rows: Callable[[], Iterable[Row]], expected: str) -
         raise DataError(f"{name}: expected {expected}, got {type(exc).__name__}: {first_line(exc)}") from exc
 
 
-def _table_rows(path: Path, kind: str) -> Iterator[Row]:
+def _table_rows(path: Path, kind: str, extent: Extent) -> Iterator[Row]:
     import datasets
 
     with pa.OSFile(str(path)) as file:
         schema, batches = _parquet_batches(file) if kind == ".parquet" else _arrow_batches(file)
         features = datasets.Features.from_arrow_schema(schema)  # JSON columns of `datasets` are stored as text
+        done = 0
+        if kind == ".parquet":
+            extent.begin(pq.read_metadata(path).num_rows, lambda: done)
+        else:
+            extent.begin(file.size(), file.tell)
         for batch in batches:
             for start in range(0, len(batch), _BATCH_ROWS):
                 for row in batch.slice(start, _BATCH_ROWS).to_pylist():
+                    done += 1
                     yield features.decode_example(row)
 
 

@@ -11,7 +11,7 @@ from precompute.data.layouts import Layout, SourceRow, find_layout, find_prompt_
 from precompute.data.meaning import RowParts, is_bad, require_no_lost_meaning, unused_columns
 from precompute.data.reading import read_rows
 from precompute.data.sources import Data, Source, labels_of, take_rows
-from precompute.data.text_files import Row
+from precompute.data.text_files import Extent, Row
 from shards.errors import DataError
 
 
@@ -29,11 +29,12 @@ class DataReader:
         self.unused: dict[str, set[str]] = {label: set() for label in self._labels}
         self.rows = dict.fromkeys(self._labels, 0)
         self.bad_rows = self.unlike_prompts = 0
+        self._extents = [Extent() for _ in data.sources]
 
     def __iter__(self) -> Iterator[SourceRow]:
         left = self._data.limit
-        for source, label in zip(self._data.sources, self._labels, strict=True):
-            for where, values, layout in islice(self._rows(source, label), left):
+        for source, label, extent in zip(self._data.sources, self._labels, self._extents, strict=True):
+            for where, values, layout in islice(self._rows(source, label, extent), left):
                 pair_id = sum(self.rows.values())
                 self.rows[label] += 1
                 yield SourceRow(where=where, values=values, layout=layout, pair_id=pair_id)
@@ -41,10 +42,10 @@ class DataReader:
                 raise DataError(f"{label}: expected a row or more of each source, found none")
             left = None if left is None else left - self.rows[label]
 
-    def _rows(self, source: Source, label: str) -> Iterator[tuple[str, dict[str, Any], Layout]]:
+    def _rows(self, source: Source, label: str, extent: Extent) -> Iterator[tuple[str, dict[str, Any], Layout]]:
         columns, layout = Columns(source.columns), None
         name = Path(source.name).name
-        rows = take_rows(read_rows(source.name, source.split, source.config, self._data.room), source.take)
+        rows = take_rows(read_rows(source.name, source.split, source.config, self._data.room, extent), source.take)
         for place, found in rows:
             where = place if label == name else label + place.removeprefix(name).removeprefix(source.name)
             row = as_messages(columns.apply(found, where), where, system=columns.system)
@@ -83,6 +84,16 @@ class DataReader:
                 "--on_label_false skip leaves such rows out"
             )
         self.bad_rows += 1
+
+    def expected_rows(self) -> int | None:
+        """About how many rows there will be, from how far the sources are read; None if nothing is known yet."""
+        sources, rows = self._data.sources, sum(self.rows.values())
+        sizes = [Path(source.name).stat().st_size if Path(source.name).is_file() else 1 for source in sources]
+        share = sum(size * extent.share for size, extent in zip(sizes, self._extents, strict=True)) / sum(sizes)
+        found = round(rows / share) if share else None
+        limits = [self._data.limit, sources[0].take if len(sources) == 1 else None]
+        known = [limit for limit in limits if isinstance(limit, int)]
+        return min([*known, *([] if found is None else [max(found, rows)])], default=None)
 
     def notes(self) -> list[str]:
         """The notes on the rows read so far, one line each."""

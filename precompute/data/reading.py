@@ -11,7 +11,7 @@ from pathlib import Path
 
 from precompute.data.files import file_rows, numbered, require_supported, suffixes_of
 from precompute.data.folders import plain_folder
-from precompute.data.text_files import Row, WhereRow
+from precompute.data.text_files import Extent, Row, WhereRow
 from shards.errors import DataError, OptionError
 from shards.places.room import Room
 from shards.places.url import is_url, parse_url
@@ -23,30 +23,34 @@ MANY = 10
 
 
 def read_rows(
-    data: str, split: str = "train", config: str | None = None, room: Room | None = None
+    data: str,
+    split: str = "train",
+    config: str | None = None,
+    room: Room | None = None,
+    extent: Extent | None = None,
 ) -> Iterator[WhereRow]:
     """The rows of `data` in order, each as (where, row), read on demand.
 
     `data` is a file (`file_rows` says which kinds), the URL of one, which is copied whole into `room`, a folder
     (written by `save_to_disk`, or with a data set's files as on the hub) or a hub name. `where` is "prefs.jsonl line
     17" or "NAME row 16". `split` and `config` name a split and a configuration of a folder or of a hub data set; a file
-    has only the split "train".
+    has only the split "train". extent: told how far a file or a data set is read.
 
     Raises DataError if nothing can be opened, split or configuration are unknown, or a row is not an object.
     """
-    path = Path(data)
+    path, extent = Path(data), extent or Extent()
     if is_url(data):
         _require_file(data, split, config)
-        yield from _url_rows(data, room or Room.of())
+        yield from _url_rows(data, room or Room.of(), extent)
     elif path.is_dir():
-        yield from _folder_rows(path, split, config)
+        yield from _folder_rows(path, split, config, extent)
     elif suffixes_of(data) or path.exists() or not _HUB_NAME.fullmatch(data):
         if not path.is_file():
             raise DataError(f"{path}: expected a data file, a folder or a hub name, found nothing there")
         _require_file(data, split, config)
-        yield from file_rows(path)
+        yield from file_rows(path, extent)
     else:
-        yield from numbered(data, lambda: _open_dataset(data, data, split, config), _READABLE)
+        yield from numbered(data, lambda: _open_dataset(data, data, split, config), _READABLE, extent)
 
 
 def _require_file(data: str, split: str, config: str | None) -> None:
@@ -55,26 +59,28 @@ def _require_file(data: str, split: str, config: str | None) -> None:
     _require_no_config(data, config, "a file")
 
 
-def _url_rows(url: str, room: Room) -> Iterator[WhereRow]:
+def _url_rows(url: str, room: Room, extent: Extent) -> Iterator[WhereRow]:
     """The rows of a file in a store; its copy stays until all are read."""
     require_supported(url, parse_url(url).name)
     mirror = fetch_file(url, room)
     copy = mirror.folder / parse_url(url).name
     try:
-        yield from file_rows(copy)
+        yield from file_rows(copy, extent)
     except DataError as exc:
         raise DataError(str(exc).replace(str(copy), url)) from exc
 
 
-def _folder_rows(path: Path, split: str, config: str | None) -> Iterator[WhereRow]:
+def _folder_rows(path: Path, split: str, config: str | None, extent: Extent) -> Iterator[WhereRow]:
     with tempfile.TemporaryDirectory(prefix="aligndistil-data-", ignore_cleanup_errors=True) as scratch:
         place = plain_folder(path, Path(scratch))
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             _require_no_config(path, config, "a saved data set")
-            yield from numbered(path.name, lambda: _load_saved(path, place, split), _READABLE)
+            yield from numbered(path.name, lambda: _load_saved(path, place, split), _READABLE, extent)
         else:
             cache = str(Path(scratch) / "cache")
-            yield from numbered(path.name, lambda: _open_dataset(str(path), place, split, config, cache), _READABLE)
+            yield from numbered(
+                path.name, lambda: _open_dataset(str(path), place, split, config, cache), _READABLE, extent
+            )
 
 
 def _open_dataset(name: str, place: str, split: str, config: str | None, cache_dir: str | None = None) -> Iterable[Row]:

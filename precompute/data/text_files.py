@@ -8,14 +8,34 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import zstandard
 
 from shards.errors import DataError
+
+
+class Extent:
+    """How far a file is read, as a share of its bytes."""
+
+    def __init__(self) -> None:
+        self._total, self._at = 0, lambda: 0
+
+    def begin(self, total: int, at: Callable[[], int]) -> None:
+        """total: bytes of the file as it is stored. at: how many of them were read; an error once it is closed."""
+        self._total, self._at = total, at
+
+    @property
+    def share(self) -> float:
+        """From 0, where nothing is known, to 1."""
+        try:
+            return self._at() / self._total if self._total else 0.0
+        except ValueError:
+            return 1.0
+
 
 Row = dict[str, Any]
 WhereRow = tuple[str, Row]
@@ -27,13 +47,13 @@ _LONGEST_FIELD = 2**31 - 1
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 
 
-def text_rows(path: Path, kind: str, compression: str) -> Iterator[WhereRow]:
+def text_rows(path: Path, kind: str, compression: str, extent: Extent) -> Iterator[WhereRow]:
     """The rows of a file with one of TEXT_SUFFIXES, each with its place.
 
     A .json file holds a list of objects (it is then read as a whole) or JSON lines. The first row of .csv and .tsv
     files names the columns; all their values are text.
     """
-    lines = _lines(path, compression)
+    lines = _lines(path, compression, extent)
     if kind in (".csv", ".tsv"):
         yield from _separated_rows(path.name, lines, "\t" if kind == ".tsv" else ",")
     elif kind == ".json":
@@ -118,16 +138,17 @@ def _decoded(name: str, lines: Iterable[bytes]) -> Iterator[str]:
             raise DataError(f"{name} line {number}: expected text in UTF-8, got other bytes ({exc})") from exc
 
 
-def _lines(path: Path, compression: str) -> Iterator[bytes]:
+def _lines(path: Path, compression: str, extent: Extent) -> Iterator[bytes]:
     """The lines of a file with their line ends. Raises DataError if compressed data is damaged or incomplete."""
     try:
-        if compression == ".zst":
-            yield from _cut_into_lines(_zstd_pieces(path))
-        elif compression == ".gz":
-            with gzip.open(path) as file:
-                yield from file
-        else:
-            with path.open("rb") as file:
+        with path.open("rb") as file:
+            extent.begin(path.stat().st_size, file.tell)
+            if compression == ".zst":
+                yield from _cut_into_lines(_zstd_pieces(file))
+            elif compression == ".gz":
+                with gzip.open(file) as unpacked:
+                    yield from unpacked
+            else:
                 yield from file
     except (zstandard.ZstdError, gzip.BadGzipFile, zlib.error, EOFError) as exc:
         stream = {".zst": "zstd", ".gz": "gzip"}[compression]
@@ -144,15 +165,14 @@ def _cut_into_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield unfinished
 
 
-def _zstd_pieces(path: Path) -> Iterator[bytes]:
+def _zstd_pieces(file: BinaryIO) -> Iterator[bytes]:
     # stream_reader takes the end of the file for the end of the data; only a frame object notices an unfinished frame
     decompressor, frame = zstandard.ZstdDecompressor(), None
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            while chunk:
-                frame = frame or decompressor.decompressobj()
-                yield frame.decompress(chunk)
-                chunk = frame.unused_data if frame.eof else b""
-                frame = None if frame.eof else frame
+    while chunk := file.read(_CHUNK_BYTES):
+        while chunk:
+            frame = frame or decompressor.decompressobj()
+            yield frame.decompress(chunk)
+            chunk = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
     if frame is not None:
         raise EOFError("an end of file inside a frame")

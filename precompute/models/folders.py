@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from precompute.models.adapters import peft_of, shares_base
 from precompute.models.role_model import RoleModel, own_logits
@@ -14,7 +15,7 @@ from shards.cli.device import resolve_dtype
 from shards.format.schema import Role
 from shards.modelfiles.adapter import load_adapter, merge, rounded
 from shards.modelfiles.find import ModelFolder, fingerprint, read_tokenizer
-from shards.modelfiles.folder import refusing, require_whole
+from shards.modelfiles.folder import refusing, require_whole, showing_load
 from shards.modelfiles.vocabulary import require_same_vocabulary
 
 
@@ -116,7 +117,8 @@ def _load_full(role: str, folder: ModelFolder, *, dtype: str, device: str, **kwa
     if folder.base:
         return load_merged(folder, role, dtype=dtype, device=device, **kwargs).requires_grad_(False)
     given = {key: value for key, value in kwargs.items() if value is not None}
-    with refusing(f"{role} ({folder.name})", "a causal language model"):
+    who = f"{role} ({folder.name})"
+    with refusing(who, "a causal language model"), showing_load(logging, folder.path, who):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder.path,
             dtype=dtype,
@@ -126,7 +128,7 @@ def _load_full(role: str, folder: ModelFolder, *, dtype: str, device: str, **kwa
             **given,
         )
     model, info = loaded
-    require_whole(f"{role} ({folder.name})", info)
+    require_whole(who, info)
     return model.eval() if "device_map" in given else model.to(device).eval()
 
 

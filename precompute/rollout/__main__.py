@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from precompute.models.folders import load_merged
@@ -26,6 +25,8 @@ from shards.cli.launcher import launched_processes
 from shards.cli.outside import naming_saves
 from shards.cli.space import require_writable
 from shards.errors import OptionError
+from shards.progress import commanded, progress
+from shards.say import say, warn
 
 
 def rollout(options: RolloutOptions) -> Path:
@@ -40,7 +41,9 @@ def rollout(options: RolloutOptions) -> Path:
     require_writable(path.parent)
     inputs = read_inputs(options, sources)
     for note in inputs.notes:
-        print(f"{'note':>14}  {note}")
+        say(f"{'note':>14}  {note}")
+    for warning in inputs.warnings:
+        warn(warning)
     engine = load_engine(options, inputs)
     with naming_saves("out"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,15 +52,15 @@ def rollout(options: RolloutOptions) -> Path:
             return _found(file)
         rows = sample_all(file, engine, inputs, inputs.requests(options.num_samples_per_prompt), options.batch_size)
         file.finish(rows)
-    print(summary_text(rows, inputs.skipped))
-    print(f"{path}: done")
+    say(summary_text(rows, inputs.skipped))
+    say(f"{path}: done")
     return path
 
 
 def _found(file: SampleFile) -> Path:
     """Report a finished file and leave it unchanged."""
     file.clean()
-    print(f"{file.path}: already sampled from the same inputs, nothing to do")
+    say(f"{file.path}: already sampled from the same inputs, nothing to do")
     return file.path
 
 
@@ -82,7 +85,7 @@ def sample_all(
 ) -> list[dict[str, Any]]:
     """The rows of all requests: those left by a killed run, and the others, sampled a batch at a time."""
     rows = file.keep([(request.prompt, request.sample) for request in requests], batch_size)
-    with tqdm(total=len(requests), initial=len(rows), unit="sample", desc="sampling", smoothing=0.05) as bar:
+    with progress(None, "sampling", total=len(requests), initial=len(rows), unit="sample") as bar:
         for start in range(len(rows), len(requests), batch_size):
             batch = requests[start : start + batch_size]
             found = [
@@ -117,7 +120,8 @@ def summary_text(rows: Sequence[dict[str, Any]], skipped: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     (options,) = parse_dataclasses(HfArgumentParser, RolloutOptions, "precompute.rollout", __doc__, arguments)
-    rollout(options)
+    with commanded(quiet=options.quiet):
+        rollout(options)
 
 
 if __name__ == "__main__":

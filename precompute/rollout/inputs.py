@@ -36,7 +36,7 @@ class RolloutSources:
 class RolloutInputs:
     """What a rollout has read. `prompts`: those that fit into the model, by number; `skipped`: how many do not fit.
 
-    dtype: of the model, as resolved; notes: on the data, for the user.
+    dtype: of the model, as resolved; notes, warnings: on the data, for the user.
     """
 
     folder: ModelFolder
@@ -44,6 +44,7 @@ class RolloutInputs:
     prompts: dict[int, Prompt]
     skipped: int
     notes: Sequence[str]
+    warnings: Sequence[str]
     sampling: Sampling
     device: torch.device
     dtype: str
@@ -104,6 +105,7 @@ def read_inputs(options: RolloutOptions, sources: RolloutSources) -> RolloutInpu
         prompts=prompts,
         skipped=len(found.prompts) - len(prompts),
         notes=found.notes,
+        warnings=found.warnings,
         sampling=sources.sampling,
         device=sources.device,
         dtype=sources.dtype,

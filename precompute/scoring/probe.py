@@ -18,7 +18,6 @@ import numpy as np
 import psutil
 import torch
 from safetensors import safe_open
-from tqdm.auto import tqdm
 
 from precompute.models.folders import load_models
 from precompute.scoring.dense import angle_degrees, dense_divergence, dense_teacher
@@ -33,6 +32,7 @@ from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair, Role
 from shards.modelfiles.find import ModelFolder
 from shards.modelfiles.head import require_room
+from shards.progress import progress
 from shards.spread import spread
 from shards.teacher.precision import Precision
 from shards.teacher.spec import PRESETS
@@ -136,7 +136,7 @@ def _logprobs(
     given = {**options, "device": str(device), "attn_implementation": attention}
     set_products(torch, dtype=against, tf32=False, device=device)
     found: dict[Role, torch.Tensor] = {}
-    for role, folder in tqdm(folders.items(), f"probing {dtype} against {against}", unit="model", leave=False):
+    for role, folder in progress(folders.items(), f"probing {dtype} against {against}", unit="model", brief=True):
         models = load_models({role: folder}, vocabulary_size, dtype=against, **given)
         require_room(models[role].model.config, max(len(row.input_ids) for row in rows), role)
         scorer = Scorer(models=models, pairs=(), nodes=StrengthNodes(), chunk_positions=128, device=device)

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import importlib.metadata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from precompute.tokens.corpus import Corpus, load_corpus, rows_sha256
 from precompute.tokens.share import load_on_first
 from shards.cli.command import parse_dataclasses, run_command
 from shards.cli.device import resolve_trained_dtype
+from shards.cli.flags.quiet_flag import asked_level
 from shards.cli.launcher import launched_processes
 from shards.cli.outside import naming_saves
 from shards.cli.space import require_here, require_writable
@@ -34,6 +35,8 @@ from shards.errors import OptionError
 from shards.format.schema import Role
 from shards.format.writer import exclusive
 from shards.modelfiles.find import ModelFolder, resolve
+from shards.progress import commanded
+from shards.say import say, warn
 
 if TYPE_CHECKING:
     from precompute.teachers.arguments import DPOArguments
@@ -58,6 +61,7 @@ class TeacherInputs:
     pairs: list[TokenizedPair]
     pairs_text: str
     notes: Sequence[str]
+    warnings: Sequence[str]
     records: dict[Role, dict[str, Any]]
 
 
@@ -72,7 +76,7 @@ def make_teachers(options: TeacherOptions, args: "DPOArguments") -> None:
     done = processes.together(lambda: [is_done(out / role, record) for role, record in sources.records.items()])
     if all(done) and all(is_exact(out / role, record) for role, record in sources.records.items()):
         for role in sources.records:
-            args.distributed_state.print(f"{out / role}: already trained from the same inputs, nothing to do")
+            on_first(args)(f"{out / role}: already trained from the same inputs, nothing to do")
             if processes.is_first:
                 remove_training(training_folder(out, role))
     else:
@@ -84,10 +88,12 @@ def train(options: TeacherOptions, args: "DPOArguments", inputs: TeacherInputs, 
     """Train the roles that are not done yet."""
     from precompute.teachers.dpo import train_role
 
-    out, say = Path(options.out), args.distributed_state.print
-    say(f"{'reference':>11}  {options.reference}\n{'pairs':>11}  {inputs.pairs_text}")
+    out, tell = Path(options.out), on_first(args)
+    tell(f"{'reference':>11}  {options.reference}\n{'pairs':>11}  {inputs.pairs_text}")
     for note in inputs.notes:
-        say(f"{'note':>11}  {note}")
+        tell(f"{'note':>11}  {note}")
+    for warning in inputs.warnings if processes.is_first else ():
+        warn(warning)
     with naming_saves("out"):
         out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -98,17 +104,22 @@ def train(options: TeacherOptions, args: "DPOArguments", inputs: TeacherInputs, 
         processes.wait()  # until every process has seen it
         for role, record in inputs.records.items():
             if done[role]:
-                say(f"{out / role}: already trained from the same inputs, nothing to do")
+                tell(f"{out / role}: already trained from the same inputs, nothing to do")
                 continue
             start, left_aside = starts[role]
             if left_aside:
-                say(f"{out / role}: {left_aside}")
-            say(f"{out / role}: {record['direction']}{f', going on from {start.name}' if start else ''}")
+                tell(f"{out / role}: {left_aside}")
+            tell(f"{out / role}: {record['direction']}{f', going on from {start.name}' if start else ''}")
             train_role(role, inputs.pairs, inputs.reference, record, options, args)
-            say(f"{out / role}: done")
+            tell(f"{out / role}: done")
         if processes.is_first:
             for role in inputs.records:  # left by a run that was killed between its last step and here
                 remove_training(training_folder(out, role))
+
+
+def on_first(args: "DPOArguments") -> Callable[[str], None]:
+    """`say` on the first process; nothing on the others."""
+    return say if args.distributed_state.is_main_process else lambda text: None
 
 
 def find_sources(options: TeacherOptions, args: "DPOArguments") -> TeacherSources:
@@ -143,6 +154,7 @@ def read_inputs(
         pairs=found,
         pairs_text=_pairs_text(found, corpus),
         notes=corpus.notes,
+        warnings=corpus.warnings,
         records=records,
     )
 
@@ -181,7 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     kinds = (TeacherOptions, DPOArguments)
     options, args = parse_dataclasses(HfArgumentParser, kinds, "precompute.teachers", __doc__, arguments)
-    make_teachers(options, args)
+    with commanded(quiet=options.quiet, level=asked_level(args)):
+        make_teachers(options, args)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from precompute.teachers.folders import last_checkpoint, remove_training, traini
 from precompute.teachers.moved import measure_moved, rewards_text
 from precompute.teachers.options import TeacherOptions
 from precompute.teachers.pairs import TokenizedPair, dpo_dataset
-from precompute.teachers.trainer import TeacherTrainer
+from precompute.teachers.trainer import StepsShown, TeacherTrainer
 from shards.cli.outside import naming_saves
 from shards.errors import OptionError
 from shards.format.schema import Role
@@ -32,6 +32,7 @@ from shards.modelfiles.adapter import lora_config
 from shards.modelfiles.find import ModelFolder
 from shards.modelfiles.generation import keep_generation_config
 from shards.modelfiles.trained_precision import require_float32
+from shards.say import say, warn
 
 
 def train_role(
@@ -51,6 +52,7 @@ def train_role(
     trainer = _trainer(role, pairs, reference, record, options, _of_role(args, role, work))
     tokenizer = load_tokenizer(reference, trust_remote_code=args.trust_remote_code)
     _require_ready(trainer, tokenizer, work, options)
+    StepsShown(role).take_place(trainer)
     for callback in callbacks:
         trainer.add_callback(callback)
     trainer.train(str(checkpoint) if checkpoint else None)
@@ -62,7 +64,7 @@ def train_role(
             write_card(work / "model", record, reference.name)
             moved = measure_moved(work / "model", None if reference.base else reference.path, role)
             if went := f"{rewards_text(trainer.state.log_history)}{moved}".removesuffix("; "):
-                print(f"{out / role}: {went}")
+                say(f"{out / role}: {went}")
             write_json(work / "model", MADE_FROM_FILE, record)
             publish_folder(work / "model", out / role)
             remove_training(work)
@@ -76,10 +78,8 @@ def _require_ready(trainer: TeacherTrainer, tokenizer: Any, work: Path, options:
         require_mergeable(trainer.model)
     model: Any = trainer.model
     model = model.get_base_model() if options.use_peft else model
-    if fault := keep_generation_config(model):
-        trainer.args.distributed_state.print(
-            f"{'note':>11}  {GENERATION_FILE} is carried over as it is, though {fault}"
-        )
+    if (fault := keep_generation_config(model)) and trainer.is_world_process_zero():
+        warn(f"{GENERATION_FILE} is carried over as it is, though {fault}")
     if trainer.is_world_process_zero():
         try_saving(model, tokenizer, work)
 
@@ -111,6 +111,7 @@ def _trainer(
     use_cache = getattr(model.config, "use_cache", None)
     # without its adapter, or before its first step, the model is its own reference
     alone = options.use_peft or args.precompute_ref_log_probs
+    tell = say if args.distributed_state.is_main_process else lambda text: None
     trainer = TeacherTrainer(
         record=record,
         model=model,
@@ -118,7 +119,7 @@ def _trainer(
         args=args,
         train_dataset=dpo_dataset(pairs, swap=role == "reverse"),
         processing_class=load_tokenizer(reference, trust_remote_code=args.trust_remote_code),
-        callbacks=[StepsThatMove(args.distributed_state.print, lora=options.use_peft)],
+        callbacks=[StepsThatMove(tell, lora=options.use_peft)],
         peft_config=_lora_config(options) if options.use_peft else None,
     )
     model.config.use_cache = use_cache  # Trainer changes it in the config that is saved

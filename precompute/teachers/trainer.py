@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import SchedulerType
+from transformers import PrinterCallback, ProgressCallback, SchedulerType, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.training_args import OptimizerNames
 from trl import DPOTrainer
@@ -16,9 +16,19 @@ from trl import DPOTrainer
 from precompute.teachers.folders import begin_checkpoint, sign_checkpoint, step_of
 from shards.cli.outside import is_own_fault, naming, naming_saves
 from shards.errors import OptionError
+from shards.progress import progress
+from shards.say import say
 
 OF_THE_FIRST_STEP = (ValueError, ImportError, NotImplementedError, KeyError, RuntimeError)
 """Errors of libraries about settings when they are first used. A successful step shows that they are right."""
+
+WORDS = {
+    "loss": "loss {:.4g}",
+    "rewards/accuracies": "{:.0%} of the pairs told right",
+    "rewards/margins": "reward margin {:+.3g}",
+    "learning_rate": "learning rate {:.3g}",
+}
+"""The figures of TRL's log that a line shows; the others are in trainer_state.json, and where --report_to says."""
 
 
 class TeacherTrainer(DPOTrainer):
@@ -82,3 +92,38 @@ class TeacherTrainer(DPOTrainer):
         """Trainer.create_scheduler; raises OptionError if the schedule lacks the given settings."""
         with naming(f"lr_scheduler_type {SchedulerType(self.args.lr_scheduler_type).value}"):
             return super().create_scheduler(*args, **kwargs)
+
+
+class StepsShown(TrainerCallback):
+    """What a training shows: progress over its steps, and a line for each logged one. It takes the place of
+    transformers' bar and dict of figures. role: the first word of every line."""
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+        self._bar: Any = None
+
+    def take_place(self, trainer: Any) -> None:
+        """Be added to a trainer, unless it is in a notebook, whose table of the steps stays."""
+        shown = [trainer.pop_callback(kind) for kind in (PrinterCallback, ProgressCallback)]
+        if any(callback is not None for callback in shown):
+            trainer.add_callback(self)
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        off = args.disable_tqdm or not state.is_world_process_zero
+        self._bar = progress(
+            None, self.role, total=state.max_steps, unit="step", initial=state.global_step, disable=off
+        )
+
+    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._bar.update(round(1 / args.gradient_accumulation_steps, 4))
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        words = [text.format(logs[name]) for name, text in WORDS.items() if name in logs]
+        if words and state.is_world_process_zero:
+            say(f"{self.role}, step {state.global_step:,} of {state.max_steps:,}: {', '.join(words)}")
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._bar.close()

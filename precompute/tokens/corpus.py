@@ -8,9 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from precompute.data.layouts import Layout, ResponseKind, SourceRow
 from precompute.data.reader import DataReader
@@ -20,12 +18,17 @@ from precompute.tokens.token_store import TokenStore
 from precompute.tokens.tokenize import tokenize_rows
 from precompute.tokens.tokenized import Outcome, TokenizedResponse, TokenizedRow
 from shards.errors import DataError, OptionError
+from shards.progress import progress as shown_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Responses = Literal["chosen", "rejected", "both"]
 OnSkip = Literal["skip", "error"]
+Item = TypeVar("Item")
+
+ROWS_PER_ESTIMATE = 100
+"""Rows between two estimates of their number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,8 +37,8 @@ class Corpus:
 
     `skipped` counts responses by reason, under "overlong" and "empty". has_pairs: the rows have a rejected response
     too, asked for or not. sampled_pairs: both responses of some rows, spread over the data, for checks that need a
-    pair. empty_prompts counts rows. data_sha256 covers the used columns of every row read, in any file format. notes:
-    lines for the user.
+    pair. empty_prompts counts rows. data_sha256 covers the used columns of every row read, in any file format. notes,
+    warnings: lines for the user.
     """
 
     responses: Sequence[TokenizedResponse]
@@ -47,6 +50,7 @@ class Corpus:
     sampled_pairs: Sequence[TokenizedResponse] = ()
     data_sha256: str
     notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
     @property
     def truncated(self) -> int:
@@ -92,7 +96,7 @@ def load_corpus(
     rows = HashedRows(reader)
     gathered = _Gathered(responses, {"overlong": on_overlong, "empty": on_empty}, sample_pairs, tokenizer.bos_token_id)
     tokenized = tokenize_rows(rows, tokenizer=tokenizer, max_length=max_length)
-    for row in tqdm(tokenized, desc=f"tokenizing {data}", unit=" rows", disable=not progress):
+    for row in counted_rows(tokenized, reader, f"tokenizing {data}", show=progress):
         gathered.add(row)
     if not gathered.kept:
         counts = ", ".join(f"{count} {reason}" for reason, count in gathered.skipped.items())
@@ -109,18 +113,31 @@ def load_corpus(
         data_sha256=rows.sha256,
         notes=(
             *reader.notes(),
-            *gathered.notes(tokenizer.bos_token),
+            *gathered.notes(),
             *template_notes(gathered.plain_text, tokenizer),
         ),
+        warnings=twice_begun(gathered.twice_begun, tokenizer.bos_token),
     )
 
 
 def rows_sha256(data: Data, *, progress: bool = False) -> str:
     """`Corpus.data_sha256`, without tokenising. Raises DataError for a row that cannot be used."""
-    rows = HashedRows(DataReader(data))
-    for _ in tqdm(rows, desc=f"reading {data}", unit=" rows", disable=not progress):
+    reader = DataReader(data)
+    rows = HashedRows(reader)
+    for _ in counted_rows(rows, reader, f"reading {data}", show=progress):
         pass
     return rows.sha256
+
+
+def counted_rows(rows: Iterable[Item], reader: DataReader, what: str, *, show: bool = True) -> Iterator[Item]:
+    """Pass rows on, with progress; their number is estimated from how far the reader is."""
+    with shown_progress(None, what, unit="row", disable=not show) as bar:
+        for number, row in enumerate(rows):
+            yield row
+            bar.update()
+            if number % ROWS_PER_ESTIMATE == 0:
+                bar.total = reader.expected_rows()
+        bar.total = bar.n
 
 
 class HashedRows:
@@ -171,11 +188,10 @@ class _Gathered:
         if len(self.kept) > before and len(both) == 2:
             self.sample.offer(both)
 
-    def notes(self, bos_token: Any) -> list[str]:
+    def notes(self) -> list[str]:
         """Notes about the tokens, for the user."""
         rows = "row" if self.empty_prompts == 1 else "rows"
-        lines = [f"{self.empty_prompts:,} {rows} of data with an empty prompt"] if self.empty_prompts else []
-        return lines + twice_begun_notes(self.twice_begun, bos_token)
+        return [f"{self.empty_prompts:,} {rows} of data with an empty prompt"] if self.empty_prompts else []
 
     def _keep(self, outcome: Outcome) -> None:
         if isinstance(outcome, TokenizedResponse):
@@ -203,12 +219,12 @@ def template_notes(plain_text: bool, tokenizer: "PreTrainedTokenizerBase") -> li
     return ["the data are plain text: the tokenizer's chat template is not applied to them"]
 
 
-def twice_begun_notes(rows: int, bos_token: Any) -> list[str]:
-    """The note about rows that begin with the beginning-of-sequence token twice; empty if there are none."""
+def twice_begun(rows: int, bos_token: Any) -> list[str]:
+    """The warning about rows that begin with the beginning-of-sequence token twice; empty if there are none."""
     if not rows:
         return []
     why = "their text has one, and the tokenizer adds another"
-    return [f"WARNING: rows that begin with {bos_token} twice: {rows:,}; {why}"]
+    return [f"rows that begin with {bos_token} twice: {rows:,}; {why}"]
 
 
 def canonical_row(values: Mapping[str, Any], where: str) -> bytes:

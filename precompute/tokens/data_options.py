@@ -10,6 +10,7 @@ from precompute.data.columns import parse_columns
 from precompute.data.sources import Data, Source
 from shards.cli.command import flag, require_choices
 from shards.cli.flags.cache_flags import CacheFlags
+from shards.cli.flags.quiet_flag import QuietFlag
 from shards.errors import OptionError
 from shards.places.url import is_url, parse_url
 
@@ -17,7 +18,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(kw_only=True)
-class DataOptions(CacheFlags):
+class DataOptions(CacheFlags, QuietFlag):
     """Sources and what to take from them. A flag with a value per source also takes one value for all sources.
 
     Raises OptionError for values out of range and for a wrong number of values.

@@ -5,12 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from precompute.data.layouts import TEMPLATE_COLUMNS, Messages, split_row
 from precompute.data.reader import DataReader
 from precompute.data.sources import Data
-from precompute.tokens.corpus import canonical_row, template_notes, twice_begun_notes
+from precompute.tokens.corpus import canonical_row, counted_rows, template_notes, twice_begun
 from precompute.tokens.encode import encode_all
 from precompute.tokens.tokenize import prompt_request
 from shards.errors import DataError
@@ -35,11 +33,12 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
-    """The prompts in source order, a sha256 over them and their template arguments, and notes for the user."""
+    """The prompts in source order, a sha256 over them and their template arguments, and lines for the user."""
 
     prompts: list[Prompt]
     sha256: str
     notes: Sequence[str]
+    warnings: Sequence[str] = ()
 
 
 def load_prompts(data: Data, *, tokenizer: "PreTrainedTokenizerBase") -> Prompts:
@@ -55,22 +54,23 @@ def load_prompts(data: Data, *, tokenizer: "PreTrainedTokenizerBase") -> Prompts
         (row, {"prompt": prompt_request(row.prompt, row.template, where=row.where, tokenizer=tokenizer)})
         for row in rows
     )
-    encoded = tqdm(encode_all(requests, tokenizer), desc=f"tokenizing {data}", unit=" rows", leave=False)
+    encoded = counted_rows(encode_all(requests, tokenizer), reader, f"tokenizing {data}")
     found = [replace(row, token_ids=ids["prompt"].ids.tolist()) for row, ids in encoded]
     twice = sum(prompt.token_ids[:2] == [tokenizer.bos_token_id] * 2 for prompt in found)
     plain_text = any(isinstance(prompt.prompt, str) for prompt in found)
     notes = [
         *reader.notes(),
-        *twice_begun_notes(twice, tokenizer.bos_token),
         *template_notes(plain_text, tokenizer),
     ]
-    return Prompts(prompts=found, sha256=digest.hexdigest(), notes=notes)
+    warnings = twice_begun(twice, tokenizer.bos_token)
+    return Prompts(prompts=found, sha256=digest.hexdigest(), notes=notes, warnings=warnings)
 
 
 def prompts_sha256(data: Data) -> str:
     """`Prompts.sha256`, without tokenising. Raises DataError for a row that cannot be used."""
     digest = hashlib.sha256()
-    for _ in _prompt_rows(data, DataReader(data, prompts_only=True), digest):
+    reader = DataReader(data, prompts_only=True)
+    for _ in counted_rows(_prompt_rows(data, reader, digest), reader, f"reading {data}"):
         pass
     return digest.hexdigest()
 

@@ -9,16 +9,25 @@ import argparse
 from collections.abc import Sequence
 
 from shards.cli.command import OneLineErrors, run_command
+from shards.cli.flags.quiet_flag import add_quiet_flag
 from shards.cli.text import counted
 from shards.copy.copying import copy
 from shards.copy.destination import open_store
 from shards.errors import OptionError
+from shards.progress import commanded
+from shards.say import say, warn
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     if options.jobs < 1:
         raise OptionError(f"jobs: expected 1 or more, got {options.jobs}")
+    with commanded(quiet=options.quiet):
+        report(options)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Copy, and say what was copied."""
     done = copy(
         open_store(options.source),
         open_store(options.destination, private=not options.public),
@@ -28,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cache_dir=options.cache_dir,
     )
     for note in done.notes:
-        print(f"warning: {note}")
+        warn(note)
     before = f", {done.present:,} were there" if done.present else ""
     checked = "content read again" if options.verify == "content" else "sizes checked"
     copied = f"{counted(done.shards, 'shard')} copied, {done.bytes / 1e6:,.1f} MB"
-    print(f"{options.destination}: {copied}{before}; {checked}")
+    say(f"{options.destination}: {copied}{before}; {checked}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache_dir", help="folder for shards on their way; default: ~/.cache/aligndistil")
     parser.add_argument("--public", action="store_true", help="a hub repository that does not exist yet is made public")
     parser.add_argument("--license", help="licence in the card of a hub repository, such as apache-2.0")
+    add_quiet_flag(parser)
     return parser
 
 

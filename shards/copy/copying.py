@@ -7,18 +7,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from tqdm.auto import tqdm
-
 from shards.cli.space import require_space, require_writable
 from shards.copy.card import CARD_FILE, card
 from shards.copy.destination import Destination
 from shards.copy.folder import FolderStore
-from shards.copy.source import BESIDE, Source
+from shards.copy.source import Source
 from shards.files import temporary_name
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, ShardEntry
 from shards.format.writer import exclusive, remove_temporary_files
 from shards.places.hub import HubStore
 from shards.places.stores import Store
+from shards.progress import progress
 
 Verify = Literal["sizes", "content"]
 
@@ -54,7 +53,7 @@ class Copy:
         destination.work.mkdir(parents=True, exist_ok=True)
         with exclusive(destination.work):
             remove_temporary_files(destination.work)
-            for file in BESIDE:
+            for file in self.source.beside:
                 if file not in there:
                     destination.publisher.publish(file, self.source.folder / file, last=file == PLAN_FILE)
             self._each(left, self._copy, "copying")
@@ -74,7 +73,7 @@ class Copy:
 
     def _each(self, entries: Sequence[ShardEntry], work: Callable[[ShardEntry], None], verb: str) -> None:
         """Do `work` for each shard, with a bar of bytes. After an error no further ones are begun."""
-        bar = tqdm(total=sum(e.bytes for e in entries), unit="B", unit_scale=True, desc=verb, disable=not entries)
+        bar = progress(None, verb, total=sum(e.bytes for e in entries), unit="B", disable=not entries)
         with bar, ThreadPoolExecutor(self.jobs) as pool:
             futures = {pool.submit(work, entry): entry.bytes for entry in entries}
             try:

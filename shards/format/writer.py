@@ -5,7 +5,6 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from shards.format.encoding import arrays, codec
 from shards.format.index import INDEX_FILE, RowIndex
 from shards.format.plan import Plan, ShardPlan
 from shards.format.scores import Response
+from shards.say import warn
 
 COMPRESSION_LEVEL = 3
 
@@ -98,7 +98,7 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
         except BlockingIOError as exc:
             raise CacheConflict(f"{folder}: expected no other build at work here, found one") from exc
         except OSError as exc:  # a file system without locks
-            print(f"{folder}: cannot be locked ({exc}); see that no other build writes there", file=sys.stderr)
+            warn(f"{folder}: cannot be locked ({exc}); see that no other build writes there")
         if not is_still(folder, descriptor):  # a lock on a removed file excludes nobody
             raise CacheConflict(f"{folder}: expected no other build at work here, found one that has just ended")
         yield

@@ -9,6 +9,7 @@ from typing import Any
 from shards.cache import ShardCache
 from shards.cli.command import OneLineErrors, run_command
 from shards.cli.flags.cache_flags import add_cache_flags, room_of
+from shards.cli.flags.quiet_flag import add_quiet_flag
 from shards.cli.flags.teacher_flags import MIN_STRENGTH_HELP
 from shards.cli.text import WIDTH
 from shards.errors import OptionError
@@ -24,6 +25,7 @@ from shards.preferences.pairs import (
     preference_margins,
 )
 from shards.preferences.strength import log_sigmoid
+from shards.progress import commanded
 from shards.teacher.served import lacks
 from shards.teacher.spec import PRESETS, TeacherSpec
 
@@ -123,12 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--min_strength", "--min-strength", type=float, default=default.min_strength, help=MIN_STRENGTH_HELP)
     add("--held_out", "--held-out", type=float, default=0.2, help="share of the pairs that are left out of the fit")
     add_cache_flags(parser)
+    add_quiet_flag(parser)
     add("--json", action="store_true", help="print a JSON object instead of the table")
     options = parser.parse_args(arguments)
     given = {name: getattr(options, name) for name in ("anchor", "negative") if getattr(options, name)}
     numbers = {name: getattr(options, name) for name in ("beta", "gain", "kl_coef", "min_strength")}
     spec = TeacherSpec.preset(options.teacher, strength="learned", **numbers, **given)
-    report = judge(options.folder, spec, options.held_out, room_of(options))
+    with commanded(quiet=options.quiet):
+        report = judge(options.folder, spec, options.held_out, room_of(options))
     print(report_json(report) if options.json else report_text(report, spec))
 
 

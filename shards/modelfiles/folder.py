@@ -10,6 +10,7 @@ from typing import Any
 
 from shards.errors import ModelError, first_line
 from shards.files import file_sha256
+from shards.progress import progress
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -63,10 +64,51 @@ def require_weights(name: str, folder: Path, stem: str) -> None:
 
 def weights_sha256(folder: Path, stem: str) -> str:
     """sha256, in hex, of the names and sha256s of `stem`*.safetensors."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob(f"{stem}*.safetensors")):
-        digest.update(f"{path.name}\0{file_sha256(path)}\n".encode())
+    digest, paths = hashlib.sha256(), sorted(folder.glob(f"{stem}*.safetensors"))
+    total = sum(path.stat().st_size for path in paths)
+    with progress(None, f"hashing {folder.name}", total=total, unit="B", brief=True) as bar:
+        for path in paths:
+            digest.update(f"{path.name}\0{file_sha256(path, bar.update)}\n".encode())
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def showing_load(hf_logging: Any, folder: Path, who: str) -> Iterator[None]:
+    """Show transformers' loading of a folder's weights in bytes. hf_logging: transformers.utils.logging."""
+    bytes_by_name = _tensor_bytes(folder)
+
+    def instead(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args and kwargs.get("desc") == "Loading weights":
+            return _loaded(args[0], bytes_by_name, who)
+        return factory(*args, **kwargs) if earlier is None else earlier(factory, args, kwargs)
+
+    earlier = hf_logging.set_tqdm_hook(instead)
+    try:
+        yield
+    finally:
+        hf_logging.set_tqdm_hook(earlier)
+
+
+def _loaded(parameters: Any, bytes_by_name: Mapping[str, int], who: str) -> Iterator[Any]:
+    """Pass on (name, how it is loaded). A name that is not in the files has the mean size: some are renamed."""
+    total = sum(bytes_by_name.values())
+    mean = total / max(1, len(parameters))
+    with progress(None, f"loading {who}", total=total, unit="B", brief=True) as bar:
+        for parameter in parameters:
+            yield parameter
+            bar.update(min(bytes_by_name.get(parameter[0], mean), total - bar.n))
+
+
+def _tensor_bytes(folder: Path) -> dict[str, int]:
+    """Name -> bytes of every tensor in a folder, from the headers of its safetensors files."""
+    found: dict[str, int] = {}
+    for path in folder.glob("*.safetensors"):
+        with contextlib.suppress(ValueError, KeyError, TypeError), path.open("rb") as file:  # the load will refuse it
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            for name, tensor in header.items():
+                if name != "__metadata__":
+                    found[name] = tensor["data_offsets"][1] - tensor["data_offsets"][0]
+    return found
 
 
 def require_tokenizer(name: str, folder: Path) -> None:

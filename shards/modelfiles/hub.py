@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from shards.errors import ModelError, first_line
+from shards.progress import draws, progress
 
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.gguf", "*.onnx")
 """Never read here, so never fetched."""
@@ -17,7 +18,10 @@ def fetch(name: str, commit: str | None) -> Path:
     from huggingface_hub import snapshot_download  # comes with transformers; not needed for reading a cache
 
     try:
-        return Path(snapshot_download(name, revision=commit, ignore_patterns=list(PICKLES)))
+        with progress(
+            None, f"fetching {name}", disable=draws()
+        ):  # where bars can be drawn, the hub's client has its own
+            return Path(snapshot_download(name, revision=commit, ignore_patterns=list(PICKLES)))
     except Exception as exc:  # the hub, the network and the disk: no common base class
         raise ModelError(f"{name}: expected a model folder or a hub name, got no folder, and {_why(exc)}") from exc
 

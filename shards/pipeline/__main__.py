@@ -16,17 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from shards.cli.command import OneLineErrors, run_command
+from shards.cli.flags.quiet_flag import add_quiet_flag
 from shards.errors import OptionError
 from shards.format.writer import exclusive
 from shards.pipeline.file import read_pipeline
 from shards.pipeline.record import Record
 from shards.pipeline.step import Step
+from shards.progress import commanded
+from shards.say import result, say
 
 LINE_WIDTH = 110
 
 
-def run_pipeline(file: Path) -> int:
-    """Run the steps that are not done. Returns the exit code of the step that failed, or 0. Raises AlignDistilError."""
+def run_pipeline(file: Path, *, quiet: bool = False) -> int:
+    """Run the steps that are not done, with --quiet if asked for. Returns the exit code of the step that failed, or 0.
+
+    Raises AlignDistilError.
+    """
     pipeline = read_pipeline(file)
     with exclusive(file):
         record = Record(pipeline.out)
@@ -38,7 +44,7 @@ def run_pipeline(file: Path) -> int:
                 continue
             inputs, started = record.inputs(step), time.perf_counter()
             say(f"{step.name}:\n{command_text(step)}")
-            if code := run_to_end(step):
+            if code := run_to_end(step, quiet=quiet):
                 print(
                     f"{file}: step {step.name} ended with exit code {code}; the same command goes on from here",
                     file=sys.stderr,
@@ -49,18 +55,19 @@ def run_pipeline(file: Path) -> int:
     return 0
 
 
-def show_pipeline(file: Path) -> None:
-    """Print the commands, and which are done. Steps after the first one to run count as not done."""
+def show_pipeline(file: Path) -> int:
+    """Print the commands, and which are done. Steps after the first one to run count as not done. Returns 0."""
     pipeline = read_pipeline(file)
     record, pending = Record(pipeline.out), False
     for step in pipeline.steps:
         record.require_same_command(step)
         done = not pending and record.is_done(step)
         pending = not done
-        say(f"{step.name}:{' already done' if done else ''}\n{command_text(step)}")
+        result(f"{step.name}:{' already done' if done else ''}\n{command_text(step)}")
+    return 0
 
 
-def run_to_end(step: Step) -> int:
+def run_to_end(step: Step, *, quiet: bool = False) -> int:
     """Run a step. Returns its exit code as a shell gives it; never 0 after Ctrl-C or SIGTERM.
 
     Ctrl-C reaches the step directly, like every process of a terminal; SIGTERM is passed on.
@@ -77,7 +84,7 @@ def run_to_end(step: Step) -> int:
 
     earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        process = subprocess.Popen(step.words(), env=os.environ | {"PATH": path})
+        process = subprocess.Popen(step.words(quiet=quiet), env=os.environ | {"PATH": path})
         code = process.wait()
     except OSError as exc:
         raise OptionError(f"step {step.name}: expected a launcher that runs, got {step.words()[0]} ({exc})") from exc
@@ -100,20 +107,17 @@ def command_text(step: Step) -> str:
     return " \\\n".join(lines)
 
 
-def say(text: str) -> None:
-    print(text, flush=True)  # before the next step writes
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineErrors(
         prog="python -m shards.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="a YAML file, as docs/recipes.md describes it")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands, and run none")
+    add_quiet_flag(parser)
     options = parser.parse_args(arguments)
-    if options.dry_run:
-        show_pipeline(options.file)
-    elif code := run_pipeline(options.file):
+    with commanded(quiet=options.quiet):
+        code = show_pipeline(options.file) if options.dry_run else run_pipeline(options.file, quiet=options.quiet)
+    if code:
         sys.exit(code)
 
 

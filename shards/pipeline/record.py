@@ -10,20 +10,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from shards.errors import CacheConflict, CacheDamaged, OptionError
 from shards.files import file_sha256
 from shards.format.manifest import differences, read_json
 from shards.format.writer import exclusive, write_json
 from shards.pipeline.step import Step
 from shards.places.url import is_url
+from shards.progress import progress
 from shards.remote import content_of
 
 RECORD_FILE = "pipeline.json"
 FORMAT = 1
-QUIET_SECONDS = 2.0
-"""A progress bar appears after this time."""
 
 
 class Record:
@@ -108,14 +105,16 @@ def _hashed(path: Path) -> str | None:
     """Hash over names and content of the files of a path; None if nothing is there."""
     if not path.exists():
         return None
-    digest = hashlib.sha256()
-    for file in tqdm([*_files_of(path)], desc=f"hashing {path}", unit="file", delay=QUIET_SECONDS, leave=False):
-        digest.update(f"{file.relative_to(path)}\0{file_sha256(file)}\n".encode())
+    digest, files = hashlib.sha256(), [*_files_of(path)]
+    total = sum(file.stat().st_size for file in files)
+    with progress(None, f"hashing {path}", total=total, unit="B", brief=True) as bar:
+        for file in files:
+            digest.update(f"{file.relative_to(path)}\0{file_sha256(file, bar.update)}\n".encode())
     return digest.hexdigest()
 
 
 def _command(step: Step) -> dict[str, Any]:
-    flags = {name: " ".join(values) for name, values in step.flags.items()}
+    flags = {name: " ".join(values) for name, values in step.flags.items() if name != "quiet"}
     return {"run": step.module, "launch": " ".join(step.launch), "flags": flags}
 
 

@@ -60,9 +60,11 @@ class Step:
         """Values of the flags that name inputs: paths, hub names, role=path, file.py:function."""
         return [value for name in self.command.reads for value in self.flags.get(name, ())]
 
-    def words(self, python: str = sys.executable) -> list[str]:
-        """The command line."""
-        return [*(self.launch or (python,)), "-m", self.module, *(word for flag in self.flag_words() for word in flag)]
+    def words(self, python: str = sys.executable, *, quiet: bool = False) -> list[str]:
+        """The command line. quiet: with --quiet, whatever its flags say."""
+        flags = [flag for flag in self.flag_words() if not (quiet and flag[0] == "--quiet")]
+        words = [word for flag in [*flags, *([["--quiet"]] if quiet else [])] for word in flag]
+        return [*(self.launch or (python,)), "-m", self.module, *words]
 
     def flag_words(self) -> Iterator[list[str]]:
         """Each flag with its values."""

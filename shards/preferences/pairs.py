@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from shards.cache import ShardCache
 from shards.errors import DataError, TeacherUnavailable
@@ -21,7 +20,7 @@ from shards.format.statistics import LogHistogram
 from shards.preferences.ratio_file import RatioFile
 from shards.preferences.ratio_table import Block, tabulate
 from shards.preferences.strength import fit_learned, log_sigmoid, margins, region
-from shards.spread import QUIET_SECONDS
+from shards.progress import progress
 from shards.teacher.compose import compose
 from shards.teacher.served import lacks_for_fit
 from shards.teacher.spec import TeacherSpec
@@ -182,7 +181,7 @@ def _blocks(
     sizes_P2 = cache.index.num_positions[pairs.rows]
     block_P = np.cumsum(sizes_P2.sum(axis=1)) // BLOCK_POSITIONS
     starts = np.flatnonzero(np.diff(block_P, prepend=-1))
-    with tqdm(total=len(pairs), unit="pair", desc=description, delay=QUIET_SECONDS, leave=False) as bar:
+    with progress(None, description, total=len(pairs), unit="pair", brief=True) as bar:
         for start, stop in pairwise([*starts.tolist(), len(pairs)]):
             _, scores = cache.read_joined(pairs.rows[start:stop].ravel().tolist(), selection)
             yield scores, sizes_P2[start:stop].ravel()

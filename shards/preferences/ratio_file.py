@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from shards.errors import OptionError
 from shards.format.nodes import MIN_STRENGTH, StrengthNodes
 from shards.preferences.ratio_table import Block, RatioTable, knots_at
-from shards.spread import QUIET_SECONDS
+from shards.progress import progress
 
+USUAL_PASSES = 10
+"""Of a fit, as measured; what a person is told to expect."""
 STORED = np.dtype("<f4")
 """Dtype of stored values and derivatives: rounds by 6e-8 of a term; the cubic between knots has a larger error."""
 
@@ -63,8 +64,8 @@ class RatioFile:
     def __iter__(self) -> Iterator[Block]:
         self._file.seek(0)
         self._passes += 1
-        bar = {"unit": "block", "desc": f"fitting the strength, pass {self._passes}", "leave": False}
-        for _ in tqdm(range(self._blocks), delay=QUIET_SECONDS, **bar):
+        what = f"fitting the strength, pass {self._passes} of about {USUAL_PASSES}"
+        for _ in progress(range(self._blocks), what, unit="block", brief=True):
             responses, positions = self._read("<i8", 2).tolist()
             sizes_R = self._read("<i8", responses)
             distance_N = self._read(STORED, positions).astype(np.float64)

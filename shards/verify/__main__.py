@@ -13,24 +13,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm.auto import tqdm
 
 from shards.cache import ShardCache
 from shards.cli.command import OneLineErrors, run_command
 from shards.cli.flags.cache_flags import add_cache_flags, room_of
+from shards.cli.flags.quiet_flag import add_quiet_flag
 from shards.errors import CacheDamaged, CacheMissing
 from shards.format import schema
 from shards.format.batches import ShardOpener, load_batch
 from shards.format.encoding import arrays, codec
 from shards.format.encoding.selection import Selection
 from shards.format.index import INDEX_FILE, RowIndex, indexed_columns, read_index
-from shards.format.manifest import PLAN_FILE, VOCABULARY_FILE, Manifest, read_manifest
+from shards.format.manifest import PLAN_FILE, TOKENIZER_FILE, VOCABULARY_FILE, Manifest, read_manifest
 from shards.format.plan import Plan
 from shards.format.statistics import Histogram, add_positions, new_histograms, position_columns
 from shards.places.mirror import Mirror
 from shards.places.room import Room
 from shards.places.url import is_url
+from shards.progress import commanded, progress
 from shards.remote import mirror_of, mirrored_manifest
+from shards.say import result, say
 from shards.verify import folder_rules, row_rules
 from shards.verify.names import SeenNames
 from shards.verify.rules import RULES, Fault
@@ -84,6 +86,8 @@ def _faults(manifest: Manifest, folder: Path, mirror: Mirror | None) -> Iterator
         yield from folder_rules.plan_file(plan, folder)
     if not (yield from _arrives(mirror, VOCABULARY_FILE, 3)):
         yield from folder_rules.vocabulary(plan, folder)
+    if plan.tokenizer_sha256 is None or not (yield from _arrives(mirror, TOKENIZER_FILE, 3)):
+        yield from folder_rules.tokenizer(plan, folder)
     yield from folder_rules.stray_files(plan, folder, None if mirror is None else mirror.sizes)
     index = None
     if not (yield from _arrives(mirror, INDEX_FILE, 21)):
@@ -109,7 +113,7 @@ def _shards(manifest: Manifest, folder: Path, index: RowIndex | None, mirror: Mi
     """Rules 5 to 21. Counts and statistics are checked only if all values behind them were read and had no fault."""
     seen, sound = Seen(histograms=new_histograms(manifest.plan), index=index), True
     opener = ShardOpener(manifest.plan)
-    with tqdm(total=manifest.plan.rows, unit="row", desc="verifying") as bar:
+    with progress(None, "verifying", total=manifest.plan.rows, unit="row") as bar:
         for i, shard in enumerate(manifest.plan.shards):
             if (yield from _arrives(mirror, shard.file, 5)):
                 sound = False
@@ -198,24 +202,32 @@ def _row(row: Mapping[str, Any], number: int, plan: Plan, seen: Seen) -> Iterato
             return
 
 
+def report(folder: str, room: Room) -> bool:
+    """Print every fault as it is found. Returns whether there is none."""
+    found: Counter[int] = Counter()
+    for fault in verify(folder, room):
+        found[fault.rule] += 1
+        if found[fault.rule] <= MAX_PRINTED:
+            result(str(fault))
+    for rule, count in sorted(found.items()):
+        if count > MAX_PRINTED:
+            result(f"{folder}: {count - MAX_PRINTED:,} more faults [rule {rule}: {RULES[rule]}]")
+    if not found:
+        cache = ShardCache(folder, room)
+        say(f"{len(cache):,} rows, {len(cache.plan.shards):,} shards: all checks hold")
+    return not found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineErrors(prog="python -m shards.verify", description=__doc__)
     parser.add_argument("folder", metavar="DIR", nargs="?", default="shards", help="folder or URL of the cache")
     add_cache_flags(parser)
+    add_quiet_flag(parser)
     options = parser.parse_args(arguments)
-    folder = options.folder
-    found: Counter[int] = Counter()
-    for fault in verify(folder, room_of(options)):
-        found[fault.rule] += 1
-        if found[fault.rule] <= MAX_PRINTED:
-            tqdm.write(str(fault), file=sys.stdout)
-    for rule, count in sorted(found.items()):
-        if count > MAX_PRINTED:
-            print(f"{folder}: {count - MAX_PRINTED:,} more faults [rule {rule}: {RULES[rule]}]")
-    if found:
+    with commanded(quiet=options.quiet):
+        sound = report(options.folder, room_of(options))
+    if not sound:
         sys.exit(1)
-    cache = ShardCache(folder, room_of(options))
-    print(f"{len(cache):,} rows, {len(cache.plan.shards):,} shards: all checks hold")
 
 
 if __name__ == "__main__":

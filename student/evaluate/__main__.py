@@ -20,9 +20,11 @@ from transformers.hf_argparser import string_to_bool
 from shards.cli.command import OneLineErrors, require_at_least, run_command
 from shards.cli.device import Dtype, resolve_device, resolve_dtype, set_products
 from shards.cli.flags.cache_flags import add_cache_flags
+from shards.cli.flags.quiet_flag import add_quiet_flag
 from shards.cli.flags.teacher_flags import add_teacher_flags
 from shards.errors import OptionError
 from shards.format.writer import write_text
+from shards.progress import commanded
 from shards.teacher.divergence import DivergenceName
 from student.evaluate.judge import on_cache
 from student.evaluate.report import report_text
@@ -96,6 +98,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("against", metavar="DIR", help="another model to compare each of them with, such as the reference")
     add("shards", metavar="DIR", help="cache of held-out pairs, built with --responses both (or chosen)")
     add_cache_flags(parser)
+    add_quiet_flag(parser)
     add("divergence", choices=get_args(DivergenceName), help="default: as recorded by the first model")
     add(
         "jsd_weight", type=float, help="the teacher's share in the mixture of the generalised JSD; default: as recorded"
@@ -120,7 +123,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    report = evaluate(options)
+    with commanded(quiet=options.quiet):
+        report = evaluate(options)
     print(report_text(report))
     if options.json is not None:
         text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from shards import Divergence, ShardCache, TeacherSpec
 from shards.errors import NonFiniteLogits
@@ -19,6 +18,7 @@ from shards.format.scores import Scores, segment_starts
 from shards.modelfiles.head import require_room
 from shards.modelfiles.precision import remedy
 from shards.preferences.pairs import log_ratios
+from shards.progress import progress
 from shards.teacher.compose import compose
 from student.data.collate import Collator
 from student.data.responses import MicroBatch
@@ -85,7 +85,7 @@ def measure(
     names = [field.name for field in fields(ResponseSums) if own is not None or field.name != "own_divergence"]
     sums = {name: np.full(len(cache), np.nan) for name in names}
     order = np.argsort(-index.num_tokens, kind="stable")
-    with tqdm(total=cache.plan.positions, unit="tok", desc=description) as bar:
+    with progress(None, description, total=cache.plan.positions, unit="tok") as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size].tolist()
             tokens, scores = cache.read_joined(rows, selection)

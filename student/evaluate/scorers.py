@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from shards.errors import ModelError, OptionError, first_line
+from shards.progress import progress
 from student.evaluate.win_rate import Scorer
 from student.load import load_tokenizer, load_whole
 
@@ -71,7 +71,7 @@ class RewardModel:
         self._require_room(max(len(row) for row in ids))
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
         scores = [0.0] * len(ids)
-        with tqdm(total=len(ids), unit="sample", desc="scoring") as bar:
+        with progress(None, "scoring", total=len(ids), unit="sample") as bar:
             for start in range(0, len(order), self.batch_size):
                 rows = order[start : start + self.batch_size]
                 for row, score in zip(rows, self._score([ids[row] for row in rows]), strict=True):

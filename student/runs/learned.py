@@ -6,10 +6,11 @@ from shards import TeacherSpec
 from shards.errors import TeacherUnavailable
 from shards.format.manifest import read_json
 from shards.preferences.pairs import LearnedFit, find_pairs, fit
+from shards.say import say
 from shards.teacher.served import lacks_for_fit
 from student.data.responses import CachedResponses
+from student.log.files import RUN_FILE
 from student.options import DistillArguments
-from student.runs.identity import RUN_FILE
 from student.runs.processes import by_first_process
 
 
@@ -49,7 +50,7 @@ def fit_strength(args: DistillArguments, dataset: CachedResponses) -> None:
 
     def work() -> LearnedFit:
         fitted = fit([(cache, find_pairs(cache)) for cache in dataset.caches], args.spec)
-        print(f"learned strength: {fitted}")
+        say(f"learned strength: {fitted}")
         return fitted
 
     fitted = by_first_process(work)

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,26 @@ import torch.distributed as dist
 from transformers import HfArgumentParser, set_seed
 
 from shards.cli.command import parse_dataclasses, run_command
+from shards.cli.flags.quiet_flag import asked_level
 from shards.cli.launcher import leave
 from shards.cli.outside import naming_saves
-from shards.cli.trust_text import sampled, trust_lines
+from shards.cli.trust_text import GOOD_TEXT, sampled, trust_lines
 from shards.errors import OptionError, first_line
 from shards.modelfiles.adapter import lora_config
 from shards.modelfiles.find import resolve
+from shards.progress import commanded
+from shards.say import say, speaks, warn
 from shards.spread import chunks
 from shards.teacher.precision import Precision
 from shards.teacher.trust import assess
 from student.data.responses import CachedResponses
 from student.load import load_model, load_tokenizer
+from student.log.files import checkpoints_of
+from student.log.lines import changes_text, next_text
 from student.loss.forward import base_model
 from student.options import DistillArguments
 from student.precision import precision_text
-from student.runs.checkpoints import checkpoint_to_resume, checkpoints_of, step_of
+from student.runs.checkpoints import checkpoint_to_resume, step_of
 from student.runs.learned import require_teacher, take_fit
 from student.runs.schedule import steps_texts
 from student.train.distance import distance_text, measure
@@ -67,18 +72,24 @@ def train(args: DistillArguments) -> DistillTrainer:
     )
     trainer.require_ready(checkpoint)
     if trainer.is_world_process_zero():
-        print(_plan_text(trainer, source.name, _resumed_text(checkpoint, left_aside, trainer.num_steps)))
+        say_plan(_plan(trainer, source.name, _resumed_text(checkpoint, left_aside, trainer.num_steps)))
     start = measure(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     if eval_data is not None:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+        trainer.save_metrics("eval", trainer.evaluate())
     went = distance_text(start, measure(trainer))
     save(trainer, tokenizer, source)
     if trainer.is_world_process_zero():
-        print(f"{args.output_dir}: done, after {trainer.state.global_step:,} steps; {went}".removesuffix("; "))
+        say(_end_text(trainer, went))
     return trainer
+
+
+def _end_text(trainer: DistillTrainer, went: str) -> str:
+    """Where the student is, what changed, and what to type next. went: as `distance_text`, or empty."""
+    args, state = trainer.args, trainer.state
+    done = f"{args.output_dir}: done, after {state.global_step:,} steps; {went}".removesuffix("; ")
+    parts = [done, changes_text(state.log_history), next_text(str(args.output_dir), args.eval_shards)]
+    return "\n".join(filter(None, parts))
 
 
 def _require_output(args: DistillArguments, source: Path) -> None:
@@ -109,12 +120,21 @@ def _require_unused(args: DistillArguments, out: Path) -> None:
         )
 
 
-def _plan_text(trainer: DistillTrainer, source: str, resumes: str) -> str:
-    """Student, data, teacher and steps, and warnings, before the work."""
+def say_plan(lines: Mapping[str, str]) -> None:
+    """Show the plan before the work; of a quiet run only what should be looked at."""
+    indented = {name: text.replace("\n", "\n" + " " * 12) for name, text in lines.items() if text}
+    say("\n".join(f"{name:>10}  {text}" for name, text in indented.items()))
+    for name in ("verdict", "few steps", "kept") if not speaks() else ():
+        if lines[name] and GOOD_TEXT not in lines[name]:
+            warn(f"{name}: {' '.join(lines[name].split())}")
+
+
+def _plan(trainer: DistillTrainer, source: str, resumes: str) -> dict[str, str]:
+    """Student, data, teacher and steps, and warnings: label -> text, which may be empty."""
     args, data = trainer.args, trainer.train_dataset
     fault = trainer.generation_config_fault
     steps, few = steps_texts(args, trainer.num_steps, trainer.sampler.global_batch_size)
-    lines = {
+    return {
         "student": source,
         "responses": f"{len(data):,} ({args.train_on}) from {', '.join(cache.name for cache in data.caches)}",
         "teacher": str(args.spec),
@@ -125,10 +145,8 @@ def _plan_text(trainer: DistillTrainer, source: str, resumes: str) -> str:
         **_trust_lines(trainer),
         "resumed": resumes,
         "few steps": few,
-        "kept": fault and f"generation_config.json as it is, though transformers finds fault with it: {fault}",
+        "kept": f"generation_config.json as it is, though transformers finds fault with it: {fault}" if fault else "",
     }
-    indented = {name: text.replace("\n", "\n" + " " * 12) for name, text in lines.items() if text}
-    return "\n".join(f"{name:>10}  {text}" for name, text in indented.items())
 
 
 def _resumed_text(checkpoint: Path | None, left_aside: str, steps: int) -> str:
@@ -175,8 +193,9 @@ def _add_lora(model: Any, args: DistillArguments) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     (args,) = parse_dataclasses(HfArgumentParser, DistillArguments, "student.train", __doc__, arguments)
-    train(args)
-    leave(dist)
+    with commanded(quiet=args.quiet, level=asked_level(args)):
+        train(args)
+        leave(dist)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tqdm.auto import tqdm
-
 from precompute.scoring.packing import batched
 from precompute.scoring.score import Scorer
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tokenized import TokenizedResponse
 from shards.errors import NonFiniteLogits
 from shards.preferences.directions import Direction, Rewards, directions, implicit_rewards
-from shards.spread import QUIET_SECONDS, spread
+from shards.progress import progress
+from shards.spread import spread
 
 
 def sample_directions(corpus: Corpus, scorer: Scorer, *, sample: int, batch_tokens: int) -> list[Direction]:
@@ -34,7 +33,7 @@ def _rewards(rows: Sequence[TokenizedResponse], scorer: Scorer, batch_tokens: in
     rewards: Rewards = {}
     batches = batched(rows, batch_tokens)
     scored = zip(batches, scorer.next_logprobs(batches), strict=True)
-    bar = tqdm(scored, "comparing preferences", len(batches), unit="batch", delay=QUIET_SECONDS, leave=False)
+    bar = progress(scored, "comparing preferences", total=len(batches), unit="batch", brief=True)
     for batch, found in bar:
         for row, next_logprob in zip(batch, found, strict=True):
             rewards[row.pair_id, row.chosen] = implicit_rewards(next_logprob)

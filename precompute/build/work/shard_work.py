@@ -5,9 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
-
-from tqdm.auto import tqdm
+from typing import Any, NamedTuple
 
 from precompute.feeding.stages import Times
 from precompute.feeding.writers import Writers
@@ -20,6 +18,7 @@ from shards.format.plan import Plan
 from shards.format.scores import Response, Scores
 from shards.format.writer import write_shard
 from shards.places.out import Out
+from shards.progress import progress
 
 READ_BEHIND = 8
 """Shards of an earlier run that are read back behind each that is written: the writers must not fall far behind."""
@@ -60,13 +59,13 @@ class ShardWork:
         stages = self.scorer.stages
         stages.begin()
         total = sum(self.plan.shards[number].positions for number in self.todo)
-        bar = tqdm(total=total, unit="tok", desc="scoring", smoothing=0.05, disable=not show)
+        bar = progress(None, "scoring", total=total, unit="tok", disable=not show)
         with bar, Writers(self.writers, self.findings.merge, stages) as writers:
             for task, scores in self._scored(bar, writers.check):
                 responses = [row.with_scores(scores[i]) for i, row in enumerate(task.rows)]
                 writers.submit(partial(self._write, task.number, responses))
         times = stages.end()
-        for number in tqdm(self.unread, unit="shard", desc="checking", disable=not (show and self.unread)):
+        for number in progress(self.unread, "checking", unit="shard", disable=not (show and self.unread)):
             self._read_back(self.findings, number)
         self.place.settle()
         return self.findings, times
@@ -76,7 +75,7 @@ class ShardWork:
         shard = self.plan.shards[number]
         return self.rows[shard.first_row : shard.first_row + shard.rows]
 
-    def _scored(self, bar: tqdm, check: Callable[[], None]) -> Iterator[tuple[_Task, dict[int, Scores]]]:
+    def _scored(self, bar: Any, check: Callable[[], None]) -> Iterator[tuple[_Task, dict[int, Scores]]]:
         """The scores of each shard's rows. A shard is begun before the last scores of the one before are read, unless
         the models are moved to the device in turn, once for every shard. check: called after each batch."""
         for numbers in [[number] for number in self.todo] if self.scorer.one_at_a_time else [self.todo]:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from precompute.feeding.budget import PROBE_TOKENS, Memory, fitting_tokens
 from precompute.scoring.packing import batches_by_length
@@ -12,7 +11,8 @@ from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule
 from precompute.tokens.corpus import Corpus
 from precompute.tokens.tokenized import TokenizedResponse
-from shards.spread import QUIET_SECONDS, spread
+from shards.progress import progress
+from shards.spread import spread
 
 
 def measured_batch_tokens(scorer: Scorer, corpus: Corpus, rule: SupportRule, memory: Memory) -> int:
@@ -44,7 +44,7 @@ def tokens_per_second(
     )
     batch = [rows[i] for i in batches[len(batches) // 2]]
     seconds = []
-    for _ in tqdm(range(2), desc="measuring the speed", unit="pass", delay=QUIET_SECONDS, leave=False):
+    for _ in progress(range(2), "measuring the speed", unit="pass", brief=True):
         start = time.perf_counter()
         positions = sum(scores.num_positions for scores in next(scorer.score([batch], rule)))
         seconds.append(time.perf_counter() - start)
