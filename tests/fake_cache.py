@@ -12,12 +12,12 @@ import torch
 from precompute.scoring.support import SupportRule, summarise
 from shards.format.finishing import Findings, finished
 from shards.format.index import RowIndex
-from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, VOCABULARY_FILE
+from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, TOKENIZER_FILE, VOCABULARY_FILE
 from shards.format.nodes import StrengthNodes
 from shards.format.plan import Plan, ShardPlan, canonical_json
 from shards.format.schema import ROLES, Pair, Role, Values
 from shards.format.scores import Response
-from shards.format.writer import write_index, write_json, write_shard
+from shards.format.writer import write_index, write_json, write_shard, write_text
 
 DEFAULT_PAIRS = (Pair("dpo", "reverse"), Pair("reference", "reference"))
 Dense = Mapping[Role, np.ndarray]
@@ -107,13 +107,20 @@ def index_of(responses: Sequence[Response]) -> RowIndex:
     )
 
 
-def write_cache(folder: Path, plan: Plan, vocabulary: Mapping[str, int], responses: Sequence[Response]) -> Plan:
+def write_cache(
+    folder: Path, plan: Plan, vocabulary: Mapping[str, int], responses: Sequence[Response], tokenizer: str | None = None
+) -> Plan:
     """Write all files of a cache, with an index, checksums and statistics that fit any responses.
+
+    tokenizer: the content of tokenizer.json; None: a cache without one.
 
     Returns the plan that names this index.
     """
     plan = replace(plan, index_sha256=write_index(folder, index_of(responses)))
     write_json(folder, VOCABULARY_FILE, vocabulary)
+    if tokenizer is not None:
+        plan = replace(plan, tokenizer_sha256=hashlib.sha256(tokenizer.encode()).hexdigest())
+        write_text(folder, TOKENIZER_FILE, tokenizer)
     places = {role: f"/models/{role}" for role in plan.roles}
     write_json(folder, PROVENANCE_FILE, {"models": places, "data": "preferences.jsonl"})
     write_json(folder, PLAN_FILE, plan.to_json())

@@ -874,7 +874,7 @@ def test_another_build_that_was_done_meanwhile_is_not_written_over(trio_folders,
     assert len(ShardCache(tmp_path / "out")) == 12
 
 
-@pytest.mark.parametrize("file", ["index.arrow", "vocabulary.json", "provenance.json"])
+@pytest.mark.parametrize("file", ["index.arrow", "vocabulary.json", "tokenizer.json", "provenance.json"])
 def test_a_file_of_the_users_own_is_not_written_over(trio_folders, pairs_file, tmp_path, file):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / file).write_text("mine")

@@ -23,7 +23,7 @@ from shards.places.stores import store_of
 from shards.places.url import parse_url
 
 SETTINGS = {"responses": "both", "top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
-SMALL = {"plan.json", "index.arrow", "vocabulary.json", "provenance.json", "manifest.json"}
+SMALL = {"plan.json", "index.arrow", "vocabulary.json", "tokenizer.json", "provenance.json", "manifest.json"}
 
 
 def contents(bucket):
@@ -77,7 +77,7 @@ def test_a_build_puts_each_file_once_and_the_manifest_last(bucket, options, loca
     build(options)
     order = [key.rpartition("/")[2] for method, key in bucket.proxy.requests if method == "PUT"]
     assert sorted(order) == sorted(local)
-    assert order[-1] == MANIFEST_FILE and order[3] == PLAN_FILE and not shards(order[:4])
+    assert order[-1] == MANIFEST_FILE and order[4] == PLAN_FILE and not shards(order[:5])
     assert contents(bucket) == local
     assert staged(options) == [], "nothing stays on this machine"
 

@@ -12,6 +12,7 @@ from precompute.feeding.stages import Stages, marks_for
 from precompute.feeding.transfer import transfer_for
 from precompute.models.folders import check_vocabularies, identity, load_models, load_tokenizer
 from precompute.models.roles import require_different_models
+from precompute.models.tokenizer_identity import backend_json
 from precompute.processes import Processes
 from precompute.scoring.probe import Exact, default_spec, exact_logprobs, needs_probe, precision, probe_rows
 from precompute.scoring.score import Scorer
@@ -49,12 +50,13 @@ class BuildSources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildInputs:
-    """Everything that a build has read before it loads a model."""
+    """Everything that a build has read before it loads a model. tokenizer_json: None if the tokenizer has none."""
 
     folders: dict[Role, ModelFolder]
     vocabulary: dict[str, int]
     corpus: Corpus
     identity: dict[str, Any]
+    tokenizer_json: str | None = None
 
     @property
     def places(self) -> dict[str, str]:
@@ -130,7 +132,13 @@ def read_inputs(options: BuildOptions, sources: BuildSources, processes: Process
     corpus = load_on_first(lambda: sources.corpus or load(), processes, rows_sha256=expected)
     asked = with_tokens(sources.identity, corpus.tokens_sha256)
     models = sources.models
-    return BuildInputs(folders=models.folders, vocabulary=models.vocabulary, corpus=corpus, identity=asked)
+    return BuildInputs(
+        folders=models.folders,
+        vocabulary=models.vocabulary,
+        corpus=corpus,
+        identity=asked,
+        tokenizer_json=backend_json(models.tokenizer),
+    )
 
 
 def probe(options: BuildOptions, inputs: BuildInputs) -> Exact | None:

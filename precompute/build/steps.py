@@ -26,7 +26,15 @@ from shards.cli.space import require_space
 from shards.errors import CacheDamaged
 from shards.format.finishing import Findings, finished
 from shards.format.index import INDEX_FILE
-from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, VOCABULARY_FILE, Manifest, require_files
+from shards.format.manifest import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    PROVENANCE_FILE,
+    TOKENIZER_FILE,
+    VOCABULARY_FILE,
+    Manifest,
+    require_files,
+)
 from shards.format.plan import Plan
 from shards.format.writer import (
     exclusive,
@@ -67,10 +75,13 @@ class Build:
         index = corpus.facts.index.encoded()
         index_sha256 = hashlib.sha256(index).hexdigest()
         plan = make_plan(options, inputs.identity, corpus, inputs.vocabulary_size, threshold, index_sha256)
-        plan = replace(plan, precision=precision)
+        tokenizer = {} if inputs.tokenizer_json is None else {TOKENIZER_FILE: inputs.tokenizer_json.encode()}
+        digests = [hashlib.sha256(content).hexdigest() for content in tokenizer.values()]
+        plan = replace(plan, precision=precision, tokenizer_sha256=next(iter(digests), None))
         files = {
             INDEX_FILE: index,
             VOCABULARY_FILE: json_bytes(inputs.vocabulary),
+            **tokenizer,
             PROVENANCE_FILE: json_bytes({"models": inputs.places, "data": options.data_sources.places}),
         }
         for file in self.place.present():  # without a plan they may be the user's own files

@@ -21,6 +21,17 @@ def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def backend_json(tokenizer: Any) -> str | None:
+    """The serialised backend, as in a file tokenizer.json; None for a tokenizer without one."""
+    if not tokenizer.is_fast:
+        return None
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # as every tokenising call does, so that a used tokenizer has the same text
+    backend.no_padding()
+    text: str = backend.to_str()
+    return text
+
+
 def _backend_sha256(tokenizer: Any) -> str:
     """sha256 of the serialised backend: merges, normaliser, added tokens, post-processor.
 
@@ -32,11 +43,8 @@ def _backend_sha256(tokenizer: Any) -> str:
         "split_special_tokens": bool(tokenizer.split_special_tokens),
     }
     digest = hashlib.sha256(canonical_json(settings))
-    if tokenizer.is_fast:
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()  # as every tokenising call does, so that a used tokenizer has the same hash
-        backend.no_padding()
-        digest.update(backend.to_str().encode())
+    if (backend := backend_json(tokenizer)) is not None:
+        digest.update(backend.encode())
     if not is_plainly_fast(tokenizer):
         for path in _files(tokenizer):
             digest.update(f"\0{path.name}\0{file_sha256(path)}".encode())

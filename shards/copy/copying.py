@@ -13,7 +13,7 @@ from shards.cli.space import require_space, require_writable
 from shards.copy.card import CARD_FILE, card
 from shards.copy.destination import Destination
 from shards.copy.folder import FolderStore
-from shards.copy.source import BESIDE, Source
+from shards.copy.source import Source
 from shards.files import temporary_name
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, ShardEntry
 from shards.format.writer import exclusive, remove_temporary_files
@@ -54,7 +54,7 @@ class Copy:
         destination.work.mkdir(parents=True, exist_ok=True)
         with exclusive(destination.work):
             remove_temporary_files(destination.work)
-            for file in BESIDE:
+            for file in self.source.beside:
                 if file not in there:
                     destination.publisher.publish(file, self.source.folder / file, last=file == PLAN_FILE)
             self._each(left, self._copy, "copying")

@@ -14,6 +14,7 @@ from shards.format.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
     PROVENANCE_FILE,
+    TOKENIZER_FILE,
     VOCABULARY_FILE,
     Manifest,
     ShardEntry,
@@ -21,6 +22,7 @@ from shards.format.manifest import (
     read_json,
     read_manifest,
     read_plan,
+    read_tokenizer,
     require_files,
 )
 from shards.format.plan import canonical_json
@@ -28,7 +30,7 @@ from shards.places.out import calling
 from shards.places.publisher import bring
 from shards.places.stores import Store
 
-BESIDE = (PLAN_FILE, INDEX_FILE, VOCABULARY_FILE, PROVENANCE_FILE)
+BESIDE = (PLAN_FILE, INDEX_FILE, VOCABULARY_FILE, TOKENIZER_FILE, PROVENANCE_FILE)
 """The files beside the shards, in the order in which they are written; the manifest comes after all."""
 
 
@@ -51,6 +53,13 @@ class Source:
             require_files(manifest, sizes, str(store.url))
             _check_small_files(folder, manifest)
         return cls(store=store, folder=folder, manifest=manifest)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Those of BESIDE that this cache has."""
+        return tuple(
+            file for file in BESIDE if file != TOKENIZER_FILE or self.manifest.plan.tokenizer_sha256 is not None
+        )
 
     @contextmanager
     def shard(self, entry: ShardEntry, temporary: Path | None) -> Iterator[Path]:
@@ -78,6 +87,7 @@ def _check_small_files(folder: Path, manifest: Manifest) -> None:
     for name, found, expected in differences(read_plan(folder / PLAN_FILE).to_json(), plan.to_json()):
         raise CacheDamaged(f"{folder / PLAN_FILE}: {name}: expected {expected} as in the manifest, got {found}")
     read_index(folder, plan)
+    read_tokenizer(folder, plan)
     tokens = canonical_json(read_json(folder / VOCABULARY_FILE))
     found, expected = hashlib.sha256(tokens).hexdigest(), plan.identity["tokenizer"]["vocabulary_sha256"]
     if found != expected:

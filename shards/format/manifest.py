@@ -3,21 +3,24 @@
 `plan.json` is written before the work: identity, the support's threshold and the shard boundaries. `manifest.json` is
 written last, when every shard is in place: the plan, with bytes and sha256 of each shard and the statistics. Without
 a manifest there is no cache. `vocabulary.json` has the token-to-id map, `provenance.json` the paths, which are not part
-of the identity. `index.arrow` (`shards.format.index`) has the lengths and pairs of all rows.
+of the identity. `tokenizer.json` is for showing text; nothing else depends on it. `index.arrow`
+(`shards.format.index`) has the lengths and pairs of all rows.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.errors import CacheConflict, CacheDamaged, CacheMissing
+from shards.errors import CacheConflict, CacheDamaged, CacheMissing, first_line
 from shards.format.plan import Plan, require_format
 
 PLAN_FILE = "plan.json"
 MANIFEST_FILE = "manifest.json"
 VOCABULARY_FILE = "vocabulary.json"
+TOKENIZER_FILE = "tokenizer.json"
 PROVENANCE_FILE = "provenance.json"
 SHARD_GLOB = "part-*.arrow"
 
@@ -133,6 +136,26 @@ def read_plan(path: Path) -> Plan:
     plan = Plan.from_json(data, str(path))
     _require_exact(data, plan.to_json(), str(path))
     return plan
+
+
+def read_tokenizer(folder: Path, plan: Plan, name: str | None = None) -> str | None:
+    """The content of tokenizer.json; None if the cache has none: it is older, or its tokenizer has no such form.
+
+    name: what messages call the folder; default: its path. Raises CacheMissing without the file that the plan names,
+    CacheDamaged if it differs from the plan's sha256.
+    """
+    if plan.tokenizer_sha256 is None:
+        return None
+    where = f"{name or folder}/{TOKENIZER_FILE}"
+    try:
+        content = (folder / TOKENIZER_FILE).read_bytes()
+    except FileNotFoundError as exc:
+        raise CacheMissing(f"{name or folder}: expected a cache, found no {TOKENIZER_FILE}") from exc
+    except OSError as exc:
+        raise CacheDamaged(f"{where}: expected a readable file, got {first_line(exc)}") from exc
+    if (found := hashlib.sha256(content).hexdigest()) != plan.tokenizer_sha256:
+        raise CacheDamaged(f"{where}: expected sha256 {plan.tokenizer_sha256}, got {found}")
+    return content.decode()
 
 
 def _require_exact(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:

@@ -53,6 +53,7 @@ class Plan:
                     whose prompt tokenises differently without the response
     precision       what half-precision bodies cost on a sample (`shards.teacher.precision`); None for float32 bodies,
                     and then not stored
+    tokenizer_sha256   of `tokenizer.json`, for showing text; None without one, and then not stored
     """
 
     identity: Mapping[str, Any]
@@ -69,6 +70,7 @@ class Plan:
     index_sha256: str
     shards: tuple[ShardPlan, ...]
     precision: Mapping[str, Any] | None = None
+    tokenizer_sha256: str | None = None
 
     @cached_property
     def rows(self) -> int:
@@ -145,6 +147,7 @@ class Plan:
             "prompt_not_prefix": self.prompt_not_prefix,
             "index_sha256": self.index_sha256,
             **({} if self.precision is None else {"precision": dict(self.precision)}),
+            **({} if self.tokenizer_sha256 is None else {"tokenizer_sha256": self.tokenizer_sha256}),
             "shards": [shard.to_json() for shard in self.shards],
         }
 
@@ -170,6 +173,7 @@ class Plan:
                 index_sha256=str(data["index_sha256"]),
                 shards=tuple(ShardPlan.from_json(shard) for shard in data["shards"]),
                 precision=None if data.get("precision") is None else dict(data["precision"]),
+                tokenizer_sha256=None if data.get("tokenizer_sha256") is None else str(data["tokenizer_sha256"]),
             )
         except (KeyError, TypeError, ValueError, ArithmeticError) as exc:
             raise CacheDamaged(f"{where}: expected a plan of format version {FORMAT_VERSION}, got {exc!r}") from exc

@@ -24,7 +24,7 @@ from shards.format.batches import ShardOpener, load_batch
 from shards.format.encoding import arrays, codec
 from shards.format.encoding.selection import Selection
 from shards.format.index import INDEX_FILE, RowIndex, indexed_columns, read_index
-from shards.format.manifest import PLAN_FILE, VOCABULARY_FILE, Manifest, read_manifest
+from shards.format.manifest import PLAN_FILE, TOKENIZER_FILE, VOCABULARY_FILE, Manifest, read_manifest
 from shards.format.plan import Plan
 from shards.format.statistics import Histogram, add_positions, new_histograms, position_columns
 from shards.places.mirror import Mirror
@@ -84,6 +84,8 @@ def _faults(manifest: Manifest, folder: Path, mirror: Mirror | None) -> Iterator
         yield from folder_rules.plan_file(plan, folder)
     if not (yield from _arrives(mirror, VOCABULARY_FILE, 3)):
         yield from folder_rules.vocabulary(plan, folder)
+    if plan.tokenizer_sha256 is None or not (yield from _arrives(mirror, TOKENIZER_FILE, 3)):
+        yield from folder_rules.tokenizer(plan, folder)
     yield from folder_rules.stray_files(plan, folder, None if mirror is None else mirror.sizes)
     index = None
     if not (yield from _arrives(mirror, INDEX_FILE, 21)):

@@ -20,6 +20,7 @@ from shards.format.manifest import (
     Manifest,
     differences,
     read_json,
+    read_tokenizer,
 )
 from shards.format.plan import Plan, canonical_json
 from shards.format.statistics import Histogram
@@ -55,6 +56,14 @@ def vocabulary(plan: Plan, folder: Path) -> Iterator[Fault]:
     if len(ids) < len(id_by_token) or max(ids, default=-1) + 1 != plan.vocabulary_size:
         size = max(ids, default=-1) + 1
         yield Fault(rule=3, text=f"{path}: expected ids 0 to {plan.vocabulary_size - 1}, got ids 0 to {size - 1}")
+
+
+def tokenizer(plan: Plan, folder: Path) -> Iterator[Fault]:
+    """Rule 3: tokenizer.json has the sha256 of the plan, if the plan names one."""
+    try:
+        read_tokenizer(folder, plan)
+    except AlignDistilError as error:
+        yield Fault(rule=3, text=str(error))
 
 
 def stray_files(plan: Plan, folder: Path, names: Iterable[str] | None = None) -> Iterator[Fault]:
