@@ -35,7 +35,7 @@ def readable_cache(folder, **options):
 
 @pytest.fixture(scope="module", params=["compact", "float32"])
 def fake(request, tmp_path_factory):
-    return readable_cache(tmp_path_factory.mktemp("survey") / "cache", values=request.param, pairs=12)
+    return readable_cache(tmp_path_factory.mktemp("survey") / "cache", values=request.param, pairs=12, rows_per_batch=1)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,30 @@ def rewards(cache, row, negative="reverse"):
     return 0.1 * (following["dpo"].astype(np.float64) - following[negative])
 
 
+def words_by_hand(pieces, counted):
+    """(word, its tokens): character by character; a token without text waits for the character that it begins."""
+    found, waiting, inside = [], [], False
+    for token, (piece, wanted) in enumerate(zip(pieces, counted, strict=True)):
+        if not wanted:
+            if inside:
+                found[-1][1].extend(waiting)
+            inside, waiting = False, []
+            continue
+        waiting.append(token)
+        for character in piece:
+            if character.isspace():
+                inside = False
+                continue
+            if not inside:
+                found.append(["", []])
+            inside = True
+            found[-1][0] += character
+            found[-1][1].extend(waiting)
+            waiting = []
+        waiting = [] if piece else waiting
+    return found
+
+
 def test_tokens_are_counted_and_summed_as_by_hand(cache, found):
     counts, totals = Counter(), defaultdict(float)
     for row in range(len(cache)):
@@ -68,35 +92,12 @@ def test_words_are_counted_and_summed_as_by_hand(cache, found):
     """By characters: every character that is no space belongs to a word, and brings the reward of its token once."""
     texts, counts, totals = TokenTexts.of(cache), Counter(), defaultdict(float)
     for row in range(len(cache)):
-        response, by_token = (
-            cache[row],
-            dict(zip(np.flatnonzero(cache[row].loss_mask), rewards(cache, row), strict=True)),
-        )
-        text, tokens = "", []
-
-        def close():
-            if text:
-                counts[text] += 1
-                totals[text] += sum(by_token[token] for token in tokens)
-
-        waiting = []
-        for token, piece in enumerate(texts.pieces(response.input_ids)):
-            if token not in by_token or texts.special(response.input_ids[token]):
-                tokens += waiting
-                close()
-                text, tokens, waiting = "", [], []
-                continue
-            waiting.append(token)
-            for character in piece:
-                if character.isspace():
-                    close()
-                    text, tokens = "", []
-                else:
-                    tokens += waiting
-                    waiting, text = [], text + character
-            waiting = waiting if piece == "" else []
-        tokens += waiting
-        close()
+        input_ids, mask = cache[row].input_ids, cache[row].loss_mask
+        reward_by_token = dict(zip(np.flatnonzero(mask), rewards(cache, row), strict=True))
+        counted = [wanted and not texts.special(i) for i, wanted in zip(input_ids, mask, strict=True)]
+        for word, tokens in words_by_hand(texts.pieces(input_ids), counted):
+            counts[word] += 1
+            totals[word] += sum(reward_by_token[token] for token in tokens)
     listed = {entry.text: entry for entry in found.word_counts}
     assert {text: entry.count for text, entry in listed.items()} == counts
     assert {text: entry.total for text, entry in listed.items()} == pytest.approx(totals)
