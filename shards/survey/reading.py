@@ -16,6 +16,7 @@ from shards.format.encoding.arrays import Flat
 from shards.format.plan import Plan
 from shards.format.schema import Role
 from shards.spread import QUIET_SECONDS, ROWS_AT_A_TIME, spread, spread_in_few
+from shards.teacher.spec import contrastive_reward
 
 Block = tuple[int, int]
 """(shard, number in it) of neighbouring record batches that are read together: both responses of a pair, as a rule."""
@@ -43,9 +44,9 @@ class Part:
     l1_distance: Mapping[Role, np.ndarray]
 
     def reward(self, negative: Role, beta: float) -> np.ndarray:
-        """The contrastive reward of each token, (N,) float64: beta (l_dpo - l_negative)."""
+        """The contrastive reward of each token, (N,) float64."""
         dpo_N, negative_N = (self.next_logprob[role].astype(np.float64) for role in ("dpo", negative))
-        return beta * (dpo_N - negative_N)
+        return contrastive_reward(dpo_N, negative_N, beta)
 
 
 def blocks_within(cache: ShardCache, positions: int) -> list[Block]:
