@@ -29,10 +29,11 @@ demo: $(INSTALLED) ## tiny models trained on the spot, a cache, two students, on
 test: lint ## lint, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-lint: $(INSTALLED) ## ruff and mypy
+lint: $(INSTALLED) ## ruff, mypy and oxlint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/oxlint --deny-warnings shards student
 
 benchmarks: $(INSTALLED) ## all benchmarks, headlines in one table: three hours or more on two cores
 	$(PIP_INSTALL) -e ".[dev,teachers,benchmarks]"

@@ -1,6 +1,6 @@
 """TokenTexts: the text of every token of a row, so that a response reads as it was written."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -35,7 +35,7 @@ class TokenTexts:
         content = read_tokenizer(cache.bring(TOKENIZER_FILE).parent, cache.plan, cache.name) if named else None
         return cls(cache.vocabulary, None if content is None else _tokenizer(content, cache.name))
 
-    def pieces(self, input_ids: Sequence[int]) -> list[str]:
+    def pieces(self, input_ids: Iterable[int]) -> list[str]:
         """One text per token; joined they are what the tokenizer decodes, special tokens included.
 
         A character of several tokens is the text of the last of them; the others have none.
