@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fake_cache import make_cache, write_cache
-from tiny_tokenizers import SENTENCES, tiny_tokenizer
+from readable_cache import readable_cache
 
 from shards import ShardCache, TeacherSpec
 from shards.format.batches import BatchReader
@@ -17,20 +17,6 @@ from shards.survey.sizes import HEADERS, column_sizes
 from shards.survey.survey import take_survey
 from shards.survey.words import Word, words_of
 from shards.token_texts import TokenTexts
-
-
-def readable_cache(folder, **options):
-    """A fake cache whose responses are sentences of a tokenizer that it brings."""
-    inner = tiny_tokenizer().backend_tokenizer
-    vocabulary = inner.get_vocab()
-    fake = make_cache(folder, vocabulary_size=len(vocabulary), top_k=8, response_tokens=24, **options)
-    ids = inner.encode(" ".join(SENTENCES) + " naïve 👩!\n\n<|im_end|>").ids
-    responses = [
-        replace(response, input_ids=np.resize(np.roll(ids, 7 * row), len(response.input_ids)).astype(np.int32))
-        for row, response in enumerate(fake.responses)
-    ]
-    write_cache(folder, fake.plan, vocabulary, responses, inner.to_str())
-    return replace(fake, vocabulary=vocabulary, responses=responses)
 
 
 @pytest.fixture(scope="module", params=["compact", "float32"])

@@ -1,13 +1,19 @@
-"""A response and the lists of a survey as text for a terminal: coloured on one, plain anywhere else. Takes values."""
+"""A response and the lists of a survey as text for a terminal: coloured on one, plain anywhere else."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 
 import numpy as np
 from rich.cells import set_cell_size
+from rich.console import Console
 from rich.text import Text
 
-from shards.cli.text import WIDTH
-from shards.survey.counts import Ranked, Tops
+from shards.cli.text import WIDTH, labelled
+from shards.format.schema import Role
+from shards.format.scores import Response
+from shards.survey.counts import By, Ranked, Tops
+from shards.survey.reward import formula
+from shards.survey.survey import Survey
 
 REWARDED = ("black on #9ecae1", "black on #4292c6", "white on #08519c")
 PUNISHED = ("black on #fdae6b", "black on #f16913", "white on #a63603")
@@ -40,16 +46,40 @@ def coloured(
     return Text.assemble(text, response)
 
 
-def legend(reward_N: np.ndarray, formula: str) -> str:
-    """What the colours mean."""
+def show_coloured(pieces: Sequence[str], response: Response, reward_N: np.ndarray, negative: Role) -> None:
+    """Print the text of a response: coloured, with a legend, if there is a terminal that can; else plain, broken at
+    WIDTH. NO_COLOR and FORCE_COLOR are respected.
+
+    negative: whose D_t is underlined.
+    """
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    distance_N = response.scores.l1_distance[negative]
+    if console.is_terminal and not console.no_color:
+        console.print(Text(_legend(reward_N), style="dim"))
+    console.print(coloured(pieces, response.loss_mask, reward_N, distance_N, response.response_start))
+
+
+def tops_text(found: Survey, limit: int, by: By, min_count: int) -> str:
+    """The most rewarded and most punished tokens and words of a survey."""
+    what = f"{formula(found.negative, found.beta)}; on {found.on}, {found.positions:,} tokens"
+    rule = f"sorted by {by}; only what occurs {min_count:,} times or more"
+    lines = [*labelled("reward", [what, rule]), "", _tops_table("tokens", found.tokens(limit, by, min_count)), ""]
+    if found.texts.note is None:
+        lines.append(_tops_table("words", found.words(limit, by, min_count)))
+    else:
+        lines += labelled("words", [f"none: the cache has {found.texts.note}"])
+    return "\n".join(lines)
+
+
+def _legend(reward_N: np.ndarray) -> str:
     scale = float(np.quantile(np.abs(reward_N), SCALE_QUANTILE))
     return (
-        f"blue is rewarded, orange is punished by {formula}, the deepest colour from {scale:.3g} on; "
-        f"underlined: D_t in the highest {1 - UNDERLINED:.0%} of the row; dim: not distilled"
+        f"blue: rewarded, orange: punished, the deepest colour from {scale:.3g} on; underlined: D_t in the highest "
+        f"{1 - UNDERLINED:.0%} of the row; dim: not distilled"
     )
 
 
-def tops_table(title: str, found: Tops) -> str:
+def _tops_table(title: str, found: Tops) -> str:
     """The most rewarded and the most punished, one beside the other."""
     half = WIDTH // 2 - 1
     lines = [_pair(f"most rewarded {title}", f"most punished {title}", half), _pair(_head(half), _head(half), half)]
@@ -91,7 +121,7 @@ def _line(entry: Ranked, half: int) -> str:
 
 
 def _shortened(text: str, width: int) -> str:
-    return text if Text(text).cell_len <= width else f"{set_cell_size(text, width - 2).rstrip()}…\""
+    return text if Text(text).cell_len <= width else f'{set_cell_size(text, width - 2).rstrip()}…"'
 
 
 def _text_width(half: int) -> int:

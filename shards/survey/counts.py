@@ -13,6 +13,7 @@ import numpy as np
 from shards.survey.words import Word
 
 By = Literal["total", "mean"]
+TOP = 20
 MIN_COUNT = 5
 """How often a token or a word must occur to be listed: a mean over fewer says little."""
 
