@@ -3,9 +3,7 @@
 import contextlib
 import json
 import math
-import os
 import shutil
-import sys
 
 import dense
 import fresh
