@@ -95,9 +95,10 @@ def test_a_body_that_ignores_where_positions_begin_again_is_refused(
 
 def test_one_row_is_enough_to_refuse(sparse_cache, student_folder, monkeypatch):
     own, rows = LlamaModel.forward, CachedResponses([sparse_cache.folder]).some(1)
-    model = load(student_folder).train()
+    model, modes = load(student_folder).train(), []
+    model.model.register_forward_pre_hook(lambda body, inputs: modes.append(body.training))
     require_padding_free(model, rows, rounding_apart("float32"))
-    assert model.training
+    assert model.training and modes == [False, False], "tried without dropout"
     monkeypatch.setattr(LlamaModel, "forward", lambda self, *args, position_ids=None, **kw: own(self, *args, **kw))
     with pytest.raises(ModelError, match=REFUSED):
         require_padding_free(model, rows, rounding_apart("float32"))
