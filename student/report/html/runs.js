@@ -119,8 +119,8 @@
     for (const name of data.more) figureChart(grid, name);
   });
 
-  page.section("numbers", "From the first to the last logged step", (root) => {
-    root.append(table("figure", data.numbers));
+  page.section("numbers", "From begin to end", (root) => {
+    root.append(el("p", { class: "quiet" }, data.way), table("figure", data.numbers));
     root.append(el("details", {}, el("summary", {}, "All recorded options"), table("option", data.options)));
   });
 
