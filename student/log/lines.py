@@ -10,7 +10,7 @@ from student.log.series import ENDS, history
 SHOWN = ("loss", "kl_teacher", "expected_reward")
 """The figures of a step's line, those that say how well it goes: two that should fall, and one that should rise."""
 
-TOLD = ("loss", "kl_teacher", "expected_reward", "support_mass", "kl_reference")
+TOLD = ("loss", "kl_teacher", "expected_reward", "kl_reference")
 """The figures whose way is told at the end."""
 
 GROUPS = {"lower": "lower is better", "higher": "higher is better", None: "neither is better in itself"}

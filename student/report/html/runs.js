@@ -43,7 +43,7 @@
 
   function frontier(root) {
     const [across, up] = data.frontier.map((name) => figures.get(name));
-    const meaning = "what a run gains, and what it pays; the dot is the last step; up and left is better";
+    const meaning = "what a run gains, and what it pays, smoothed; the large dot is the last step; up and left is better";
     addChart(root, `${up.label} against ${across.label}`, meaning, (host) => new page.Frontier(host, across, up, runs, look));
   }
 
