@@ -94,6 +94,11 @@ def test_the_table_of_the_docs_is_that_of_the_figures():
     assert "\n".join(figures_table()) in page, "python -c 'from student.log.figures import *; print(*figures_table())'"
 
 
+def test_a_kl_of_two_equal_models_is_printed_as_0():
+    assert [figure_of("kl_reference").text(value) for value in (-3e-7, 2e-7, 2e-6)] == ["0", "0", "2e-06"]
+    assert figure_of("loss").text(2e-7) == "2e-07"
+
+
 # ---- lines
 
 
@@ -139,14 +144,16 @@ def test_the_way_of_a_figure_says_whether_it_is_better():
         ("expected_reward", 0.2, 0.1, "worse"),
         ("kl_reference", 0.0, 0.1, "token"),
         ("loss", 0.2, 0.2, "token"),
+        ("loss", 0.2, float("nan"), "worse"),
     ):
         assert change_text(figure_of(name), first, last).endswith(word)
 
 
-def test_the_end_tells_the_first_and_the_last_logged_step():
+def test_the_end_tells_the_first_and_the_last_tenth_of_the_logged_steps():
     text = changes_text([*log(20), {"step": 20, "train_runtime": 1.0}])
-    assert text.startswith("from step 1 to step 20\n  lower is better")
-    assert re.search(r"loss +0.292 -> 0.15 +nats per token  better\n", text)
+    assert text.startswith("mean of the first 2 logged steps -> mean of the last 2\n  lower is better")
+    assert re.search(r"loss +0.289 -> 0.154 +nats per token  better\n", text)
+    assert changes_text(log(4)).startswith("from the first to the last logged step\n")
     assert changes_text(log(20)[:1]) == ""
 
 
@@ -169,7 +176,7 @@ def test_a_run_says_two_lines_a_step_and_no_dict(trained):
     assert len(re.findall(r"^evaluation after step [24]$", printed, re.MULTILINE)) == 3
     assert "{" not in printed and "eval_loss" not in printed
     end = printed[printed.index(": done, after 4 steps; ") :]
-    assert "from step 1 to step 4" in end and "\nnext\n  python -m student.report " in end
+    assert "from the first to the last logged step" in end and "\nnext\n  python -m student.report " in end
 
 
 def test_the_log_in_the_folder_is_whole_and_up_to_date_at_every_step(trained):

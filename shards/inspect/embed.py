@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from shards.cache import ShardCache
 from shards.format.schema import NEGATIVES, Role
 from shards.format.scores import Response
 from shards.html.assemble import embedded_json
 from shards.inspect.packing import pack_row
-from shards.spread import QUIET_SECONDS
+from shards.progress import progress
 from shards.token_texts import TokenTexts
 
 SCALE_QUANTILE = 0.98
@@ -48,7 +47,7 @@ class Embedded:
 def embed(cache: ShardCache, texts: TokenTexts, groups: Sequence[Sequence[int]], budget_bytes: float) -> Embedded:
     """The first of these groups that fit into a budget; at least one of them."""
     found = Embedded()
-    with tqdm(total=sum(map(len, groups)), unit="row", desc="embedding rows", delay=QUIET_SECONDS, leave=False) as bar:
+    with progress(None, "embedding rows", total=sum(map(len, groups)), unit="row", brief=True) as bar:
         for group in groups:
             responses = cache.read(group)
             parts = [_part(row, response, texts, cache) for row, response in zip(group, responses, strict=True)]

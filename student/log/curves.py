@@ -42,7 +42,7 @@ def curves_svg(figures: Mapping[str, Series]) -> str | None:
 
 
 def _way(figure: Figure, series: Series) -> str:
-    return f"{figure.heading} {figure.text(series.first)} to {figure.text(series.last)}"
+    return f"{figure.heading} {figure.text(series.begin)} to {figure.text(series.end)}"
 
 
 def _panel(figure: Figure, series: Series) -> str:

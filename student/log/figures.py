@@ -16,8 +16,11 @@ Good = Literal["lower", "higher"]
 EVALUATION = "eval_"
 """What transformers puts before the names of an evaluation's figures."""
 
+ROUNDING = 1e-6
+"""A KL below this is printed as 0: float32 gives some 1e-7 of either sign for two equal models."""
+
 NATS = "nats per token"
-NATS_BY_SEQUENCE = "nats per sequence"
+NATS_BY_SEQUENCE = "nats"
 SHARE = "share"
 
 
@@ -44,6 +47,8 @@ class Figure:
         """A value as it is printed, without its unit, but for per cent."""
         if not math.isfinite(value):
             return f"{value}"
+        if self.label.startswith("KL") and abs(value) < ROUNDING:
+            return "0"
         return format(value, self.form)
 
     @property

@@ -5,13 +5,13 @@ from typing import Any
 
 from shards.cli.text import counted, duration
 from student.log.figures import EVALUATION, NATS, Figure, figure_of
-from student.log.series import history
+from student.log.series import ENDS, history
 
 SHOWN = ("loss", "kl_teacher", "expected_reward")
 """The figures of a step's line, those that say how well it goes: two that should fall, and one that should rise."""
 
-TOLD = ("loss", "kl_teacher", "expected_reward", "support_mass", "kl_reference")
-"""The figures whose way from the first to the last logged step is told at the end."""
+TOLD = ("loss", "kl_teacher", "expected_reward", "kl_reference")
+"""The figures whose way is told at the end."""
 
 GROUPS = {"lower": "lower is better", "higher": "higher is better", None: "neither is better in itself"}
 
@@ -51,27 +51,35 @@ def figures_text(logs: Mapping[str, Any]) -> str:
 
 
 def changes_text(entries: Sequence[Mapping[str, Any]]) -> str:
-    """How the figures changed from the first to the last logged step; empty with fewer than two."""
+    """How the figures changed from the first to the last tenth of the logged steps; empty with fewer than two steps."""
     logged = [entry for entry in entries if "loss" in entry]
     if len(logged) < 2:
         return ""
     found = history(logged)
-    lines = [f"from step {logged[0]['step']:,} to step {logged[-1]['step']:,}"]
+    lines = [ends_text(len(logged))]
     for good, title in GROUPS.items():
         figures = [figure for figure in map(figure_of, TOLD) if figure.good == good and figure.name in found]
         for row, figure in enumerate(figures):
             series = found[figure.name]
-            lines.append(f"  {title if row == 0 else '':<28}{change_text(figure, series.first, series.last)}")
+            lines.append(f"  {title if row == 0 else '':<28}{change_text(figure, series.begin, series.end)}")
     return "\n".join(lines)
 
 
-def change_text(figure: Figure, first: float, last: float) -> str:
+def ends_text(points: int) -> str:
+    """What begin and end of a series are, for so many logged steps."""
+    of_each = max(1, points // ENDS)
+    if of_each == 1:
+        return "from the first to the last logged step"
+    return f"mean of the first {of_each:,} logged steps -> mean of the last {of_each:,}"
+
+
+def change_text(figure: Figure, begin: float, end: float) -> str:
     """A figure's way: its name, unit, both values, and whether that is better."""
     better = ""
-    if figure.good is not None and first != last:
-        better = "  better" if (last < first) == (figure.good == "lower") else "  worse"
+    if figure.good is not None and begin != end:
+        better = "  better" if (end < begin if figure.good == "lower" else end > begin) else "  worse"
     unit = "" if figure.unit in ("", "share") else f" {figure.unit}"
-    return f"{figure.label:<26}{figure.text(first):>10} -> {figure.text(last):<10}{unit}{better}"
+    return f"{figure.label:<26}{figure.text(begin):>10} -> {figure.text(end):<10}{unit}{better}".rstrip()
 
 
 def next_text(out: str, evaluation: Iterable[str]) -> str:

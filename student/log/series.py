@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+ENDS = 10
+"""A tenth of the steps tells where a run began and where it ended; the recipe's first tenth is its warm-up."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
@@ -27,12 +30,18 @@ class Series:
     of_each: int = 1
 
     @property
-    def first(self) -> float:
-        return float(self.mean[0])
+    def begin(self) -> float:
+        """Mean over the first of `ENDS` equal parts, at least one point: a batch alone says little. NaN if one is."""
+        return float(self.mean[: self._end_points].mean())
 
     @property
-    def last(self) -> float:
-        return float(self.mean[-1])
+    def end(self) -> float:
+        """The same over the last part."""
+        return float(self.mean[-self._end_points :].mean())
+
+    @property
+    def _end_points(self) -> int:
+        return max(1, len(self.steps) // ENDS)
 
 
 def history(entries: Iterable[Mapping[str, Any]]) -> dict[str, Series]:

@@ -9,7 +9,7 @@ from shards.html.assemble import assemble, package_text
 from student.log.figures import EVALUATION, Figure
 from student.log.series import Series, thinned
 from student.report.run import Run, differing
-from student.report.text import LEFT_OUT, figures_of
+from student.report.text import LEFT_OUT, WAY, figures_of
 
 STYLES = (("shards.html", "vendor/uPlot.min.css"), (__package__, "html/runs.css"))
 SCRIPTS = (
@@ -56,6 +56,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
         "thinned": _thinned_text(curves),
         "differing": [[name, *values] for name, values in differing(list(runs)).items()],
         "options": [[name, *(run.options.get(name, "-") for run in runs)] for name in sorted(names)],
+        "way": WAY,
         "numbers": list(_numbers(runs, figures)),
     }
 
@@ -104,7 +105,7 @@ def _thinned_text(curves: Iterable[dict[str, Series]]) -> str:
 
 
 def _numbers(runs: Sequence[Run], figures: Iterable[Figure]) -> Iterator[list[str]]:
-    """A row for every figure: its name, then its first and last value in every run."""
+    """A row for every figure: its name, then where it began and ended in every run."""
     for figure in figures:
         if figure.name not in LEFT_OUT:
             good = f", {figure.good} is better" if figure.good else ""
@@ -112,9 +113,9 @@ def _numbers(runs: Sequence[Run], figures: Iterable[Figure]) -> Iterator[list[st
 
 
 def _way(run: Run, figure: Figure) -> str:
-    """The first and the last logged value of a figure."""
+    """Where a figure began and ended."""
     series = run.figures.get(figure.name)
     if series is None:
         return ""
-    first = figure.text(series.first)
-    return first if len(series.steps) == 1 else f"{first} → {figure.text(series.last)}"
+    begin = figure.text(series.begin)
+    return begin if len(series.steps) == 1 else f"{begin} → {figure.text(series.end)}"

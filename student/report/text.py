@@ -8,12 +8,14 @@ from student.report.run import Run, differing
 
 LABEL_WIDTH, NAME_WIDTH = 47, 7
 
+WAY = "mean of the first tenth of the logged steps -> of the last tenth"
+
 LEFT_OUT = ("epoch", "learning_rate", "total_flos", "loss_scale")
-"""Figures whose first and last value say nothing about how a run goes."""
+"""Figures whose begin and end say nothing about how a run goes."""
 
 
 def report_text(runs: Sequence[Run]) -> str:
-    """The runs, what differs between them, and every figure's way from its first to its last logged value."""
+    """The runs, what differs between them, and the way of every figure."""
     parts = [_runs(runs), _differences(runs), _figures(runs)]
     return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part)))
 
@@ -35,19 +37,23 @@ def _differences(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _figures(runs: Sequence[Run]) -> Iterator[str]:
-    """A line per figure and run: first -> last."""
+    """A line per figure and run: begin -> end."""
+    yield WAY
     for figure in figures_of(runs):
         if figure.name in LEFT_OUT:
             continue
         label = figure.heading
+        if len(label) >= LABEL_WIDTH:
+            yield label
+            label = ""
+        good = f"  ({figure.good} is better)" if figure.good else ""
         for number, run in enumerate(runs, 1):
             if figure.name in run.figures:
                 series = run.figures[figure.name]
-                way = figure.text(series.first)
-                way += f" -> {figure.text(series.last)}" if len(series.steps) > 1 else ""
-                good = f"  ({figure.good} is better)" if label and figure.good else ""
+                way = figure.text(series.begin)
+                way += f" -> {figure.text(series.end)}" if len(series.steps) > 1 else ""
                 yield f"{label:<{LABEL_WIDTH}}{f'run {number}':<{NAME_WIDTH}}{way:<26}{good}".rstrip()
-                label = ""
+                label = good = ""
 
 
 def figures_of(runs: Sequence[Run]) -> list[Figure]:

@@ -9,6 +9,7 @@ from shards.format.plan import Plan
 from shards.format.writer import write_text
 from student.log.curves import CURVES_FILE, curves_svg
 from student.log.figures import figure_of
+from student.log.lines import ends_text
 from student.log.series import Series, history
 from student.runs.record import write_record
 
@@ -25,6 +26,7 @@ def write_model_card(trainer: Any, folder: Path) -> None:
     data = ModelCardData(library_name="transformers", tags=["aligndistil", "distillation", "alignment"])
     logged = history(entry for entry in trainer.state.log_history if "loss" in entry)
     measured = "".join(_way(name, logged[name]) for name in MEASURED if name in logged)
+    ends = ends_text(len(logged["loss"].steps)) if logged else "log has no steps"
     curves = curves_svg(logged)
     divergence = f"jsd with weight {args.jsd_weight:g}" if args.divergence == "jsd" else args.divergence
     spec = args.spec
@@ -69,9 +71,11 @@ Distilled token by token from a cached teacher with
 | steps, global batch size | {trainer.state.global_step}, {trainer.run_identity()["global_batch_size"]} |
 {lora}| learning rate, schedule | {args.learning_rate:g}, {schedule} |
 
-## From the first to the last logged step
+## How the training went
 
-| | | | better |
+The {ends}.
+
+| | begin | end | better |
 |---|--:|--:|---|
 {measured}{"" if curves is None else CURVES}"""
     if curves is not None:
@@ -81,9 +85,9 @@ Distilled token by token from a cached teacher with
 
 
 def _way(name: str, series: Series) -> str:
-    """A row of the table: the first and the last value of a figure, and which way is good."""
+    """A row of the table: where a figure began and ended, and which way is good."""
     figure = figure_of(name)
-    return f"| {figure.heading} | {figure.text(series.first)} | {figure.text(series.last)} | {figure.good or ''} |\n"
+    return f"| {figure.heading} | {figure.text(series.begin)} | {figure.text(series.end)} | {figure.good or ''} |\n"
 
 
 def _cache_table(plan: Plan, rows: int) -> str:

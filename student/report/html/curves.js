@@ -8,6 +8,7 @@ page.curves = (() => {
   const FONT = "12px system-ui, sans-serif";
   const HEIGHT = 230;
   const STEPS_SIZE = 32; /* of the axis below a chart, without its label */
+  const VALUES_SIZE = 72; /* of the one beside it, without its label */
 
   function colourOf(name) {
     return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -25,7 +26,7 @@ page.curves = (() => {
     const size = Math.abs(value);
     let text = String(Number(size.toPrecision(3)));
     if (size >= 1000) text = Math.round(size).toLocaleString("en-US");
-    else if (size > 0 && size < 1e-3) text = size.toExponential(2).replace("-", "−");
+    else if (size > 0 && size < 1e-4) text = size.toExponential(2).replace("-", "−");
     if (value < 0) return `−${text}`;
     return figure.signed && value > 0 ? `+${text}` : text;
   }
@@ -128,7 +129,7 @@ page.curves = (() => {
         ...this.base(HEIGHT),
         scales: { x: { time: false }, y: { distr: this.log ? 3 : 1 } },
         cursor: { sync: { key: "steps" }, drag: { x: true, y: false } },
-        axes: [steps, axisOf(this.figure, this.figure.unit, 66)],
+        axes: [steps, axisOf(this.figure, this.figure.unit, VALUES_SIZE)],
         series: seriesOf(this.runs),
         bands,
         hooks: { setCursor: [() => this.tell()] },
@@ -162,5 +163,5 @@ page.curves = (() => {
     }
   }
 
-  return { Chart, Curves, STEPS_SIZE, axisOf, lineOf, smoothed, stepText, valueText };
+  return { Chart, Curves, STEPS_SIZE, VALUES_SIZE, axisOf, lineOf, smoothed, stepText, valueText };
 })();

@@ -2,8 +2,9 @@
 "use strict";
 
 page.Frontier = (() => {
-  const { Chart, STEPS_SIZE, axisOf, lineOf, smoothed, stepText, valueText } = page.curves;
-  const HEIGHT = 320;
+  const { Chart, STEPS_SIZE, VALUES_SIZE, axisOf, lineOf, smoothed, stepText, valueText } = page.curves;
+  const HEIGHT = 260;
+  const LEAST_SMOOTH = 0.8; /* of the path: single batches are as far apart as runs */
 
   /* From the lowest to the highest value of one coordinate, with some room. */
   function rangeOf(points, coordinate) {
@@ -26,26 +27,28 @@ page.Frontier = (() => {
     }
 
     /* [x, y, step] of a run that is shown, at every step that has both figures. */
-    path(run, number) {
+    path(run, number, weight) {
       const across = run.figures[this.across.name];
       const up = run.figures[this.up.name];
       if (across === undefined || up === undefined || !this.look.shown[number]) return [];
-      const high = smoothed(up.mean, this.look.smooth);
+      const high = smoothed(up.mean, weight);
       const at = new Map(run.axes[up.axis].map((step, place) => [step, high[place]]));
-      const xs = smoothed(across.mean, this.look.smooth);
+      const xs = smoothed(across.mean, weight);
       const points = run.axes[across.axis].map((step, place) => [xs[place], at.get(step), step]);
       return points.filter(([x, y]) => typeof x === "number" && typeof y === "number");
     }
 
     draw() {
-      this.paths = this.runs.map((run, number) => this.path(run, number));
-      const all = this.paths.flat();
+      const weight = Math.max(this.look.smooth, LEAST_SMOOTH);
+      this.paths = this.runs.map((run, number) => this.path(run, number, weight));
+      this.points = this.runs.map((run, number) => this.path(run, number, 0));
+      const all = [...this.paths, ...this.points].flat();
       const [x, y] = [rangeOf(all, 0), rangeOf(all, 1)];
       const options = {
         ...this.base(HEIGHT),
         scales: { x: { time: false, range: x }, y: { range: y } },
         cursor: { drag: { x: false, y: false }, points: { show: false } },
-        axes: [axisOf(this.across, this.across.heading, STEPS_SIZE), axisOf(this.up, this.up.heading, 66)],
+        axes: [axisOf(this.across, this.across.heading, STEPS_SIZE), axisOf(this.up, this.up.heading, VALUES_SIZE)],
         series: [{}, { points: { show: false } }],
         hooks: { draw: [(plot) => this.paint(plot)], setCursor: [(plot) => this.tell(plot)] },
       };
@@ -53,24 +56,30 @@ page.Frontier = (() => {
       this.plot = new uPlot(options, [x, [null, null]], this.area);
     }
 
+    /* Every logged step as a faint dot, the smoothed path over them, and a larger dot at its end. */
     paint(plot) {
       const pen = plot.ctx;
       const ratio = devicePixelRatio;
+      const place = ([x, y]) => [plot.valToPos(x, "x", true), plot.valToPos(y, "y", true)];
+      const dot = (point, size) => {
+        pen.beginPath();
+        pen.arc(...place(point), size * ratio, 0, 2 * Math.PI);
+        pen.fill();
+      };
       pen.save();
       this.paths.forEach((path, number) => {
         if (path.length === 0) return;
         const { colour, dash } = lineOf(number);
+        pen.fillStyle = `${colour}55`;
+        for (const point of this.points[number]) dot(point, 1.5);
         pen.strokeStyle = colour;
         pen.fillStyle = colour;
         pen.lineWidth = 2 * ratio;
         pen.setLineDash(dash.map((length) => length * ratio));
         pen.beginPath();
-        for (const [x, y] of path) pen.lineTo(plot.valToPos(x, "x", true), plot.valToPos(y, "y", true));
+        for (const point of path) pen.lineTo(...place(point));
         pen.stroke();
-        const [x, y] = path.at(-1);
-        pen.beginPath();
-        pen.arc(plot.valToPos(x, "x", true), plot.valToPos(y, "y", true), 4 * ratio, 0, 2 * Math.PI);
-        pen.fill();
+        dot(path.at(-1), 4);
       });
       pen.restore();
     }

@@ -43,7 +43,7 @@
 
   function frontier(root) {
     const [across, up] = data.frontier.map((name) => figures.get(name));
-    const meaning = "what a run gains, and what it pays; the dot is the last step; up and left is better";
+    const meaning = "what a run gains, and what it pays, smoothed; the large dot is the last step; up and left is better";
     addChart(root, `${up.label} against ${across.label}`, meaning, (host) => new page.Frontier(host, across, up, runs, look));
   }
 
@@ -119,8 +119,8 @@
     for (const name of data.more) figureChart(grid, name);
   });
 
-  page.section("numbers", "From the first to the last logged step", (root) => {
-    root.append(table("figure", data.numbers));
+  page.section("numbers", "From begin to end", (root) => {
+    root.append(el("p", { class: "quiet" }, data.way), table("figure", data.numbers));
     root.append(el("details", {}, el("summary", {}, "All recorded options"), table("option", data.options)));
   });
 
