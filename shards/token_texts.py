@@ -1,6 +1,6 @@
 """TokenTexts: the text of every token of a row, so that a response reads as it was written."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -23,6 +23,7 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._spelled = {token_id: text for text, token_id in vocabulary.items()}
         added = {} if tokenizer is None else tokenizer.get_added_tokens_decoder()
+        self._word = None if tokenizer is None else self._some_word()
         self._special = {token_id for token_id, token in added.items() if token.special}
         self.note = None if tokenizer is not None else f"no {TOKENIZER_FILE}: tokens as the vocabulary spells them"
 
@@ -33,7 +34,7 @@ class TokenTexts:
         content = read_tokenizer(cache.bring(TOKENIZER_FILE).parent, cache.plan, cache.name) if named else None
         return cls(cache.vocabulary, None if content is None else _tokenizer(content, cache.name))
 
-    def pieces(self, input_ids: Sequence[int]) -> list[str]:
+    def pieces(self, input_ids: Iterable[int]) -> list[str]:
         """One text per token; joined they are what the tokenizer decodes, special tokens included.
 
         A character of several tokens is the text of the last of them; the others have none.
@@ -48,9 +49,22 @@ class TokenTexts:
             found[-1] += whole[sum(map(len, found)) :]
         return found
 
+    def text(self, token_id: int) -> str:
+        """The text of a token on its own, with the space before it; one that is no whole character as it is spelled."""
+        spelled = self._spelled.get(int(token_id), f"<{token_id}>")
+        if self._tokenizer is None:
+            return spelled
+        before = self._decode([] if self._word is None else [self._word])
+        text = self._decode([*([] if self._word is None else [self._word]), int(token_id)])
+        return text[len(before) :] if text != before and UNFINISHED not in text else spelled
+
     def special(self, token_id: int) -> bool:
         """Whether a token is one of the tokenizer's special ones, such as the marks of a chat turn."""
         return int(token_id) in self._special
+
+    def _some_word(self) -> int | None:
+        """A token of letters: behind it, other tokens are decoded with the space before them."""
+        return next((i for i, text in self._spelled.items() if text.isascii() and text.isalpha()), None)
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)

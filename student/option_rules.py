@@ -6,6 +6,7 @@ from typing import Any
 
 from shards.cli.command import require_at_least, require_choices
 from shards.errors import OptionError
+from student.log.figures import figure_of
 from student.loss.sparse import METRICS
 from student.metrics import PER_SEQUENCE
 
@@ -48,8 +49,6 @@ AT_LEAST_ONE = (
 )
 KEYWORDS = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 INTERVALS = ("logging_steps", "save_steps", "eval_steps")
-SMALLER_IS_BETTER = ("loss", "kl_teacher")
-LARGER_IS_BETTER = ("expected_reward", "expected_reward_per_sequence", "support_mass")
 WEAK_SHARES = ("low_strength_loss_share", "low_strength_gradient_share")
 EVAL_METRICS = ("loss", *METRICS, *(f"{name}_per_sequence" for name in PER_SEQUENCE), *WEAK_SHARES)
 """The metrics of an evaluation, without their prefix `eval_`."""
@@ -116,6 +115,7 @@ def _refuse_metric(options: Any) -> None:
             f"metric_for_best_model: expected one of {', '.join(EVAL_METRICS)}, got {options.metric_for_best_model!r}"
         )
     if options.greater_is_better is None:
-        if name not in SMALLER_IS_BETTER + LARGER_IS_BETTER:
+        good = figure_of(name).good
+        if good is None:
             raise OptionError(f"greater_is_better: expected true or false for the metric {name}, got none")
-        options.greater_is_better = name in LARGER_IS_BETTER
+        options.greater_is_better = good == "higher"

@@ -22,6 +22,7 @@ from shards.modelfiles.vocabulary import require_same_vocabulary
 from student.data.collate import Collator
 from student.data.loading import Loading
 from student.data.responses import CachedResponses
+from student.log.callback import RunLog
 from student.loss.forward import DistillForward, base_model
 from student.loss.rows import require_padding_free
 from student.loss.sparse import SparseTargets
@@ -115,6 +116,7 @@ class DistillTrainer(ResumableTrainer):
         self.sampler = self.loading.sampler(train_dataset, args.per_device_train_batch_size, shuffle=True)
         self.train_sums = MetricSums()
         self.add_callback(_Steps(self))
+        self.add_callback(RunLog(self))
         self._eval_sums = MetricSums()
         self._support_watch = SupportWatch()
 

@@ -15,9 +15,9 @@ from shards.cli.launcher import launched_processes
 from shards.cli.outside import naming_saves
 from shards.errors import AlignDistilError, CacheDamaged, OptionError
 from student.data.responses import CachedResponses
+from student.log.files import checkpoints_of
 from student.options import DistillArguments
 from student.runs import before
-from student.runs.checkpoints import checkpoints_of
 from student.runs.outside import naming_workers
 from student.runs.schedule import rates, require_steps_that_move
 from student.train.__main__ import train
@@ -42,8 +42,9 @@ def refuse(sparse_cache, trio_folders, tmp_path):
     return run
 
 
-def last_line(capsys):
-    return capsys.readouterr().out.splitlines()[-1]
+def done_line(printed):
+    """Where the student is and how far it went; below it are what changed and what to type next."""
+    return next(line for line in printed.splitlines() if ": done, after " in line)
 
 
 # ---- weights that cannot move
@@ -143,7 +144,7 @@ def test_the_plan_says_how_many_steps_move_the_student_and_the_end_how_far_it_we
     printed = capsys.readouterr().out
     assert "steps  2, each of 8 responses; 1 with a rate above zero, adding up to 1e-06\n" in printed
     assert "few steps  they may hardly move the student: the default recipe is meant for thousands of pairs" in printed
-    assert printed.splitlines()[-1].endswith("nats a token: the student has hardly moved")
+    assert done_line(printed).endswith("nats a token: the student has hardly moved")
     assert rates(trainer.args, 2)[0] == 0
 
     settings |= {"learning_rate": 0.05, "max_steps": 30}
@@ -161,7 +162,7 @@ def test_how_far_the_student_went_is_what_an_evaluation_gives(sparse_cache, trio
     assert (
         f"on 24 training responses loss {start['eval_loss']:.4g} -> {end['eval_loss']:.4g}, KL to the reference 0 -> "
         f"{round(end['eval_kl_reference'], 6):g} nats a token"
-    ) in last_line(capsys)
+    ) in done_line(capsys.readouterr().out)
 
 
 @pytest.mark.filterwarnings("ignore:Both num_training_steps and num_stable_steps")

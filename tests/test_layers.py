@@ -13,7 +13,7 @@ ROOMS = ("shards", "precompute", "student")
 COMMANDS = {
     *(f"precompute.{name}" for name in ("build", "check", "teachers", "rollout")),
     *(f"shards.{name}" for name in ("verify", "inspect", "learn", "pipeline", "copy")),
-    *(f"student.{name}" for name in ("train", "evaluate")),
+    *(f"student.{name}" for name in ("train", "evaluate", "report")),
 }
 FORBIDDEN = {
     "shards": {"precompute", "student", "torch", "transformers", "datasets", "accelerate", "trl", "peft"},

@@ -1,28 +1,26 @@
 """Whether a cache is good for a teacher: measurements equal the dense formulas, and the verdict follows from them."""
 
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
-from fake_cache import make_cache, random_logprobs, write_cache
+from fake_cache import make_cache, random_logprobs
 
 from precompute.scoring.support import SupportRule, summarise
 from shards import TeacherSpec
-from shards.errors import OptionError, TeacherUnavailable
+from shards.errors import TeacherUnavailable
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair
 from shards.format.scores import Scores, concatenate
 from shards.format.statistics import Histogram, LogHistogram
 from shards.inspect import __main__ as inspect
-from shards.inspect.page import bars
+from shards.inspect.bars import bars
 from shards.spread import spread
 from shards.teacher.compose import compose
 from shards.teacher.spec import PRESETS
 from shards.teacher.trust import LOW_SUPPORT_MASS, STRONG, assess, logprob_bound
 from shards.teacher.verdict import finer_nodes, verdict
-from student.watch import SupportWatch
 
 N, V = 80, 50
 PAIRS = (Pair("dpo", "reverse"), Pair("reference", "reference"))
@@ -327,131 +325,8 @@ def test_a_large_cache_is_measured_on_a_sample_and_says_so(fake, capsys, monkeyp
     assert f"on 3 of 10 responses, evenly spread, {positions} positions" in text
 
 
-# ---- the page
-
-
-class Page(HTMLParser):
-    """Checks that tags close in order; collects tags, attributes and text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.text = [], [], [], ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data if "style" not in self.open else ""
-
-
-def test_the_page_shows_verdict_histograms_numbers_and_rows_and_needs_nothing_else(fake, tmp_path, capsys):
-    file = tmp_path / "page.html"
-    assert shown(capsys, fake.folder, "--html", file) == f"{file}: written\n"
-    html = file.read_text(encoding="utf-8")
-    page = Page(html)
-    assert page.tags.count("svg") == 4
-    assert page.tags.count("rect") > 10
-    assert not {"script", "link", "img", "iframe", "a"} & set(page.tags)
-    assert not {"src", "href"} & {name for name, _ in page.attributes}
-    assert "url(" not in html and "//" not in html.replace("/models/", "")
-    trust = assess([concatenate([r.scores for r in fake.responses])], TeacherSpec(), fake.plan.nodes, V)
-    assert verdict(trust)[0] in page.text
-    assert str(TeacherSpec()) in page.text
-    for row in (0, 4, 9):
-        assert fake.responses[row].sample_id in page.text
-    assert fake.plan.sha256[:12] in page.text
-    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
-
-
-def test_the_page_escapes_tokens_ids_and_names(fake, tmp_path):
-    odd = {f'<script>alert("{i}")&': i for i in range(fake.plan.vocabulary_size)}
-    responses = [replace(response, sample_id=f"<b>{i}</b>") for i, response in enumerate(fake.responses)]
-    folder = tmp_path / "<i>cache"
-    folder.mkdir()
-    write_cache(folder, fake.plan, odd, responses)
-    inspect.main([str(folder), "--html", str(tmp_path / "page.html")])
-    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert not {"script", "b", "i"} & set(page.tags)
-    assert "<script>alert" in page.text and "<b>0</b>" in page.text and "<i>cache" in page.text
-
-
-def test_the_page_shows_the_row_that_is_asked_for_and_cuts_long_ones(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr(inspect, "PAGE_POSITIONS", 2)
-    inspect.main([str(fake.folder), "--html", str(tmp_path / "page.html"), "--row", "5"])
-    text = Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
-    response = fake.responses[5]
-    assert f"{response.sample_id}, rejected, the first 2 of {response.scores.num_positions} positions" in text
-    assert fake.responses[0].sample_id + ", chosen" not in text
-
-
-def test_a_page_is_written_whole_or_not_at_all(fake, tmp_path, monkeypatch):
-    file = tmp_path / "page.html"
-    file.write_text("the old one")
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("shards.format.writer.flush", fail)
-    with pytest.raises(OptionError, match="No space left"):
-        inspect.main([str(fake.folder), "--html", str(file)])
-    assert file.read_text() == "the old one"
-
-
-def test_a_page_never_takes_the_place_of_a_shard_or_a_folder(fake, tmp_path):
-    before = (fake.folder / "manifest.json").read_bytes()
-    (tmp_path / "folder.html").mkdir()
-    for file in (fake.folder / "manifest.json", tmp_path / "folder.html", tmp_path / "missing" / "page.html"):
-        with pytest.raises(OptionError, match="html: expected a file"):
-            inspect.main([str(fake.folder), "--html", str(file)])
-    assert (fake.folder / "manifest.json").read_bytes() == before
-
-
-def test_a_cache_that_serves_no_preset_has_a_page_that_says_so(tmp_path, capsys):
+def test_a_cache_that_serves_no_preset_says_so(tmp_path, capsys):
     make_cache(tmp_path / "cache", roles=("dpo", "reference"), served=[Pair("dpo", "reference")], pairs=1)
-    inspect.main([str(tmp_path / "cache"), "--html", str(tmp_path / "page.html")])
-    assert "serves no preset" in Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
     assert "trust        none: the cache serves no preset" in shown(capsys, tmp_path / "cache")
     flags = ["--anchor", "dpo", "--negative", "reference"]
     assert "verdict" in shown(capsys, tmp_path / "cache", *flags)
-
-
-# ---- the student's mass on the support
-
-
-def test_a_student_as_much_on_the_support_as_the_reference_is_not_warned_of():
-    watch = SupportWatch()
-    for step, mass in enumerate([0.98, 0.97, 0.94, 0.935]):
-        assert watch.message(step, mass, 0.98) is None
-    assert SupportWatch().message(1, 0.82, 0.82) is None
-
-
-def test_a_student_that_leaves_is_warned_of_with_numbers_and_again_when_it_is_worse_by_a_step():
-    watch = SupportWatch()
-    masses = [0.98, 0.90, 0.90, 0.89, 0.95, 0.84, 0.79, 0.78]
-    said = {step: watch.message(step, mass, 0.98) for step, mass in enumerate(masses)}
-    assert [step for step, text in said.items() if text] == [1, 5, 6]
-    assert said[1].startswith(
-        "step 1: the student has 0.900 of its mass on the cached tokens, the reference 0.980 at the same positions: "
-    )
-    assert "--learning_rate" in said[1] and "--top_k" in said[1]
-    assert "no longer describe" not in said[5] and "under 0.8, the targets no longer describe" in said[6]
-
-
-def test_a_support_that_is_poor_from_the_start_is_said_once_and_asks_for_more_tokens():
-    watch = SupportWatch()
-    text = watch.message(1, 0.70, 0.71)
-    assert text.endswith("under 0.8, the targets no longer describe what it says; build with a larger --top_k")
-    assert watch.message(2, 0.69, 0.71) is None

@@ -31,7 +31,7 @@ GAINS = (5, 15)
 # for a model this small; the defaults are a recipe for real ones
 STUDENT_FLAGS = shlex.split(
     "--learning_rate 5e-4 --num_train_epochs 2 --per_device_train_batch_size 32 --global_batch_size 32 "
-    "--logging_steps 40 --save_strategy no --report_to none"
+    "--logging_steps 10 --save_strategy no --report_to none"
 )
 
 
@@ -72,7 +72,10 @@ def main() -> None:
         text = results_text(qualities, ceiling=judge_accuracy(held_out_pairs))
         (OUT / "results.md").write_text(text + "\n")
         write_json(OUT / "results.json", qualities)
+    with step("8. How did the trainings go? Their curves over each other, to open in a browser"):
+        run("student.report", *students.values(), "--html", OUT / "runs.html")
     print(f"\n{text}\n\neverything is in {OUT}; {time.perf_counter() - started:.0f} s in all")
+    print(f"to look at: {OUT / 'runs.html'}, how the trainings went")
     require_progress(qualities)
 
 

@@ -3,6 +3,7 @@
 
 const page = (() => {
   const sections = [];
+  const events = new EventTarget();
 
   /* A new element. properties: of the element; `class`, `dataset` and `on` (event -> listener) have their own words.
      children: elements, or text, which is never read as HTML. */
@@ -61,6 +62,28 @@ const page = (() => {
     return share < 1e-99 ? "< 1e-99 %" : `${share.toExponential(0)} %`;
   }
 
+  /* Calls `listen` whenever some part of the page tells that `event` has happened. */
+  function on(event, listen) {
+    events.addEventListener(event, ({ detail }) => listen(detail));
+  }
+
+  function tell(event, detail = null) {
+    events.dispatchEvent(new CustomEvent(event, { detail }));
+  }
+
+  /* Copies text to the clipboard, also where a page of the file system may not use it directly. */
+  async function copy(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      const holder = el("textarea", { value: text });
+      document.body.append(holder);
+      holder.select();
+      document.execCommand("copy");
+      holder.remove();
+    }
+  }
+
   /* Registers a part of the page. build: gets its element, and may be async. title: null for none. */
   function section(id, title, build) {
     sections.push({ id, title, build });
@@ -77,5 +100,5 @@ const page = (() => {
   }
 
   const data = JSON.parse(document.getElementById("data").textContent);
-  return { data, el, svg, blob, number, signed, percent, section, start };
+  return { data, el, svg, blob, number, signed, percent, on, tell, copy, section, start };
 })();

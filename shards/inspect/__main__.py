@@ -2,9 +2,10 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from shards.cache import ShardCache
 from shards.cli.command import OneLineErrors, run_command
@@ -12,15 +13,15 @@ from shards.cli.flags.cache_flags import add_cache_flags, room_of
 from shards.cli.flags.quiet_flag import add_quiet_flag
 from shards.cli.flags.teacher_flags import add_teacher_flags, teacher_of
 from shards.cli.text import labelled
-from shards.cli.trust_text import sampled, trust_table
+from shards.cli.trust_text import headline, sampled, trust_table
 from shards.errors import CacheMissing, OptionError
 from shards.format.scores import Response
 from shards.format.writer import write_text
-from shards.inspect.page import RowView, page
+from shards.inspect.choose import DEFAULT_SAMPLE, Choice, parse_rows
+from shards.inspect.page import PAGE_MB, page
 from shards.inspect.text import (
     NO_TEACHER,
     plan_table,
-    position_views,
     row_table,
     teachers_table,
     values_table,
@@ -30,17 +31,15 @@ from shards.progress import commanded
 from shards.remote import begun
 from shards.say import say
 from shards.spread import read_scores, sample
-from shards.teacher.compose import compose
 from shards.teacher.precision import Precision
 from shards.teacher.spec import TeacherSpec
 from shards.teacher.trust import Trust, assess
+from shards.teacher.verdict import verdict
 
 SAMPLE_ROWS = 1_000
 """Responses measured in a larger cache: about a hundred thousand positions, a few seconds."""
 
 PAGE_SUFFIXES = (".html", ".htm")
-PAGE_ROWS, PAGE_POSITIONS = 3, 60
-"""Rows on the page, and positions shown of each."""
 
 
 def show_cache(options: argparse.Namespace) -> None:
@@ -78,14 +77,33 @@ def write_page(file: Path, options: argparse.Namespace) -> None:
         raise OptionError(f"html: expected a file in a folder that is there, got {file}")
     cache = ShardCache(options.folder, room_of(options))
     spec = _served(cache, options)
-    trust, looked_at = (None, NO_TEACHER) if spec is None else _assess(cache, spec)
-    rows = sample(cache, PAGE_ROWS) if options.row is None else [options.row]
-    views = [] if spec is None else [_row_view(cache, row, spec) for row in rows]
+    about = {"facts": _facts(cache), "verdict": None if spec is None else _verdict(*_assess(cache, spec))}
+    written = page(cache, spec, _choice(cache, options), options.page_mb, about)
     try:
-        write_text(file.parent, file.name, page(f"Cache {cache.name}", _facts(cache), trust, looked_at, views))
+        write_text(file.parent, file.name, written.html)
     except OSError as exc:
         raise OptionError(f"html: expected a place to write to, got {file} ({exc.strerror})") from exc
-    say(f"{file}: written")
+    say(f"{file}: {written}")
+
+
+def _choice(cache: ShardCache, options: argparse.Namespace) -> Choice:
+    """The rows of the page that the flags ask for."""
+    if options.sample < 1:
+        raise OptionError(f"sample: expected 1 or more, got {options.sample}")
+    if options.page_mb <= 0:
+        raise OptionError(f"page_mb: expected more than 0, got {options.page_mb:g}")
+    if options.row is not None:
+        pair_id = cache.index.pair_id
+        return Choice(rows=np.flatnonzero(pair_id == pair_id[_checked(cache, options.row)]).tolist())
+    rows = None if options.rows is None else parse_rows(options.rows)
+    return Choice(rows=rows, sample=options.sample, seed=options.seed)
+
+
+def _verdict(trust: Trust, looked_at: str) -> Mapping[str, Any]:
+    """The verdict as the page shows it."""
+    word, reasons = verdict(trust)
+    measured = f"{trust.spec}; measured on {looked_at}, {trust.positions:,} positions"
+    return {"headline": headline(word, reasons), "reasons": list(reasons), "measured": measured}
 
 
 def _served(cache: ShardCache, options: argparse.Namespace) -> TeacherSpec | None:
@@ -113,21 +131,13 @@ def _facts(cache: ShardCache) -> list[str]:
 
 
 def _response(cache: ShardCache, row: int) -> Response:
+    return cache[_checked(cache, row)]
+
+
+def _checked(cache: ShardCache, row: int) -> int:
     if not -len(cache) <= row < len(cache):
         raise OptionError(f"row: expected a number under {len(cache)}, got {row}")
-    return cache[row]
-
-
-def _row_view(cache: ShardCache, row: int, spec: TeacherSpec) -> RowView:
-    response = _response(cache, row)
-    text_by_id = {token_id: text for text, token_id in cache.vocabulary.items()}
-    views = position_views(response, compose(response.scores, spec, cache.plan.nodes), spec, text_by_id)
-    kind = "chosen" if response.chosen else "rejected"
-    return RowView(
-        title=f"{response.sample_id}, {kind}",
-        positions=response.scores.num_positions,
-        views=list(islice(views, PAGE_POSITIONS)),
-    )
+    return row
 
 
 def _provenance(cache: ShardCache) -> Mapping[str, Any]:
@@ -143,6 +153,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", metavar="DIR", nargs="?", default="shards", help="folder or URL of the cache")
     parser.add_argument("--row", type=int, help="show this response; rows count from 0")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write one page to look at instead")
+    page_flags = parser.add_argument_group("what the page has")
+    page_flags.add_argument("--rows", metavar="LIST", help="these rows, such as 3,17,40-59; default: a sample")
+    page_flags.add_argument(
+        "--sample",
+        metavar="N",
+        type=int,
+        default=DEFAULT_SAMPLE,
+        help="responses, pairs together (default: %(default)s)",
+    )
+    page_flags.add_argument("--seed", type=int, help="draw the sample at random; default: evenly spread")
+    page_flags.add_argument(
+        "--page_mb", "--page-mb", metavar="MB", type=float, default=PAGE_MB, help="largest page (default: %(default)g)"
+    )
     add_teacher_flags(parser)
     add_cache_flags(parser)
     add_quiet_flag(parser)

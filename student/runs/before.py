@@ -12,9 +12,9 @@ from transformers.utils import logging
 
 from shards.cli.outside import naming, naming_saves
 from shards.cli.space import require_training_fits
+from student.log.files import STATE_FILE, checkpoints_of
 from student.loss.forward import base_model
 from student.runs.card import write_model_card
-from student.runs.checkpoints import checkpoints_of
 
 
 def try_saving(trainer: Any) -> None:
@@ -36,7 +36,7 @@ def try_saving(trainer: Any) -> None:
             if trainer.processing_class is not None:
                 trainer.processing_class.save_pretrained(folder)
             torch.save(args, Path(folder) / "training_args.bin")
-            trainer.state.save_to_json(str(Path(folder) / "trainer_state.json"))
+            trainer.state.save_to_json(str(Path(folder) / STATE_FILE))
             write_model_card(trainer, Path(folder))
 
 

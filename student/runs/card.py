@@ -6,9 +6,15 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from shards.format.plan import Plan
+from shards.format.writer import write_text
+from student.log.curves import CURVES_FILE, curves_svg
+from student.log.figures import figure_of
+from student.log.series import Series, history
 from student.runs.record import write_record
 
 CARD_FILE = "README.md"
+CURVES = f"\n![loss, KL and reward over the steps]({CURVES_FILE})\n"
+MEASURED = ("loss", "kl_teacher", "expected_reward", "kl_reference", "kl_dpo", "strength", "support_mass")
 
 
 def write_model_card(trainer: Any, folder: Path) -> None:
@@ -17,12 +23,9 @@ def write_model_card(trainer: Any, folder: Path) -> None:
     args = trainer.args
     caches = trainer.train_dataset.caches
     data = ModelCardData(library_name="transformers", tags=["aligndistil", "distillation", "alignment"])
-    last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
-    measured = "".join(
-        f"| {name} | {last[name]:.4g} |\n"
-        for name in ("loss", "kl_teacher", "kl_reference", "expected_reward", "strength", "support_mass")
-        if name in last
-    )
+    logged = history(entry for entry in trainer.state.log_history if "loss" in entry)
+    measured = "".join(_way(name, logged[name]) for name in MEASURED if name in logged)
+    curves = curves_svg(logged)
     divergence = f"jsd with weight {args.jsd_weight:g}" if args.divergence == "jsd" else args.divergence
     spec = args.spec
     strength = {
@@ -66,13 +69,21 @@ Distilled token by token from a cached teacher with
 | steps, global batch size | {trainer.state.global_step}, {trainer.run_identity()["global_batch_size"]} |
 {lora}| learning rate, schedule | {args.learning_rate:g}, {schedule} |
 
-## At the last logged step
+## From the first to the last logged step
 
-| | |
-|---|---|
-{measured}"""
+| | | | better |
+|---|--:|--:|---|
+{measured}{"" if curves is None else CURVES}"""
+    if curves is not None:
+        write_text(folder, CURVES_FILE, curves)
     ModelCard(text).save(folder / CARD_FILE)
     write_record(folder, args, caches)
+
+
+def _way(name: str, series: Series) -> str:
+    """A row of the table: the first and the last value of a figure, and which way is good."""
+    figure = figure_of(name)
+    return f"| {figure.heading} | {figure.text(series.first)} | {figure.text(series.last)} | {figure.good or ''} |\n"
 
 
 def _cache_table(plan: Plan, rows: int) -> str:

@@ -5,7 +5,6 @@ folder is known to be ours while it is written, and last with the size of every 
 """
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ from shards.errors import AlignDistilError, CacheConflict, CacheDamaged, CacheMi
 from shards.format.manifest import read_json, refuse_difference
 from shards.format.writer import flush_files, write_json
 from shards.modelfiles.whole import damage, file_sizes
-from student.runs.identity import RUN_FILE
-
-STATE_FILE = "trainer_state.json"
+from student.log.files import RUN_FILE, STATE_FILE, checkpoints_of
 
 
 def begin(folder: Path, identity: dict[str, Any]) -> None:
@@ -89,12 +86,6 @@ def is_unfinished(folder: Path) -> bool:
         return not any(folder.iterdir()) or read_json(folder / RUN_FILE).get("files", {}) is None
     except AlignDistilError:
         return False
-
-
-def checkpoints_of(out: Path) -> list[Path]:
-    """The checkpoint folders of a run, newest first."""
-    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in out.glob("checkpoint-*") if path.is_dir()]
-    return [path for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True)]
 
 
 def newest_whole(out: Path) -> tuple[Path | None, str]:

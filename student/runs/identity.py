@@ -10,9 +10,6 @@ from student.data.responses import CachedResponses
 from student.loss.forward import base_model
 from student.options import DistillArguments
 
-RUN_FILE = "distill_run.json"
-"""In a checkpoint's folder: the identity of its run."""
-
 RECIPE = (
     *(
         "learning_rate",

@@ -9,8 +9,8 @@ from shards.preferences.pairs import LearnedFit, find_pairs, fit
 from shards.say import say
 from shards.teacher.served import lacks_for_fit
 from student.data.responses import CachedResponses
+from student.log.files import RUN_FILE
 from student.options import DistillArguments
-from student.runs.identity import RUN_FILE
 from student.runs.processes import by_first_process
 
 

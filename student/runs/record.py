@@ -12,10 +12,7 @@ from shards.errors import AlignDistilError, ModelError
 from shards.format.manifest import read_json
 from shards.format.plan import Plan
 from shards.format.writer import write_json
-from student.runs.identity import RUN_FILE
-
-RECORD_FILE = "aligndistil.json"
-"""In a student's folder, beside the model card, which says the same to people. A checkpoint has RUN_FILE."""
+from student.log.files import RECORD_FILE, RUN_FILE
 
 Reduction = Literal["sequence", "token"]
 

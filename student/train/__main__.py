@@ -24,10 +24,12 @@ from shards.teacher.precision import Precision
 from shards.teacher.trust import assess
 from student.data.responses import CachedResponses
 from student.load import load_model, load_tokenizer
+from student.log.files import checkpoints_of
+from student.log.lines import changes_text, next_text
 from student.loss.forward import base_model
 from student.options import DistillArguments
 from student.precision import precision_text
-from student.runs.checkpoints import checkpoint_to_resume, checkpoints_of, step_of
+from student.runs.checkpoints import checkpoint_to_resume, step_of
 from student.runs.learned import require_teacher, take_fit
 from student.runs.schedule import steps_texts
 from student.train.distance import distance_text, measure
@@ -74,14 +76,20 @@ def train(args: DistillArguments) -> DistillTrainer:
     start = measure(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     if eval_data is not None:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+        trainer.save_metrics("eval", trainer.evaluate())
     went = distance_text(start, measure(trainer))
     save(trainer, tokenizer, source)
     if trainer.is_world_process_zero():
-        say(f"{args.output_dir}: done, after {trainer.state.global_step:,} steps; {went}".removesuffix("; "))
+        say(_end_text(trainer, went))
     return trainer
+
+
+def _end_text(trainer: DistillTrainer, went: str) -> str:
+    """Where the student is, what changed, and what to type next. went: as `distance_text`, or empty."""
+    args, state = trainer.args, trainer.state
+    done = f"{args.output_dir}: done, after {state.global_step:,} steps; {went}".removesuffix("; ")
+    parts = [done, changes_text(state.log_history), next_text(str(args.output_dir), args.eval_shards)]
+    return "\n".join(filter(None, parts))
 
 
 def _require_output(args: DistillArguments, source: Path) -> None:

@@ -1,0 +1,19 @@
+"""The files that a run leaves in its folder, and the names of its checkpoints. Read without torch."""
+
+import re
+from pathlib import Path
+
+STATE_FILE = "trainer_state.json"
+"""transformers' own: the log so far. In the run's folder since the first step, and in every checkpoint."""
+
+RUN_FILE = "distill_run.json"
+"""The identity of a run: in its folder, and in a checkpoint's, where it also says whether the checkpoint is whole."""
+
+RECORD_FILE = "aligndistil.json"
+"""In a student's folder: teacher and loss, beside the model card, which says the same to people."""
+
+
+def checkpoints_of(out: Path) -> list[Path]:
+    """The checkpoint folders of a run, newest first."""
+    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in out.glob("checkpoint-*") if path.is_dir()]
+    return [path for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True)]
