@@ -2,14 +2,27 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from shards.cache import ShardCache
 from shards.errors import CacheDamaged, first_line
 from shards.format.manifest import TOKENIZER_FILE, read_tokenizer
+from shards.format.plan import Plan
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer shows for bytes that are no character, or not yet."""
+
+
+class CacheFiles(Protocol):
+    """The part of a ShardCache that is needed here; the cache itself knows this module."""
+
+    name: str
+    plan: Plan
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]: ...
+
+    def bring(self, file: str) -> Path: ...
 
 
 class TokenTexts:
@@ -29,7 +42,7 @@ class TokenTexts:
         self.note = None if tokenizer is not None else f"no {TOKENIZER_FILE}: tokens as the vocabulary spells them"
 
     @classmethod
-    def of(cls, cache: ShardCache) -> "TokenTexts":
+    def of(cls, cache: CacheFiles) -> "TokenTexts":
         """Raises CacheMissing or CacheDamaged if the cache names a tokenizer.json that is not there or altered."""
         named = cache.plan.tokenizer_sha256 is not None
         content = read_tokenizer(cache.bring(TOKENIZER_FILE).parent, cache.plan, cache.name) if named else None
