@@ -47,7 +47,10 @@
 
   /* Shows the panel of a token, without moving the address. */
   async function view(id, token) {
+    parts.asked = { id, token };
+    const { asked } = parts;
     const loaded = await page.rows.load(id);
+    if (asked !== parts.asked) return; // another one was asked for meanwhile
     const step = (by) => move(span_at(id, token), by);
     const redraw = () => view(id, token);
     parts.panel.replaceChildren(...page.panel.build(loaded, token, { step, redraw, close }));
@@ -63,7 +66,7 @@
 
   function close() {
     pinned = false;
-    parts.viewed = null;
+    parts.viewed = parts.asked = null;
     parts.panel.hidden = true;
     for (const marked of parts.pair.querySelectorAll(".token.view")) marked.classList.remove("view");
     page.pair.mark(null, null);
