@@ -134,7 +134,7 @@
     parts.count = el("p", { class: "quiet" });
     parts.pair = el("div", { id: "pair" });
     parts.panel = el("aside", { id: "panel", hidden: true, "aria-label": "the token in view" });
-    const side = el("nav", { class: "side no-print", "aria-label": "responses" }, el("div", { id: "filters" }), parts.count, parts.list);
+    const side = el("nav", { class: "side no-print", "aria-label": "responses" }, page.filters.build(), parts.count, parts.list);
     const missing = page.data.roles.includes("reverse") ? null : el("p", { class: "notice" }, "The cache has no model reverse: rewards are beta (l_dpo − l_reference), and no teacher can move away from reverse.");
     const note = page.data.note === null ? null : el("p", { class: "notice" }, `The cache has ${page.data.note}.`);
     const help = el("p", { class: "quiet no-print" }, "Point at a token, or tab to the text and use the arrow keys; a click or Enter keeps it, Escape lets it go.");
