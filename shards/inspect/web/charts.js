@@ -58,7 +58,7 @@ page.charts = (() => {
     return made;
   }
 
-  const frame = (name, ...parts) => svg("svg", { viewBox: `0 0 ${SIZE.width} ${SIZE.height}`, class: "chart", role: "img", "aria-label": name }, parts);
+  const frame = (name, ...parts) => svg("svg", { viewBox: `0 0 ${SIZE.width} ${SIZE.height}`, class: "chart", role: "img", "aria-label": name }, ...parts);
 
   function bars({ edges, counts, axis, logarithmic = false, signed = false, unit = "positions" }) {
     const { width, height, left, right, top, bottom } = SIZE;

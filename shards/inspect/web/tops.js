@@ -30,7 +30,7 @@ page.section("tops", "Most rewarded and most punished", (root) => {
     return el("div", { class: "tops" }, el("h3", {}, title), el("table", {}, el("thead", {}, head), el("tbody", {}, body)));
   }
 
-  const lists = el("div", { class: "figures" });
+  const lists = el("div", { class: "figures lists" });
   const by = el("select", { id: "tops-by", on: { change: draw } }, el("option", { value: "total" }, "total"), el("option", { value: "mean" }, "mean"));
 
   function draw() {
