@@ -158,6 +158,9 @@
     });
     addEventListener("hashchange", page.rows.follow);
     list();
-    if (!page.rows.follow() && page.rows.all.length) page.rows.open(page.rows.all[0].id);
+    const { hash } = location;
+    if (page.rows.follow()) return;
+    if (hash.startsWith("#row-")) help.textContent = `This page does not have ${hash.slice(1)}; --rows chooses what it has.`;
+    if (page.rows.all.length) page.rows.open(page.rows.all[0].id);
   });
 })();
