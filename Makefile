@@ -35,11 +35,12 @@ browser: ## Chromium, which tests of pages need: installed by apt-get, as root
 test: lint browser ## lint, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-lint: $(INSTALLED) ## ruff, mypy and oxlint
+lint: $(INSTALLED) ## ruff, mypy, oxlint and oxfmt
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/oxlint --deny-warnings shards student
+	$(BIN)/oxfmt --check --no-error-on-unmatched-pattern '{shards,student}/**/*.{js,css}'
 
 benchmarks: $(INSTALLED) ## all benchmarks, headlines in one table: three hours or more on two cores
 	$(PIP_INSTALL) -e ".[dev,teachers,benchmarks]"

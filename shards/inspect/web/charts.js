@@ -27,7 +27,8 @@ page.charts = (() => {
     return found.length > 1 ? found : [low, high];
   }
 
-  const label = (value) => (Math.abs(value) >= 1e4 ? value.toLocaleString("en") : String(Number(value.toPrecision(3)))).replace("-", "−");
+  const label = (value) =>
+    (Math.abs(value) >= 1e4 ? value.toLocaleString("en") : String(Number(value.toPrecision(3)))).replace("-", "−");
 
   /* From values to places, linear or logarithmic. */
   function scale(low, high, from, to, logarithmic = false) {
@@ -44,13 +45,19 @@ page.charts = (() => {
     const made = [];
     for (const value of y_ticks) {
       const at = y(value).toFixed(1);
-      made.push(svg("line", { x1: left, x2: width - right, y1: at, y2: at, class: value === 0 ? "axis" : "grid" }), text(left - 6, Number(at) + 4, "end", y_label(value)));
+      made.push(
+        svg("line", { x1: left, x2: width - right, y1: at, y2: at, class: value === 0 ? "axis" : "grid" }),
+        text(left - 6, Number(at) + 4, "end", y_label(value)),
+      );
     }
     const base = height - bottom;
     made.push(svg("line", { x1: left, x2: width - right, y1: base, y2: base, class: "axis" }));
     for (const value of x_ticks) {
       const at = x(value).toFixed(1);
-      made.push(svg("line", { x1: at, x2: at, y1: base, y2: base + 4, class: "axis" }), text(at, base + 17, "middle", label(value), { class: "tick" }));
+      made.push(
+        svg("line", { x1: at, x2: at, y1: base, y2: base + 4, class: "axis" }),
+        text(at, base + 17, "middle", label(value), { class: "tick" }),
+      );
     }
     made.push(text((left + width - right) / 2, height - 6, "middle", x_title, { class: "title" }));
     const middle = (top + base) / 2;
@@ -58,7 +65,12 @@ page.charts = (() => {
     return made;
   }
 
-  const frame = (name, ...parts) => svg("svg", { viewBox: `0 0 ${SIZE.width} ${SIZE.height}`, class: "chart", role: "img", "aria-label": name }, ...parts);
+  const frame = (name, ...parts) =>
+    svg(
+      "svg",
+      { viewBox: `0 0 ${SIZE.width} ${SIZE.height}`, class: "chart", role: "img", "aria-label": name },
+      ...parts,
+    );
 
   function bars({ edges, counts, axis, logarithmic = false, signed = false, unit = "positions" }) {
     const { width, height, left, right, top, bottom } = SIZE;
@@ -74,11 +86,20 @@ page.charts = (() => {
       const [begin, end] = [x(known[i]), x(known[i + 1])];
       const tall = Math.max(height - bottom - y(count / total), 1);
       const share = `${label(edges[i])} to ${label(edges[i + 1])}: ${count.toLocaleString("en")} (${((100 * count) / total).toFixed(1)} %)`;
-      const place = { x: begin.toFixed(2), width: Math.max(end - begin - 0.6, 0.6).toFixed(2), y: (height - bottom - tall).toFixed(2), height: tall.toFixed(2) };
+      const place = {
+        x: begin.toFixed(2),
+        width: Math.max(end - begin - 0.6, 0.6).toFixed(2),
+        y: (height - bottom - tall).toFixed(2),
+        height: tall.toFixed(2),
+      };
       return svg("rect", { ...place, class: signed && edges[i] < 0 ? "bar down" : "bar" }, svg("title", {}, share));
     });
     const percent = (value) => `${label(100 * value)} %`;
-    return frame(axis, axes(x, x_ticks, axis, y, ticks(0, highest, 4), `share of ${unit}`, percent), drawn.filter(Boolean));
+    return frame(
+      axis,
+      axes(x, x_ticks, axis, y, ticks(0, highest, 4), `share of ${unit}`, percent),
+      drawn.filter(Boolean),
+    );
   }
 
   function points({ points: all, x: x_title, y: y_title }) {
@@ -87,8 +108,14 @@ page.charts = (() => {
     const [low, high] = [Math.min(0, ...ys), Math.max(0, ...ys)];
     const x = scale(0, Math.max(...xs), left, width - right);
     const y = scale(low, high, height - bottom, top);
-    const dots = all.map(([length, reward, chosen]) => svg("circle", { cx: x(length).toFixed(1), cy: y(reward).toFixed(1), r: 2, class: chosen ? "dot" : "dot down" }));
-    return frame(`${y_title} against ${x_title}`, axes(x, ticks(0, Math.max(...xs), 5), x_title, y, ticks(low, high, 5), y_title), dots);
+    const dots = all.map(([length, reward, chosen]) =>
+      svg("circle", { cx: x(length).toFixed(1), cy: y(reward).toFixed(1), r: 2, class: chosen ? "dot" : "dot down" }),
+    );
+    return frame(
+      `${y_title} against ${x_title}`,
+      axes(x, ticks(0, Math.max(...xs), 5), x_title, y, ticks(low, high, 5), y_title),
+      dots,
+    );
   }
 
   return { bars, points, ticks, decades, label };

@@ -16,7 +16,9 @@ page.filters = (() => {
 
   /* Reward of the chosen response minus that of the rejected one; null if the page has only one of them. */
   function margin(row) {
-    const [chosen, rejected] = [true, false].map((wanted) => pairs.get(row.pair).find((other) => other.chosen === wanted));
+    const [chosen, rejected] = [true, false].map((wanted) =>
+      pairs.get(row.pair).find((other) => other.chosen === wanted),
+    );
     return chosen && rejected ? page.teacher.total(chosen) - page.teacher.total(rejected) : null;
   }
 
@@ -65,7 +67,9 @@ page.filters = (() => {
     set({ listed: number });
     const entry = number === null ? null : page.data.about.listed.entries[number];
     chip.hidden = entry === null;
-    chip.replaceChildren(...(entry ? ["with ", el("code", {}, entry[0].trim() || JSON.stringify(entry[0])), " ×"] : []));
+    chip.replaceChildren(
+      ...(entry ? ["with ", el("code", {}, entry[0].trim() || JSON.stringify(entry[0])), " ×"] : []),
+    );
   }
 
   function select(name, text, options) {
@@ -75,20 +79,55 @@ page.filters = (() => {
   }
 
   function build() {
-    const search = el("input", { type: "search", id: "filter-text", placeholder: "find in responses", "aria-label": "find in responses", on: { input: () => set({ text: search.value.toLowerCase() }) } });
-    const order = select("order", "sorted by", Object.fromEntries(Object.entries(ORDERS).map(([name, [text]]) => [name, text])));
-    const least = el("input", { type: "number", step: "any", id: "filter-least", on: { input: () => set({ least: least.value === "" ? null : Number(least.value) }) } });
-    const rising = el("input", { type: "checkbox", id: "filter-rising", on: { change: () => set({ rising: rising.checked }) } });
-    chip = el("button", { type: "button", id: "filter-listed", class: "only", hidden: true, title: "show rows without it too", on: { click: () => only(null) } });
+    const search = el("input", {
+      type: "search",
+      id: "filter-text",
+      placeholder: "find in responses",
+      "aria-label": "find in responses",
+      on: { input: () => set({ text: search.value.toLowerCase() }) },
+    });
+    const order = select(
+      "order",
+      "sorted by",
+      Object.fromEntries(Object.entries(ORDERS).map(([name, [text]]) => [name, text])),
+    );
+    const least = el("input", {
+      type: "number",
+      step: "any",
+      id: "filter-least",
+      on: { input: () => set({ least: least.value === "" ? null : Number(least.value) }) },
+    });
+    const rising = el("input", {
+      type: "checkbox",
+      id: "filter-rising",
+      on: { change: () => set({ rising: rising.checked }) },
+    });
+    chip = el("button", {
+      type: "button",
+      id: "filter-listed",
+      class: "only",
+      hidden: true,
+      title: "show rows without it too",
+      on: { click: () => only(null) },
+    });
     page.on("teacher", () => {
       const now = `${page.teacher.rewarding()} ${page.teacher.state.spec.beta}`;
       if (rewards !== null && rewards !== now) apply();
       rewards = now;
     });
     rewards = `${page.teacher.rewarding()} ${page.teacher.state.spec.beta}`;
-    return el("div", { id: "filters", role: "search" },
+    return el(
+      "div",
+      { id: "filters", role: "search" },
       search,
-      el("div", { class: "controls" }, select("told", "preference", TOLD), select("kind", "responses", KINDS), order, el("label", {}, "at least", least)),
+      el(
+        "div",
+        { class: "controls" },
+        select("told", "preference", TOLD),
+        select("kind", "responses", KINDS),
+        order,
+        el("label", {}, "at least", least),
+      ),
       el("label", { class: "check" }, rising, " smallest first"),
       chip,
     );
