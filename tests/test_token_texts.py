@@ -113,6 +113,13 @@ def test_a_copy_of_a_cache_has_its_tokenizer(built, tmp_path):
     assert (tmp_path / "copy/tokenizer.json").read_bytes() == (built / "tokenizer.json").read_bytes()
 
 
+def test_a_cache_in_a_store_brings_its_tokenizer(built, bucket):
+    here, there = ShardCache(built), ShardCache(bucket.upload(built, "cache"))
+    ids = here[0].input_ids
+    assert TokenTexts.of(there).pieces(ids) == TokenTexts.of(here).pieces(ids)
+    assert not list(verify(there.name))
+
+
 def test_an_altered_or_missing_tokenizer_is_found(built, tmp_path):
     folder = shutil.copytree(built, tmp_path / "cache")
     content = json.loads((folder / "tokenizer.json").read_text())
