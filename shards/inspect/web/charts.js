@@ -108,9 +108,12 @@ page.charts = (() => {
     const [low, high] = [Math.min(0, ...ys), Math.max(0, ...ys)];
     const x = scale(0, Math.max(...xs), left, width - right);
     const y = scale(low, high, height - bottom, top);
-    const dots = all.map(([length, reward, chosen]) =>
-      svg("circle", { cx: x(length).toFixed(1), cy: y(reward).toFixed(1), r: 2, class: chosen ? "dot" : "dot down" }),
-    );
+    // one path for all of a colour: a dot is a line of no length with round ends
+    const dots = [true, false].map((chosen) => {
+      const places = all.filter((point) => point[2] === chosen);
+      const d = places.map(([length, reward]) => `M${x(length).toFixed(1)} ${y(reward).toFixed(1)}h0`).join("");
+      return svg("path", { d, class: chosen ? "dots" : "dots down" });
+    });
     return frame(
       `${y_title} against ${x_title}`,
       axes(x, ticks(0, Math.max(...xs), 5), x_title, y, ticks(low, high, 5), y_title),
