@@ -69,8 +69,10 @@ def test_no_color_is_respected(fake, capsys, monkeypatch):
 
 def test_rewarded_tokens_are_blue_punished_ones_orange_and_the_prompt_is_neither():
     mask = np.array([False, True, True, True, False])
-    text = coloured(["p", "a", "b", "c", "d"], mask, np.array([1.0, -1.0, 0.01]), np.array([0.0, 0.0, 1.0]), 1)
-    styles = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
+    pieces = ["p\n", " a", " b", "c", "\n\nd"]
+    text = coloured(pieces, mask, np.array([1.0, -1.0, 0.01]), np.array([0.0, 0.0, 1.0]), 1)
+    assert text.plain == "".join(pieces)
+    styles = {text.plain[span.start : span.end].strip(): str(span.style) for span in text.spans}
     assert (styles["a"], styles["b"]) == (REWARDED[-1], PUNISHED[-1])
     assert styles["c"] == "underline"
     assert styles["p"] == styles["d"] == "dim"

@@ -200,7 +200,7 @@ def test_the_page_says_what_the_terminal_says(fake, tmp_path, capsys):
     assert re.search(r"page.html: \d\.\d MB with 40 of 40 responses$", capsys.readouterr().out.strip())
     assert TeacherSpec(**data["teacher"]) == TeacherSpec(gain=5.0)
     assert str(TeacherSpec(gain=5.0)) in data["about"]["verdict"]["measured"]
-    assert any(fake.plan.sha256[:12] in text for text in data["about"]["facts"])
+    assert fake.plan.sha256[:12] in data["about"]["identity"]["format"][0]
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 

@@ -267,7 +267,7 @@ def test_two_hundred_responses_open_without_lag(browser, tmp_path):
     with Opened(browser, file) as opened:
         nodes = opened.evaluate("document.querySelectorAll('*').length")
         assert opened.evaluate("page.rows.all.length") == 200
-        assert nodes < 200 * 7 + 1_000
+        assert nodes < 200 * 7 + 2_500  # lists and charts of the whole cache have no more, however large it is
         empty, busy = opened.evaluate(opening)
         assert busy < 12 * empty, f"{busy:.0f} ms, and {empty:.0f} ms for two empty frames"
         composed = """() => {

@@ -252,9 +252,11 @@ def test_quantiles_over_equal_steps_of_the_logarithm_are_off_by_a_step_at_most()
 def test_bars_hold_every_value_once():
     histogram = Histogram(1.0, 10_000)
     histogram.add(np.random.default_rng(0).uniform(0.2, 0.7, 1_000))
-    counts, low, high = bars(histogram, 40)
-    assert (len(counts), counts.sum()) == (40, 1_000)
-    assert (low, high) == (pytest.approx(0.2, abs=0.01), pytest.approx(0.7, abs=0.01))
+    counts, edges = bars(histogram, 40)
+    assert (len(counts), len(edges), counts.sum()) == (40, 41, 1_000)
+    assert (edges[0], edges[-1]) == (pytest.approx(0.2, abs=0.01), pytest.approx(0.7, abs=0.01))
+    values = np.random.default_rng(0).uniform(0.2, 0.7, 1_000)
+    assert np.abs(counts - np.histogram(values, edges)[0]).max() <= 1  # a value on an edge
     one = Histogram(1.0, 100)
     one.add(np.ones(5))
     assert bars(one, 40)[0].tolist() == [5]

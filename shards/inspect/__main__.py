@@ -13,10 +13,11 @@ from shards.cli.flags.cache_flags import add_cache_flags, room_of
 from shards.cli.flags.quiet_flag import add_quiet_flag
 from shards.cli.flags.teacher_flags import add_teacher_flags, teacher_of
 from shards.cli.text import labelled
-from shards.cli.trust_text import headline, sampled, trust_table
+from shards.cli.trust_text import trust_table
 from shards.errors import CacheMissing, OptionError
 from shards.format.scores import Response
 from shards.format.writer import write_text
+from shards.inspect.around import SAMPLE_ROWS, around, measure
 from shards.inspect.choose import DEFAULT_SAMPLE, Choice, parse_rows
 from shards.inspect.coloured import show_coloured, tops_text
 from shards.inspect.page import PAGE_MB, page
@@ -32,18 +33,12 @@ from shards.preferences.directions import measure_directions
 from shards.progress import commanded
 from shards.remote import begun
 from shards.say import say
-from shards.spread import read_scores, sample
 from shards.survey.counts import MIN_COUNT, TOP, By
+from shards.survey.listed import Listed
 from shards.survey.reward import formula, response_reward, rewarded_by
 from shards.survey.survey import take_survey
-from shards.teacher.precision import Precision
 from shards.teacher.spec import TeacherSpec
-from shards.teacher.trust import Trust, assess
-from shards.teacher.verdict import verdict
 from shards.token_texts import TokenTexts
-
-SAMPLE_ROWS = 1_000
-"""Responses measured in a larger cache: about a hundred thousand positions, a few seconds."""
 
 PAGE_SUFFIXES = (".html", ".htm")
 
@@ -65,7 +60,7 @@ def show_cache(options: argparse.Namespace) -> None:
     if spec is None:
         print(f"\ntrust        {NO_TEACHER}")
     else:
-        print(f"\n{trust_table(*_assess(cache, spec))}")
+        print(f"\n{trust_table(*measure(cache, spec, SAMPLE_ROWS))}")
 
 
 def show_row(row: int, options: argparse.Namespace) -> None:
@@ -100,8 +95,10 @@ def write_page(file: Path, options: argparse.Namespace) -> None:
         raise OptionError(f"html: expected a file in a folder that is there, got {file}")
     cache = ShardCache(options.folder, room_of(options))
     spec = _served(cache, options)
-    about = {"facts": _facts(cache), "verdict": None if spec is None else _verdict(*_assess(cache, spec))}
-    written = page(cache, spec, _choice(cache, options), options.page_mb, about)
+    choice = _choice(cache, options)
+    survey = take_survey(cache, *rewarded_by(cache.plan, spec), TokenTexts.of(cache))
+    about = around(cache, spec, survey, _provenance(cache))
+    written = page(cache, spec, choice, options.page_mb, Listed.of(survey), about)
     try:
         write_text(file.parent, file.name, written.html)
     except OSError as exc:
@@ -122,28 +119,12 @@ def _choice(cache: ShardCache, options: argparse.Namespace) -> Choice:
     return Choice(rows=rows, sample=options.sample, seed=options.seed)
 
 
-def _verdict(trust: Trust, looked_at: str) -> Mapping[str, Any]:
-    """The verdict as the page shows it."""
-    word, reasons = verdict(trust)
-    measured = f"{trust.spec}; measured on {looked_at}, {trust.positions:,} positions"
-    return {"headline": headline(word, reasons), "reasons": list(reasons), "measured": measured}
-
-
 def _served(cache: ShardCache, options: argparse.Namespace) -> TeacherSpec | None:
     """The requested teacher. Raises TeacherUnavailable if the cache cannot give it."""
     spec = teacher_of(options, cache.plan)
     if spec is not None:
         cache.check(spec)
     return spec
-
-
-def _assess(cache: ShardCache, spec: TeacherSpec) -> tuple[Trust, str]:
-    """(the measured trust, which responses were measured)."""
-    rows = sample(cache, SAMPLE_ROWS)
-    parts = read_scores(cache, rows, spec)
-    plan = cache.plan
-    trust = assess(parts, spec, plan.nodes, plan.vocabulary_size, Precision.of(plan))
-    return trust, sampled(len(rows), len(cache), few_shards=cache.mirror is not None)
 
 
 def _facts(cache: ShardCache) -> list[str]:

@@ -12,6 +12,7 @@ from shards.format.scores import Response
 from shards.html.assemble import embedded_json
 from shards.inspect.packing import pack_row
 from shards.progress import progress
+from shards.survey.listed import Listed
 from shards.token_texts import TokenTexts
 
 SCALE_QUANTILE = 0.98
@@ -44,13 +45,14 @@ class Embedded:
         }
 
 
-def embed(cache: ShardCache, texts: TokenTexts, groups: Sequence[Sequence[int]], budget_bytes: float) -> Embedded:
+def embed(cache: ShardCache, listed: Listed, groups: Sequence[Sequence[int]], budget_bytes: float) -> Embedded:
     """The first of these groups that fit into a budget; at least one of them."""
+    texts = listed.survey.texts
     found = Embedded()
     with progress(None, "embedding rows", total=sum(map(len, groups)), unit="row", brief=True) as bar:
         for group in groups:
             responses = cache.read(group)
-            parts = [_part(row, response, texts, cache) for row, response in zip(group, responses, strict=True)]
+            parts = [_part(row, response, listed, cache) for row, response in zip(group, responses, strict=True)]
             new = _new_texts(responses, texts, found)
             added = sum(size for _, _, size in parts) + len(embedded_json(list(map(str, new.values())))) + 8 * len(new)
             if found.rows and found.size + added > budget_bytes:
@@ -65,10 +67,11 @@ def embed(cache: ShardCache, texts: TokenTexts, groups: Sequence[Sequence[int]],
     return found
 
 
-def _part(row: int, response: Response, texts: TokenTexts, cache: ShardCache) -> tuple[dict[str, Any], bytes, float]:
+def _part(row: int, response: Response, listed: Listed, cache: ShardCache) -> tuple[dict[str, Any], bytes, float]:
     """(what lists need, the values, bytes of both in the page)."""
-    pieces = texts.pieces(response.input_ids)
-    light, blob = _light(row, response, pieces), pack_row(response, pieces, cache.plan)
+    pieces = listed.survey.texts.pieces(response.input_ids)
+    light = _light(row, response, pieces) | {"listed": listed.in_response(response)}
+    blob = pack_row(response, pieces, cache.plan)
     return light, blob, len(embedded_json(light).encode()) + BASE64 * len(blob) + 70  # 70: the element around it
 
 

@@ -10,12 +10,16 @@ from shards.format.nodes import MIN_STRENGTH
 from shards.html.assemble import assemble, embedded_json, package_text
 from shards.inspect.choose import Choice, groups
 from shards.inspect.embed import Embedded, embed, special_ids
+from shards.survey.listed import Listed
 from shards.teacher.spec import PRESETS, TeacherSpec
 from shards.token_texts import TokenTexts
 
-SCRIPTS = ("values", "compose", "teacher", "rows", "text", "pair", "panel", "controls", "reader", "about")
+SCRIPTS = (
+    *("values", "compose", "teacher", "rows", "filters", "text", "pair", "panel", "controls", "reader"),
+    *("tops", "charts", "figures", "about"),
+)
 """The page's scripts, in order; a section stands where its script is."""
-STYLES = ("inspect",)
+STYLES = ("inspect", "around")
 PAGE_MB = 8.0
 
 
@@ -33,16 +37,23 @@ class Page:
         return size if self.rows == self.asked else f"{size}; {self.asked:,} do not fit, --page_mb allows more"
 
 
-def page(cache: ShardCache, spec: TeacherSpec | None, choice: Choice, page_mb: float, about: Mapping[str, Any]) -> Page:
+def page(
+    cache: ShardCache,
+    spec: TeacherSpec | None,
+    choice: Choice,
+    page_mb: float,
+    listed: Listed,
+    about: Mapping[str, Any],
+) -> Page:
     """The page of a finished cache, of page_mb million bytes or less if one pair of responses fits.
 
-    spec: the teacher to begin with; None: a teacher of the first pair that the cache serves. about: JSON values for
-    the sections about the whole cache.
+    spec: the teacher to begin with; None: a teacher of the first pair that the cache serves. listed: tokens and words
+    of the whole cache. about: JSON values for the sections about the whole cache.
     """
-    texts = TokenTexts.of(cache)
+    texts, about = listed.survey.texts, {**about, "listed": listed.to_json()}
     empty = _assembled(cache, spec, texts, Embedded(), about)
     budget_bytes = page_mb * 1e6 - len(empty.encode())
-    found = embed(cache, texts, groups(cache, choice, budget_bytes), budget_bytes)
+    found = embed(cache, listed, groups(cache, choice, budget_bytes), budget_bytes)
     asked = min(len(cache), choice.sample) if choice.rows is None else len(choice.rows)
     html = _assembled(cache, spec, texts, found, about)
     return Page(html=html, rows=len(found.rows), asked=max(asked, len(found.rows)), total=len(cache))

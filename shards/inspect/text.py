@@ -26,7 +26,12 @@ NO_TEACHER = "none: the cache serves no preset with its defaults"
 
 
 def plan_table(plan: Plan, provenance: Mapping[str, Any]) -> str:
-    """The inputs of a cache: models, tokenizer, data and options, with paths and short hashes."""
+    """The inputs of a cache as a table."""
+    return "\n".join(line for label, texts in plan_facts(plan, provenance).items() for line in labelled(label, texts))
+
+
+def plan_facts(plan: Plan, provenance: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The inputs of a cache: models, tokenizer, data and options, with paths and short hashes. Label -> lines."""
     identity = {name: part for name, part in plan.identity.items() if isinstance(part, Mapping)}
     places = provenance.get("models", {})
     models = [
@@ -37,7 +42,7 @@ def plan_table(plan: Plan, provenance: Mapping[str, Any]) -> str:
     data = f"{sources if isinstance(sources, str) else ', '.join(sources)}  {_hashes(identity.get('data', {}))}"
     skipped = "".join(f"; {count:,} skipped as {reason}" for reason, count in plan.skipped.items())
     threshold = "" if plan.log_threshold is None else f", kept above a log-prob of {plan.log_threshold:.3f}"
-    parts = {
+    return {
         "format": [f"{FORMAT_NAME} {FORMAT_VERSION}, {plan.values} values, build {plan.sha256[:HASH_CHARACTERS]}"],
         "models": models,
         "tokenizer": [tokenizer],
@@ -48,7 +53,6 @@ def plan_table(plan: Plan, provenance: Mapping[str, Any]) -> str:
         "rows": [f"{plan.rows:,}, of which {plan.truncated:,} cut at max_length{skipped}"],
         "tokens": [f"{plan.positions:,} response tokens in {len(plan.shards):,} shards"],
     }
-    return "\n".join(line for label, texts in parts.items() for line in labelled(label, texts))
 
 
 def values_table(manifest: Manifest) -> str:

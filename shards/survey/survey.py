@@ -10,7 +10,7 @@ from shards.format.schema import Role
 from shards.survey.counts import MIN_COUNT, By, TokenCounts, Tops, WordCounts, tops
 from shards.survey.reading import Part, blocks_within, read_parts
 from shards.survey.rows import RowFigures, row_figures, row_sums
-from shards.survey.words import words_of
+from shards.survey.words import Word, words_of
 from shards.token_texts import TokenTexts
 
 POSITIONS = 5_000_000
@@ -61,8 +61,7 @@ def take_survey(
         reward_N = part.reward(negative, beta)
         tokens.add(part.token_ids, reward_N)
         sums.append(row_sums(part, negative, reward_N))
-        if texts.note is None:  # a vocabulary's spelling has no spaces
-            _add_words(words, part, reward_N, texts)
+        _add_words(words, part, reward_N, texts)
     rows = row_figures(sums, cache.index)
     return Survey(
         negative=negative,
@@ -76,11 +75,18 @@ def take_survey(
     )
 
 
+def row_words(input_ids: np.ndarray, loss_mask: np.ndarray, texts: TokenTexts) -> list[Word]:
+    """The words of a row's distilled tokens; none without a tokenizer, whose vocabulary alone has no spaces."""
+    if texts.note is not None:
+        return []
+    ids = input_ids.tolist()
+    pairs = zip(ids, loss_mask.tolist(), strict=True)
+    return list(words_of(texts.pieces(ids), [wanted and not texts.special(token_id) for token_id, wanted in pairs]))
+
+
 def _add_words(words: WordCounts, part: Part, reward_N: np.ndarray, texts: TokenTexts) -> None:
     reward_T = np.zeros(len(part.input_ids))
     reward_T[part.loss_mask] = reward_N
     for start, end in zip(part.token_starts[:-1].tolist(), part.token_starts[1:].tolist(), strict=True):
-        ids = part.input_ids[start:end].tolist()
-        mask = part.loss_mask[start:end].tolist()
-        counted = [wanted and not texts.special(token_id) for token_id, wanted in zip(ids, mask, strict=True)]
-        words.add(words_of(texts.pieces(ids), counted), reward_T[start:end])
+        found = row_words(part.input_ids[start:end], part.loss_mask[start:end], texts)
+        words.add(found, reward_T[start:end])

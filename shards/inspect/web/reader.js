@@ -147,7 +147,7 @@
     const side = el(
       "nav",
       { class: "side no-print", "aria-label": "responses" },
-      el("div", { id: "filters" }),
+      page.filters.build(),
       parts.count,
       parts.list,
     );
