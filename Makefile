@@ -8,7 +8,7 @@ WORKERS ?= 2
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint benchmarks clean
+.PHONY: help venv browser demo test lint benchmarks clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## tiny models trained on the spot, a cache, two students, one table: two minutes on two cores
 	$(BIN)/python -m examples.demo
 
-test: lint ## lint, then the tests
+# where it cannot be installed, the tests of pages are skipped with a word, unless ALIGNDISTIL_CHROMIUM=required
+browser: ## Chromium, which tests of pages need: installed by apt-get, as root
+	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && apt-get update -qq \
+	&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium > /dev/null; } \
+	|| echo "no chromium: the tests of pages will be skipped"
+
+test: lint browser ## lint, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(INSTALLED) ## ruff, mypy and oxlint

@@ -127,3 +127,12 @@ def bucket(object_server, monkeypatch, tmp_path):
     object_server.proxy.forget()
     yield Bucket(object_server.new_bucket(), object_server.proxy)
     object_server.proxy.forget()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium for tests of pages; without one they are skipped (`browser.REQUIRED`)."""
+    from browser import chromium
+
+    with chromium() as found:
+        yield found

@@ -54,11 +54,12 @@ def main() -> None:
 
     with step("4. Run the three models once: the cache"):
         models = [f"{role}={OUT / role}" for role in ("dpo", "reverse", "reference")]
-        small = ["--top_k", "16", "--tokens_per_shard", "8192"]
+        small = ["--top_k", "16", "--tokens_per_shard", "8192", "--responses", "both"]
         run("precompute.build", "--models", *models, "--data", OUT / "pairs.jsonl", "--out", OUT / "shards", *small)
     with step("5. Check it, and look at it"):
         run("shards.verify", OUT / "shards")
         run("shards.inspect", OUT / "shards")
+        run("shards.inspect", OUT / "shards", "--html", OUT / "cache.html")
 
     students = {gain: OUT / f"student-gain-{gain}" for gain in GAINS}
     with step("6. Students of teachers with gain 5 and 15 at the same time, from the cache alone"):
@@ -75,7 +76,8 @@ def main() -> None:
     with step("8. How did the trainings go? Their curves over each other, to open in a browser"):
         run("student.report", *students.values(), "--html", OUT / "runs.html")
     print(f"\n{text}\n\neverything is in {OUT}; {time.perf_counter() - started:.0f} s in all")
-    print(f"to look at: {OUT / 'runs.html'}, how the trainings went")
+    print(f"open {OUT / 'cache.html'} in a browser: what the cache knows about every token")
+    print(f"open {OUT / 'runs.html'} in a browser: how the trainings went")
     require_progress(qualities)
 
 

@@ -31,6 +31,7 @@ class RunLog(ProgressCallback):
         self.trainer = trainer
         self.says = _takes_the_place_of_transformers(trainer)
         self._began = (0.0, 0)  # time, step
+        self._named = False
         self._next_write = 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -38,14 +39,13 @@ class RunLog(ProgressCallback):
             super().on_train_begin(args, state, control, **kwargs)
         self.current_step = state.global_step
         self._began = (time.monotonic(), state.global_step)
-        if state.is_world_process_zero:
-            with naming_saves(str(args.output_dir)):
-                write_json(Path(args.output_dir), RUN_FILE, self.trainer.run_identity())
-        self._write(args, state)
+        self._named = False
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.training_bar is not None:
             super().on_step_end(args, state, control, **kwargs)
+        if not self._named:  # a run that is refused in its first step leaves nothing
+            self._write(args, state)
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
@@ -80,11 +80,14 @@ class RunLog(ProgressCallback):
         return other_text(logs, step=state.global_step)
 
     def _write(self, args: Any, state: TrainerState) -> None:
-        """Write the log whole, then give it its name."""
+        """Write the log whole, then give it its name; and the first time the identity of its run."""
         if not state.is_world_process_zero:
             return
         began, out = time.monotonic(), Path(args.output_dir)
         with naming_saves(str(out)):
+            if not self._named:
+                write_json(out, RUN_FILE, self.trainer.run_identity())
+                self._named = True
             temporary = temporary_name(out, STATE_FILE)
             state.save_to_json(str(temporary))
             temporary.replace(out / STATE_FILE)

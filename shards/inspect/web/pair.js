@@ -5,6 +5,8 @@ page.pair = (() => {
   const { el, svg } = page;
   const HEIGHT = 64;
   const WIDTH = 600;
+  const EDGE = 2; // above and below, so that the line is not cut
+  const NOWHERE = -9;
   let open = []; // [{loaded, card, response, sum}]
 
   /* Sums of the rewards up to each position, from 0. */
@@ -17,13 +19,14 @@ page.pair = (() => {
   /* The running sum of a response as a line. shared: the scales of all open responses. */
   function line(sums, shared) {
     const x = (n) => ((WIDTH * n) / shared.longest).toFixed(1);
-    const y = (sum) => (HEIGHT * (1 - (sum - shared.lowest) / (shared.highest - shared.lowest || 1))).toFixed(1);
+    const height = HEIGHT - 2 * EDGE;
+    const y = (sum) => (EDGE + height * (1 - (sum - shared.lowest) / (shared.highest - shared.lowest || 1))).toFixed(1);
     const points = sums.map((sum, n) => `${x(n)},${y(sum)}`).join(" ");
     const chart = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", class: "running", "aria-hidden": "true" });
     chart.append(
       svg("line", { x1: 0, x2: WIDTH, y1: y(0), y2: y(0), class: "zero" }),
       svg("polyline", { points, class: sums.at(-1) < 0 ? "curve down" : "curve" }),
-      svg("line", { x1: 0, x2: 0, y1: 0, y2: HEIGHT, class: "marker" }),
+      svg("line", { x1: NOWHERE, x2: NOWHERE, y1: 0, y2: HEIGHT, class: "marker" }),
     );
     return chart;
   }
@@ -62,7 +65,7 @@ page.pair = (() => {
     const sum = el("div", { class: "sum" });
     const copy = el("button", { type: "button", class: "no-print", on: { click: () => page.copy(row.text) } }, "Copy text");
     const table = el("button", { type: "button", class: "no-print", on: { click: () => page.copy(as_table(loaded)) } }, "Copy table");
-    const facts = `row ${row.id}, ${row.name}, ${row.positions} tokens`;
+    const facts = `row ${row.id}, ${row.positions} tokens`;
     const head = el("div", { class: "card-head" }, el("h3", {}, row.chosen ? "Chosen" : "Rejected"), el("span", { class: "quiet" }, facts), el("span", { class: "buttons" }, copy, table));
     return { loaded, response, sum, card: el("article", { class: "card" }, head, sum, response) };
   }
@@ -101,7 +104,7 @@ page.pair = (() => {
     for (const { loaded, sum } of open) {
       const marker = sum.querySelector(".marker");
       const longest = Math.max(...open.map((part) => part.loaded.row.positions), 1);
-      const at = loaded.row.id === id && n !== null ? ((n + 1) / longest) * WIDTH : -9;
+      const at = loaded.row.id === id && n !== null ? ((n + 1) / longest) * WIDTH : NOWHERE;
       marker.setAttribute("x1", at);
       marker.setAttribute("x2", at);
     }

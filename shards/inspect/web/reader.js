@@ -47,7 +47,10 @@
 
   /* Shows the panel of a token, without moving the address. */
   async function view(id, token) {
+    parts.asked = { id, token };
+    const { asked } = parts;
     const loaded = await page.rows.load(id);
+    if (asked !== parts.asked) return; // another one was asked for meanwhile
     const step = (by) => move(span_at(id, token), by);
     const redraw = () => view(id, token);
     parts.panel.replaceChildren(...page.panel.build(loaded, token, { step, redraw, close }));
@@ -63,7 +66,7 @@
 
   function close() {
     pinned = false;
-    parts.viewed = null;
+    parts.viewed = parts.asked = null;
     parts.panel.hidden = true;
     for (const marked of parts.pair.querySelectorAll(".token.view")) marked.classList.remove("view");
     page.pair.mark(null, null);
@@ -155,6 +158,9 @@
     });
     addEventListener("hashchange", page.rows.follow);
     list();
-    if (!page.rows.follow() && page.rows.all.length) page.rows.open(page.rows.all[0].id);
+    const { hash } = location;
+    if (page.rows.follow()) return;
+    if (hash.startsWith("#row-")) help.textContent = `This page does not have ${hash.slice(1)}; --rows chooses what it has.`;
+    if (page.rows.all.length) page.rows.open(page.rows.all[0].id);
   });
 })();
