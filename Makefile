@@ -8,7 +8,7 @@ WORKERS ?= 2
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv browser demo test lint benchmarks clean
+.PHONY: help venv browser demo test pytest lint benchmarks clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,11 @@ browser: ## Chromium, which tests of pages need: installed by apt-get, as root
 	&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium > /dev/null; } \
 	|| echo "no chromium: the tests of pages will be skipped"
 
-test: lint browser ## lint, then the tests
+# mypy has one thread and a minute of work in a fresh clone: beside the tests it leaves no core idle
+test: $(INSTALLED) ## lint and the tests, side by side
+	$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+pytest: $(INSTALLED) browser ## the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(INSTALLED) ## ruff, mypy and oxlint

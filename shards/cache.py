@@ -18,12 +18,17 @@ from shards.format.index import INDEX_FILE, RowIndex, read_index
 from shards.format.manifest import PROVENANCE_FILE, VOCABULARY_FILE, Manifest, read_json, read_manifest, require_files
 from shards.format.schema import Pair, Role
 from shards.format.scores import Response, Scores, Tokens, concatenate
+from shards.notebook.cache_text import cache_html, cache_text
+from shards.notebook.extras import extra
+from shards.notebook.row import Row, TokenView
+from shards.notebook.table import arrow_table
 from shards.places.room import Room
 from shards.places.url import is_url
 from shards.remote import mirror_of, mirrored_manifest
 from shards.teacher.compose import Teacher, compose
 from shards.teacher.served import lacks
 from shards.teacher.spec import TeacherSpec
+from shards.token_texts import TokenTexts
 
 
 class Place(NamedTuple):
@@ -80,6 +85,11 @@ class ShardCache:
         """Lengths, pairs and preference of all rows, from the cache's index file."""
         return read_index(self.bring(INDEX_FILE).parent, self.plan, self.name)
 
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """The text of every token, from the tokenizer that the cache brings. Raises as `TokenTexts.of`."""
+        return TokenTexts.of(self)
+
     def bring(self, file: str) -> Path:
         """A file of the cache on this machine. Raises, for a URL, as `Mirror.ensure`."""
         return self.folder / file if self.mirror is None else self.mirror.ensure(file)
@@ -112,6 +122,10 @@ class ShardCache:
             found |= {place: split[place.row] for place in wanted}
         return [found[place] for place in places]
 
+    def read_columns(self, rows: Sequence[int] | np.ndarray, selection: Any) -> list[codec.Row]:
+        """The columns of a selection for each of `rows`, as they are stored. Raises as `read`."""
+        return self._rows([int(row) for row in rows], selection)
+
     def check(self, spec: TeacherSpec) -> None:
         """Raise TeacherUnavailable, saying what is missing, if this cache cannot give the teacher of `spec`."""
         lacking = lacks(self.plan, spec)
@@ -128,6 +142,37 @@ class ShardCache:
     def shards_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """The shard of each of these rows."""
         return np.searchsorted(self._first_rows, rows, side="right") - 1
+
+    # ---- for a person in a notebook
+
+    def row(self, number: int, spec: TeacherSpec | None = None) -> Row:
+        """A response with its texts and teacher: it shows itself, and has `to_pandas` and `plot`.
+
+        spec: the teacher; default: the first preset that the cache serves.
+        """
+        return Row(self, number, spec)
+
+    def show(self, number: int, spec: TeacherSpec | None = None) -> TokenView:
+        """The same as coloured text whose tokens say what each model would have said instead."""
+        return TokenView(self.row(number, spec))
+
+    def to_polars(self, columns: Sequence[str], rows: Sequence[int] | None = None) -> Any:
+        """Decoded columns as a polars.DataFrame, of these rows (default: all); `shards.notebook.table` has the names.
+
+        Raises OptionError for unknown names, rows out of range, and a table that is larger than the memory.
+        """
+        return extra("polars").from_arrow(arrow_table(self, columns, rows))
+
+    def to_pandas(self, columns: Sequence[str], rows: Sequence[int] | None = None) -> Any:
+        """The same as a pandas.DataFrame."""
+        extra("pandas")
+        return arrow_table(self, columns, rows).to_pandas()
+
+    def __repr__(self) -> str:
+        return cache_text(self)
+
+    def _repr_html_(self) -> str:
+        return cache_html(self)
 
     def _places(self, rows: Sequence[int]) -> list[Place]:
         for row in rows:

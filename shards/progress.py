@@ -50,7 +50,8 @@ def progress(
     if shown and not draws():
         return Lines(iterable, desc, total=total, unit=unit, initial=initial)
     late = {"delay": QUIET_SECONDS, "leave": False} if brief else {}
-    given = {"unit": unit, "unit_scale": unit == "B", "initial": initial, "smoothing": SMOOTHING}
+    # a step of a training grows by its parts, which have digits after the point
+    given = {"unit": unit, "unit_scale": unit in ("B", "step"), "initial": initial, "smoothing": SMOOTHING}
     return tqdm(iterable, desc, total, disable=not shown, dynamic_ncols=True, **given, **late)
 
 
@@ -76,6 +77,7 @@ class Lines:
         self._iterable, self._initial = iterable, initial
         self._began, self._said = time.monotonic(), False
         self._note = ""
+        self.refresh()
         self._ended = threading.Event()
         self._end = weakref.finalize(self, self._ended.set)
         threading.Thread(target=_say_lines, args=(weakref.ref(self), self._ended), daemon=True).start()
@@ -97,7 +99,12 @@ class Lines:
         self.n += n or 0
 
     def refresh(self, *_: object, **__: object) -> None:
-        """Nothing: the next line comes by itself."""
+        """Wait again before the next line: the reader has just been told how far it is."""
+        self._next = time.monotonic() + LINE_SECONDS
+
+    @property
+    def seconds_to_next(self) -> float:
+        return self._next - time.monotonic()
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """A few words for the end of the line."""
@@ -112,6 +119,7 @@ class Lines:
 
     def say(self) -> None:
         self._said = True
+        self.refresh()
         logger("progress").info("%s", self.text())
 
     def text(self, *, ended: bool = False) -> str:
@@ -151,11 +159,14 @@ class Lines:
 
 
 def _say_lines(lines: "weakref.ref[Lines]", ended: threading.Event) -> None:
-    while not ended.wait(LINE_SECONDS):
+    wait = LINE_SECONDS
+    while not ended.wait(wait):
         found = lines()
         if found is None:
             return
-        found.say()
+        if found.seconds_to_next <= 0:
+            found.say()
+        wait = max(found.seconds_to_next, LINE_SECONDS / 100)
         del found
 
 

@@ -2,14 +2,27 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from shards.cache import ShardCache
 from shards.errors import CacheDamaged, first_line
 from shards.format.manifest import TOKENIZER_FILE, read_tokenizer
+from shards.format.plan import Plan
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer shows for bytes that are no character, or not yet."""
+
+
+class CacheFiles(Protocol):
+    """The part of a ShardCache that is needed here; the cache itself knows this module."""
+
+    name: str
+    plan: Plan
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]: ...
+
+    def bring(self, file: str) -> Path: ...
 
 
 class TokenTexts:
@@ -23,12 +36,13 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._spelled = {token_id: text for text, token_id in vocabulary.items()}
         added = {} if tokenizer is None else tokenizer.get_added_tokens_decoder()
-        self._word = None if tokenizer is None else self._some_word()
         self._special = {token_id for token_id, token in added.items() if token.special}
+        self._word = None if tokenizer is None else self._some_word()
+        self._usual: dict[int, str] = {}
         self.note = None if tokenizer is not None else f"no {TOKENIZER_FILE}: tokens as the vocabulary spells them"
 
     @classmethod
-    def of(cls, cache: ShardCache) -> "TokenTexts":
+    def of(cls, cache: CacheFiles) -> "TokenTexts":
         """Raises CacheMissing or CacheDamaged if the cache names a tokenizer.json that is not there or altered."""
         named = cache.plan.tokenizer_sha256 is not None
         content = read_tokenizer(cache.bring(TOKENIZER_FILE).parent, cache.plan, cache.name) if named else None
@@ -40,9 +54,13 @@ class TokenTexts:
         A character of several tokens is the text of the last of them; the others have none.
         """
         ids = [int(token_id) for token_id in input_ids]
-        if self._tokenizer is None:
-            return [self._spelled.get(token_id, f"<{token_id}>") for token_id in ids]
-        whole, found = self._decode(ids), list(self._stream(ids))
+        if self._tokenizer is None or not ids:
+            return list(map(self.text, ids))
+        whole = self._decode(ids)
+        usual = [self._decode(ids[:1]), *map(self._usually, ids[1:])]  # nearly always, and much faster
+        if UNFINISHED not in whole and "".join(usual) == whole:
+            return usual
+        found = list(self._stream(ids))
         if "".join(found) != whole[: sum(map(len, found))]:
             found = list(self._by_prefix(ids, whole))
         if found:
@@ -65,6 +83,12 @@ class TokenTexts:
     def _some_word(self) -> int | None:
         """A token of letters: behind it, other tokens are decoded with the space before them."""
         return next((i for i, text in self._spelled.items() if text.isascii() and text.isalpha()), None)
+
+    def _usually(self, token_id: int) -> str:
+        """`text`, remembered: what a token adds to most texts."""
+        if token_id not in self._usual:
+            self._usual[token_id] = self.text(token_id)
+        return self._usual[token_id]
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False)

@@ -27,12 +27,30 @@ os.fsync = lambda descriptor: None
 importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """First what starts processes by `fresh`: with -n one worker has all of it, and loads the libraries for it once."""
+    items.sort(key=lambda item: not {"fresh", "run_ranks"} & vars(item.module).keys())
+
+
 def pytest_collection_finish() -> None:
     """Leave all that is imported by now out of garbage collection, which every Trainer asks for before it trains."""
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+        _prepare(sys.modules["torch"])
+    if "student.train.distance" in sys.modules:  # every training measures its student twice
+        sys.modules["student.train.distance"].ROWS = 4
     gc.freeze()
     gc.enable()
+
+
+def _prepare(torch) -> None:
+    """One thread; and no random weights for models that are about to be loaded, which are on no device until then."""
+    torch.set_num_threads(1)
+    for layer in (torch.nn.Linear, torch.nn.Embedding):
+        layer.reset_parameters = _unless_on_meta(layer.reset_parameters)
+
+
+def _unless_on_meta(reset):
+    return lambda module: None if module.weight.is_meta else reset(module)
 
 
 def pytest_sessionfinish() -> None:

@@ -10,6 +10,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 CONTEXT = multiprocessing.get_context("forkserver")
 LLAMA = "transformers.models.llama.modeling_llama"
@@ -21,7 +22,9 @@ def start(what, arguments, folder, log, **environment):
     """A process that runs a module, or a script, in `folder`; log: stem of the files of its stdout and stderr."""
     arguments = [str(argument) for argument in arguments]
     process = CONTEXT.Process(target=_run, args=(what, arguments, str(folder), str(log), environment))
-    process.start()
+    with mock.patch.dict(os.environ):
+        os.environ.pop("TRITON_INTERPRET", None)  # for what is loaded there: a child chooses anew
+        process.start()
     return process
 
 
@@ -30,9 +33,9 @@ def printed(log):
     return tuple(Path(f"{log}.{name}").read_text() for name in ("out", "err"))
 
 
-def run(module, arguments, folder, log):
+def run(module, arguments, folder, log, **environment):
     """Run a command to its end, as subprocess.run does."""
-    process = start(module, arguments, folder, log)
+    process = start(module, arguments, folder, log, **environment)
     process.join(SECONDS)
     assert process.exitcode is not None, f"{module} did not end: {printed(log)[1][-3000:]}"
     return subprocess.CompletedProcess([module, *arguments], process.exitcode, *printed(log))
@@ -44,6 +47,7 @@ def _run(what, arguments, folder, log, environment):
         os.dup2(file, number)
         os.close(file)
     os.chdir(folder)
+    sys.path.insert(0, folder)  # as `python -m` does
     os.environ |= {"OMP_NUM_THREADS": "1"} | environment
     sys.argv = [str(what), *arguments]
     if isinstance(what, Path):

@@ -154,7 +154,10 @@ def test_the_plan_says_how_many_steps_move_the_student_and_the_end_how_far_it_we
     assert "hardly moved" not in printed
 
 
-def test_how_far_the_student_went_is_what_an_evaluation_gives(sparse_cache, trio_folders, tmp_path, capsys):
+def test_how_far_the_student_went_is_what_an_evaluation_gives(
+    sparse_cache, trio_folders, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("student.train.distance.ROWS", 32)
     settings = plain_sgd(max_steps=3, eval_shards=[str(sparse_cache.folder)], eval_on_start=True)
     trainer = train(arguments(sparse_cache, trio_folders["reference"], tmp_path, **settings))
     logs = [entry for entry in trainer.state.log_history if "eval_loss" in entry]

@@ -3,12 +3,10 @@
 import contextlib
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 
 import dense
+import fresh
 import numpy as np
 import pytest
 import torch
@@ -23,6 +21,7 @@ from transformers import (
     GraniteForCausalLM,
 )
 
+from precompute.build import __main__ as build_command
 from precompute.build import steps
 from precompute.build.build import build
 from precompute.build.work import shard_work
@@ -550,10 +549,11 @@ def test_other_weights_give_another_build(trio_folders, pairs_file, tmp_path):
 def test_two_processes_write_the_bytes_of_one(trio_folders, pairs_file, tmp_path):
     settings = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15, "values": "compact"}
     build(build_options(trio_folders, pairs_file, tmp_path / "one", **settings))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "precompute.build", "--data", str(pairs_file), "--out", str(tmp_path / "two"), "--models"]
+    # torchrun, whose processes are forks of its own and run the same file as -m does
+    command = ["--standalone", "--nproc_per_node=2", "--start-method=fork", "--run-path", build_command.__file__]
+    command += ["--data", str(pairs_file), "--out", str(tmp_path / "two"), "--models"]
     command += [f"{role}={folder}" for role, folder in trio_folders.items()]
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = fresh.run("torch.distributed.run", command, tmp_path, tmp_path / "log")
     assert done.returncode == 0, done.stderr[-3000:]
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -49,7 +49,9 @@ def models(trio_folders):
     return ["--models", *(f"{role}={folder}" for role, folder in trio_folders.items())]
 
 
-def test_commands_work_where_folders_have_the_names_of_the_packages(trio_folders, tmp_path, monkeypatch, capsys):
+def test_commands_work_where_folders_have_the_names_of_the_packages(
+    trio_folders, tmp_path, tmp_path_factory, monkeypatch, capsys
+):
     write_jsonl(tmp_path / "pairs.jsonl", make_pairs(4))
     theirs = [
         "shards/notes.jsonl",
@@ -87,7 +89,8 @@ def test_commands_work_where_folders_have_the_names_of_the_packages(trio_folders
 
     train = ["-m", "student.train", "--output_dir", "out", "--max-steps", "2", "--global_batch_size", "2"]
     train += ["--per-device-train-batch-size", "2", "--use_cpu", "--report-to", "none", "--save_strategy", "no"]
-    run(tmp_path, *train)
+    done = fresh.run(train[1], train[2:], tmp_path, tmp_path_factory.mktemp("logs") / "train")
+    assert done.returncode == 0, done.stderr[-3000:]
     load(tmp_path / "out")
     assert {name: content for name, content in snapshot(tmp_path).items() if not name.startswith("out/")} == built
 

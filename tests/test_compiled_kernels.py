@@ -1,11 +1,9 @@
 """The kernels compile for a GPU that need not be there, and their loops over the vocabulary do not wait."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import pytest
 
 pytest.importorskip("triton", reason="needs triton")
@@ -22,11 +20,8 @@ MOST_SPILLS = 2
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.compile_kernels", "90"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    folder = tmp_path_factory.mktemp("triton")  # no interpreter of Triton in such a process
+    done = fresh.run("tests.compile_kernels", ["90"], ROOT, folder / "log", TRITON_CACHE_DIR=str(folder))
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

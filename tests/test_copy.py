@@ -1,6 +1,7 @@
 """shards.copy: between folders, buckets and the hub; the manifest last, nothing sent twice, nothing replaced."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -9,11 +10,12 @@ from hub_stand_in import HubStandIn
 
 from shards import ShardCache
 from shards.copy.__main__ import main
-from shards.copy.card import card
+from shards.copy.card import _size, card
 from shards.copy.destination import Destination
 from shards.copy.folder import FolderStore
 from shards.errors import CacheConflict, CacheDamaged, CacheMissing, OptionError, TransferFailed
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, read_manifest
+from shards.format.writer import exclusive
 from shards.places.publisher import Publisher
 from shards.places.stores import store_of
 from shards.places.url import is_url, parse_url
@@ -110,6 +112,10 @@ def test_what_a_killed_copy_leaves_in_a_folder_is_no_cache_and_is_removed_next(c
         run(cache, tmp_path / "two")
     left = {path.name for path in (tmp_path / "two").iterdir()}
     assert any(name.endswith(".aligndistil-tmp") for name in left) and not shards(left) and MANIFEST_FILE not in left
+    for name in left:  # as of another process
+        (tmp_path / "two" / name).rename(tmp_path / "two" / name.replace(str(os.getpid()), "1"))
+    with exclusive(tmp_path / "two"), pytest.raises(CacheConflict, match="expected no other build at work here"):
+        run(cache, tmp_path / "two")
     run(cache, tmp_path / "two")
     assert files(tmp_path / "two") == files(cache)
 
@@ -142,6 +148,15 @@ def test_a_source_without_one_of_its_files_is_refused_before_anything_is_written
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.parametrize("file", ["plan.json", "index.arrow", "vocabulary.json"])
+def test_a_small_file_of_another_cache_is_refused_before_anything_is_written(file, cache, run, tmp_path):
+    source = shutil.copytree(cache, tmp_path / "one")
+    shutil.copy(make_cache(tmp_path / "other", pairs=10, vocabulary_size=25, seed=1).folder / file, source / file)
+    with pytest.raises(CacheDamaged, match=rf"^{source}/{file}: .*expected"):
+        run(source, tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+
+
 def test_a_begun_build_and_an_empty_place_are_no_source(cache, bucket, run, tmp_path):
     source = shutil.copytree(cache, tmp_path / "one")
     (source / MANIFEST_FILE).unlink()
@@ -159,6 +174,33 @@ def test_a_place_with_another_cache_is_refused_and_kept(destination, cache, buck
     with pytest.raises(CacheConflict, match=rf"^{end}: holds another cache, positions: expected "):
         run(cache, end)
     assert files(end) == files(other)
+
+
+def test_a_begun_copy_and_a_finished_one_of_another_content_are_refused(cache, run, tmp_path):
+    begun, finished = tmp_path / "two", shutil.copytree(cache, tmp_path / "three")
+    begun.mkdir()
+    shutil.copy(make_cache(tmp_path / "other", pairs=10, seed=1).folder / PLAN_FILE, begun)
+    sha256 = read_manifest(cache).entries[0].sha256
+    manifest = finished / MANIFEST_FILE
+    manifest.write_text(manifest.read_text().replace(sha256, "0" * 64))
+    for place in (begun, finished):
+        before = files(place)
+        with pytest.raises(CacheConflict, match=rf"^{place}: holds another cache, "):
+            run(cache, place)
+        assert files(place) == before
+
+
+def test_a_shard_that_is_not_there_in_the_end_is_missing_and_there_is_no_manifest(cache, run, tmp_path, monkeypatch):
+    plain = Publisher.publish
+
+    def publish(self, file, path, **flags):
+        if file != "part-00002.arrow":
+            plain(self, file, path, **flags)
+
+    monkeypatch.setattr(Publisher, "publish", publish)
+    with pytest.raises(CacheMissing, match=r"two/part-00002.arrow: expected a shard of \d+ bytes"):
+        run(cache, tmp_path / "two")
+    assert not (tmp_path / "two" / MANIFEST_FILE).exists()
 
 
 def test_shards_without_a_plan_are_refused(cache, bucket, run):
@@ -190,6 +232,13 @@ def test_a_file_of_a_folder_is_never_replaced_even_if_it_comes_between_look_and_
     (tmp_path / ".a.tmp").write_bytes(b"other")
     assert not FolderStore(tmp_path).put("a", tmp_path / ".a.tmp")
     assert (tmp_path / "a").read_bytes() == b"mine"
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_folder_after(tmp_path, monkeypatch):
+    flushed, target = [], tmp_path / "a"
+    monkeypatch.setattr("shards.copy.folder.flush", lambda path: flushed.append((path == tmp_path, target.exists())))
+    assert FolderStore(tmp_path).put("a", b"mine")
+    assert flushed == [(False, False), (True, True)] and [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_jobs_are_one_or_more(cache, run, tmp_path):
@@ -250,6 +299,16 @@ def test_a_card_names_no_folder_of_anybody(cache):
     assert provenance["models"]["dpo"] == "/models/dpo"
 
 
+def test_the_card_has_the_hubs_word_for_a_number_of_rows():
+    words = [_size(rows) for rows in (0, 999, 1000, 9999, 10_000, 10**8, 10**12)]
+    assert words == ["n<1K", "n<1K", "1K<n<10K", "1K<n<10K", "10K<n<100K", "100M<n<1B", "100M<n<1B"]
+
+
+def test_a_file_that_a_folder_does_not_have_is_missing(tmp_path):
+    with pytest.raises(CacheMissing, match=rf"^{tmp_path}/x: expected a file, found none$"):
+        FolderStore(tmp_path).read("x")
+
+
 @pytest.mark.parametrize("url", ["hf://models/me/one", "hf://datasets/one", "hf://datasets/me/one@a@b"])
 def test_another_hub_url_is_refused_with_the_form_that_is_expected(url, cache, run):
     with pytest.raises(OptionError, match=r"expected .*hf://datasets/OWNER/NAME\[@REVISION\]\[/PATH\]"):
@@ -265,3 +324,6 @@ def test_a_destination_without_links_still_replaces_nothing(cache, run, tmp_path
     assert files(tmp_path / "two") == files(cache)
     store = FolderStore(tmp_path / "two")
     assert not Destination(publisher=Publisher(store), work=tmp_path).store.put(PLAN_FILE, b"other")
+    looks = iter([False])  # it comes between look and write
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: next(looks, True))
+    assert not store.put(PLAN_FILE, b"other") and files(tmp_path / "two") == files(cache)

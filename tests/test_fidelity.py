@@ -9,7 +9,7 @@ import torch
 from dense import PRESETS
 
 from benchmarks.fidelity import __main__ as command
-from benchmarks.fidelity import measure
+from benchmarks.fidelity import measure, student
 from benchmarks.fidelity.dense import NODES, load_roles, read_rows, score
 from benchmarks.fidelity.options import FidelityOptions
 from benchmarks.fidelity.report import goal_lines, page
@@ -87,6 +87,7 @@ def test_a_teacher_at_a_node_is_exact(dense):
 
 def test_every_section_of_the_page_is_there(trio_folders, pairs_file, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "SIZES", (2, 4, 9))
+    monkeypatch.setattr(student, "RATE", 1e-3)  # fewer steps from stage to stage
     (tmp_path / "trio").symlink_to(trio_folders["dpo"].parent)
     options = FidelityOptions(
         trios=[f"tiny={tmp_path / 'trio'}"],

@@ -116,7 +116,7 @@ def test_a_row_shows_every_response_token_with_its_probabilities_and_the_teacher
     words = {token_id: text for text, token_id in fake.vocabulary.items()} | {1: "\\n"}
     start = 0
     for n, (line, count) in enumerate(zip(lines, teacher.support_count, strict=True)):
-        token, p_reference, p_teacher, distance, w, k, best, p_best = line.split()[1:9]
+        token, _, p_reference, p_teacher, distance, w, k, best, p_best = line.split()[1:10]
         assert token == words[response.input_ids[response.loss_mask][n]]
         assert float(p_reference) == pytest.approx(np.exp(response.scores.next_logprob["reference"][n]), abs=1e-4)
         assert float(distance) == pytest.approx(response.scores.l1_distance["reverse"][n], abs=1e-4)

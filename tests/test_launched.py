@@ -142,6 +142,8 @@ def test_a_checkpoint_that_is_divided_in_another_way_is_refused(sparse_cache, st
     trainer = SimpleNamespace(is_fsdp_enabled=True, accelerator=accelerator)
     with pytest.raises(OptionError, match="of FSDP, FULL_STATE_DICT, as this launch, got one of FSDP, SHARDED_STATE"):
         require_same_sharding(trainer, checkpoint)
+    (checkpoint / "pytorch_model_fsdp.bin").touch()
+    require_same_sharding(trainer, checkpoint)
 
 
 def test_half_precision_under_fsdp2_rounds_neither_the_loss_nor_the_sums_of_gradients():
@@ -154,9 +156,14 @@ def test_half_precision_under_fsdp2_rounds_neither_the_loss_nor_the_sums_of_grad
     policy = plugin.mixed_precision_policy
     assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.float16, torch.float32, None)
     keep_float32_sums(None)
+    earlier = FullyShardedDataParallelPlugin(fsdp_version=1)
+    earlier.set_mixed_precision("fp16")
+    policy = earlier.mixed_precision_policy
+    keep_float32_sums(earlier)
+    assert earlier.mixed_precision_policy is policy
 
 
-def test_adapters_that_fsdp_would_not_save_are_refused():
+def test_adapters_that_fsdp_would_not_save_are_refused(monkeypatch):
     plugin = SimpleNamespace(activation_checkpointing=True)
     trainer = SimpleNamespace(
         is_fsdp_enabled=True,
@@ -167,4 +174,8 @@ def test_adapters_that_fsdp_would_not_save_are_refused():
     with pytest.raises(OptionError, match="fsdp_activation_checkpointing: expected false with use_peft"):
         require_as_launched(trainer)
     plugin.activation_checkpointing = False
+    for name, value in (("RANK", "0"), ("ACCELERATE_USE_FSDP", "true")):
+        monkeypatch.setenv(name, value)
+    require_as_launched(trainer)  # as the launcher asks
+    plugin.activation_checkpointing, trainer.args.use_peft = True, False
     require_as_launched(trainer)

@@ -1,6 +1,7 @@
 """The layers: `precompute` writes what `shards` defines, `student` reads it; no import goes the other way."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ FORBIDDEN = {
 }
 
 
+@functools.cache
 def modules():
     return {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
@@ -30,12 +32,18 @@ def modules():
     }
 
 
+@functools.cache
+def imports(tree):
+    """The import statements of a module, at its top or inside a function."""
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def imported(tree):
-    """Names that a module imports, at its top or inside a function: `a`; `a` and `a.b` for `from a import b`."""
-    for node in ast.walk(tree):
+    """Names that a module imports: `a`; `a` and `a.b` for `from a import b`."""
+    for node in imports(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, "imports are absolute here"
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
@@ -43,10 +51,10 @@ def imported(tree):
 
 def needed(tree, trees):
     """Modules that a module needs: `from shards.format import schema` needs schema, and its package for other names."""
-    for node in ast.walk(tree):
+    for node in imports(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in trees)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 yield from (name for name in (inner if inner in trees else node.module,) if name in trees)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from student.data.order import GlobalBatchSampler, Window, by_length, shuffled
+from student.data.order import GlobalBatchSampler, Window, _row_type, by_length, shuffled
 
 ENDS = np.cumsum(np.random.default_rng(0).integers(1, 12, 40))
 ROWS = int(ENDS[-1])
@@ -82,6 +82,26 @@ def test_rows_of_a_shard_spread_evenly_over_the_window_also_at_the_ends():
     assert spread[~middle].min() > 40 / 12**0.5 / 2 * 0.7, "reflection folds half of the window at most"
     assert max(np.ptp(place) for place in at) <= 41
     assert (np.diff(rows) == 1).mean() < 0.01, "neighbours in a shard are not neighbours in the order"
+    for end in (rows[:250], rows[-250:]):  # of the 500 rows whose places are beyond an end
+        assert abs((np.diff(end) > 0).mean() - 0.5) < 0.15, "rows at an end are as mixed as the others"
+
+
+def test_a_million_rows_are_mixed_as_well_as_a_few():
+    rows = shuffled(1_000_000, seed=0, epoch=0, window=Window(width=40, ends=np.arange(1000, 1_000_001, 1000)))
+    assert abs((np.diff(rows) > 0).mean() - 0.5) < 0.01
+
+
+def test_rows_are_numbered_in_the_smaller_type_that_has_room():
+    assert (_row_type(2**31 - 1), _row_type(2**31)) == (np.int32, np.int64)
+
+
+@pytest.mark.parametrize("width", [None, 7])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_the_order_does_not_depend_on_how_many_batches_are_sorted_at_a_time(width, shuffle, monkeypatch):
+    expected, at_once = list(sampler(width, shuffle=shuffle)), len(list(sampler(width, shuffle=shuffle).blocks()))
+    monkeypatch.setattr("student.data.order.BLOCK", 2)
+    assert len(list(sampler(width, shuffle=shuffle).blocks())) > at_once
+    assert list(sampler(width, shuffle=shuffle)) == expected
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -92,7 +112,8 @@ def test_global_batches_are_the_same_on_1_2_and_4_ranks(width, shuffle):
             list(sampler(width, micro=micro, accumulation=accumulation, world=world, rank=rank, shuffle=shuffle))
             for rank in range(world)
         ]
-        assert len({len(batches) for batches in ranks}) == 1, "every rank has the same number of micro-batches"
+        announced = len(sampler(width, micro=micro, accumulation=accumulation, world=world))
+        assert {len(batches) for batches in ranks} == {announced}, "every rank has the same number of micro-batches"
         return [
             sorted(
                 item.row

@@ -95,9 +95,10 @@ def test_a_body_that_ignores_where_positions_begin_again_is_refused(
 
 def test_one_row_is_enough_to_refuse(sparse_cache, student_folder, monkeypatch):
     own, rows = LlamaModel.forward, CachedResponses([sparse_cache.folder]).some(1)
-    model = load(student_folder).train()
+    model, modes = load(student_folder).train(), []
+    model.model.register_forward_pre_hook(lambda body, inputs: modes.append(body.training))
     require_padding_free(model, rows, rounding_apart("float32"))
-    assert model.training
+    assert model.training and modes == [False, False], "tried without dropout"
     monkeypatch.setattr(LlamaModel, "forward", lambda self, *args, position_ids=None, **kw: own(self, *args, **kw))
     with pytest.raises(ModelError, match=REFUSED):
         require_padding_free(model, rows, rounding_apart("float32"))
@@ -120,6 +121,33 @@ def test_states_that_are_not_finite_are_not_called_a_difference(sparse_cache, st
     model.model.norm.weight.data[0] = torch.inf
     with pytest.raises(NonFiniteLogits, match="expected finite hidden states"):
         require_padding_free(model, CachedResponses([sparse_cache.folder]).some(4), rounding_apart("float32"))
+
+
+def test_one_position_that_is_off_is_enough_to_refuse(sparse_cache, student_folder, monkeypatch):
+    own, rows = LlamaModel.forward, CachedResponses([sparse_cache.folder]).some(4)
+    at = int(in_one(rows)["position"][0])
+
+    def forward(self, *args, position_ids=None, **kwargs):
+        hidden = own(self, *args, position_ids=position_ids, **kwargs)[0].clone()
+        if position_ids is not None:
+            hidden[0, at] *= 1.2
+        return (hidden,)
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    with pytest.raises(ModelError, match=r"got some 20.0% off"):
+        require_padding_free(load(student_folder), rows, 0.1)
+
+
+def test_states_that_are_finite_in_padded_rows_alone_are_refused(sparse_cache, student_folder, monkeypatch):
+    own = LlamaModel.forward
+
+    def forward(self, *args, position_ids=None, **kwargs):
+        hidden = own(self, *args, position_ids=position_ids, **kwargs)[0]
+        return (hidden if position_ids is None else hidden * torch.nan,)
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    with pytest.raises(ModelError, match=REFUSED):
+        require_padding_free(load(student_folder), CachedResponses([sparse_cache.folder]).some(4), 1.0)
 
 
 def test_the_tolerance_is_that_of_the_coarsest_dtype_of_the_run():

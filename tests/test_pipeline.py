@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import fresh
@@ -78,6 +79,13 @@ def write_pipeline(changes=None, *, steps=("teachers", "build", "train", "evalua
     return Path("steps.yaml")
 
 
+def in_a_fork(logs, step):
+    """A step in a process that has the libraries loaded; what it printed as errors is printed here."""
+    done = fresh.run(step.module, step.words()[3:], Path.cwd(), logs / step.name)
+    sys.stderr.write(done.stderr)
+    return done.returncode
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A folder in which the whole pipeline has run once, and what it printed.
@@ -90,17 +98,12 @@ def finished(tmp_path_factory):
     write_jsonl(folder / "pairs.jsonl", make_pairs(8))
     logs = tmp_path_factory.mktemp("logs")
 
-    def run_to_end(step):
-        done = fresh.run(step.module, step.words()[3:], folder, logs / step.name)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.returncode
-
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.chdir(folder)
         command = [sys.executable, "-m", "shards.pipeline", str(write_pipeline(steps=["teachers"]))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr[-3000:]
-        patch.setattr("shards.pipeline.__main__.run_to_end", run_to_end)
+        patch.setattr("shards.pipeline.__main__.run_to_end", partial(in_a_fork, logs))
         main([str(write_pipeline())])
     return folder, done.stdout + printed.getvalue()
 
@@ -249,11 +252,13 @@ def test_a_record_of_another_format_is_refused(copy, started):
 # ---- failures, signals, dry runs
 
 
-def test_the_exit_code_is_that_of_the_step_and_what_was_done_stays(copy):
+def test_the_exit_code_is_that_of_the_step_and_what_was_done_stays(copy, monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr("shards.pipeline.__main__.run_to_end", partial(in_a_fork, tmp_path))
     file = write_pipeline({"evaluate": {"name": "other", "json": "$out/other.json", "no_such_flag": 1}})
-    done = subprocess.run([sys.executable, "-m", "shards.pipeline", str(file)], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [
+    with pytest.raises(SystemExit) as ended:
+        main([str(file)])
+    assert ended.value.code == 2
+    assert capfd.readouterr().err.splitlines() == [
         "error: unrecognized arguments: --no_such_flag 1 (--help lists all flags)",
         "steps.yaml: step other ended with exit code 2; the same command goes on from here",
     ]
@@ -268,7 +273,8 @@ def test_a_signal_ends_the_step_in_its_own_way_and_then_the_pipeline(number, cod
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
         "try:\n    pathlib.Path('begun').touch()\n    time.sleep(100)\n"
         "except KeyboardInterrupt:\n"
-        "    time.sleep(1)  # as long as a command may take to end\n"
+        "    print('what the step says', file=sys.stderr, flush=True)\n"
+        "    time.sleep(0.3)  # as long as a command may take to end\n"
         f"    pathlib.Path('ended').touch()\n    sys.exit({code if number == signal.SIGINT else 0})\n"
     )
     file = write_pipeline({"teachers": {"launch": f"{sys.executable} launcher.py"}})
@@ -284,7 +290,8 @@ def test_a_signal_ends_the_step_in_its_own_way_and_then_the_pipeline(number, cod
         process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert Path("ended").exists() and process.returncode == code
-    assert errors == f"steps.yaml: step teachers ended with exit code {code}; the same command goes on from here\n"
+    lines = ["what the step says", f"steps.yaml: step teachers ended with exit code {code}; the same command goes on"]
+    assert errors == "\n".join(lines) + " from here\n"
     assert not Path("runs").exists()
 
 

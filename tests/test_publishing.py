@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 from conftest import build_options
-from hub_stand_in import HubStandIn
+from hub_stand_in import HubStandIn, _answer
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from tiny import make_pairs, write_jsonl
 
 from precompute.build.build import build
@@ -13,12 +14,13 @@ from precompute.build.work import shard_work
 from precompute.rollout.options import RolloutOptions
 from shards import ShardCache
 from shards.cli.space import require_here
+from shards.copy.folder import FolderStore
 from shards.errors import AlignDistilError, CacheConflict, CacheMissing, OptionError, TransferFailed
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE
 from shards.places.hub import HubStore
 from shards.places.objects import ObjectStore
 from shards.places.out import Out, open_out
-from shards.places.publisher import ATTEMPTS, Publisher
+from shards.places.publisher import ATTEMPTS, Publisher, bring
 from shards.places.stores import store_of
 from shards.places.url import parse_url
 
@@ -169,6 +171,47 @@ def test_a_file_of_somebody_else_is_refused_and_kept(bucket, options, monkeypatc
     assert contents(bucket)[file] == b"mine"
 
 
+def test_content_that_differs_in_its_last_byte_is_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("shards.places.publisher.PIECE_BYTES", 4)
+    store, mine = FolderStore(tmp_path / "store"), tmp_path / "x"
+    store.folder.mkdir()
+    store.put("x", b"01234567")
+    mine.write_bytes(b"01234567")
+    Publisher(store).publish("x", mine)
+    mine.write_bytes(b"01234568")
+    with pytest.raises(CacheConflict, match=r"store/x: expected none, or one with the same 8 bytes"):
+        Publisher(store).publish("x", mine)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["x"]
+
+
+def test_a_file_that_is_brought_appears_when_it_is_whole(tmp_path):
+    class Broken(FolderStore):
+        def fetch(self, file, path):
+            path.write_bytes(b"half")
+            assert not (tmp_path / "x").exists()
+            if file == "broken":
+                raise TransferFailed("a broken connection")
+
+    bring(Broken(tmp_path), "good", tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    (tmp_path / "x").unlink()
+    with pytest.raises(TransferFailed):
+        bring(Broken(tmp_path), "broken", tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_url_has_a_staging_folder_of_its_own_that_no_message_names(bucket, tmp_path):
+    out, other = (open_out(bucket.url(name), str(tmp_path)) for name in ("one", "two"))
+    here = open_out(str(tmp_path / "here"))
+    assert out.folder != other.folder and (out.option, here.option) == ("cache_dir", "out")
+    assert out.said(f"{out.folder}/x is full") == f"{out.name}/x is full"
+    for raised, told in ((f"{out.folder}/x: expected", f"^{out.name}/x: expected$"), ("plain", "^plain$")):
+        with pytest.raises(CacheConflict, match=told), out.named():
+            raise CacheConflict(raised)
+    # of ten shards of a URL two are staged at a time
+    assert (out.at_once(100.0, 10, 2), out.at_once(100.0, 1, 2), here.at_once(100.0, 10, 2)) == (20.0, 100.0, 100.0)
+
+
 @pytest.mark.parametrize(("file", "kind"), [("index.arrow", CacheConflict), ("part-00000.arrow", CacheConflict)])
 def test_files_without_a_plan_are_refused_before_anything_is_put(bucket, options, file, kind):
     store_of(parse_url(options.out)).put(file, b"mine")
@@ -221,12 +264,81 @@ def test_a_build_to_the_hub_is_a_few_commits_and_the_same_files(hub, options, lo
     assert staged(options) == []
 
 
+def test_all_reads_of_the_hub_are_of_one_commit_until_the_newest_is_asked_for(hub, tmp_path):
+    store = hub_store(hub)
+    hub_store(hub).commit({"a": b"old"})
+    assert store.sizes() == {"a": 3}
+    hub_store(hub).commit({"a": b"newer", "b": b""})
+    assert store.sizes() == {"a": 3} and store.read("a") == b"old"
+    assert store.newest() == {"a": 5, "b": 0} and store.read("a") == b"newer"
+    (tmp_path / "a").write_bytes(b"something longer")
+    store.fetch("a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"newer"
+    with pytest.raises(CacheMissing, match=r"^hf://datasets/me/cache/sub/c: expected a file, found none$"):
+        store.read("c")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "told"),
+    [
+        (
+            HfHubHTTPError,
+            "403 for url 'https://cdn/x?Signature=hunter2'\nRequest ID",
+            "it, got 403 for url 'https://cdn/x'",
+        ),
+        (GatedRepoError, "hunter2\nmore", "the hub asks for an account that may read it"),
+        (RuntimeError, "Data processing error\nmore", "expected the hub to do it, got Data processing error"),
+        (OSError, "a broken connection", "expected the hub to do it, got a broken connection"),
+    ],
+)
+def test_an_error_of_the_hub_is_one_line_without_a_signature(hub, monkeypatch, kind, message, told):
+    def refuse(*_, **flags):
+        raise kind(message, **({"response": _answer(403)} if issubclass(kind, HfHubHTTPError) else {}))
+
+    monkeypatch.setattr(hub, "dataset_info", refuse)
+    with pytest.raises(TransferFailed) as caught:
+        hub_store(hub).sizes()
+    text = str(caught.value)
+    assert (
+        text.startswith("hf://datasets/me/cache/sub: ") and told in text and "hunter2" not in text and "\n" not in text
+    )
+
+
 def test_shards_are_committed_in_time(hub, tmp_path):
     publisher = Publisher(hub_store(hub), seconds=0)
     (tmp_path / "part-0.arrow").write_bytes(b"0")
     publisher.publish("part-0.arrow", tmp_path / "part-0.arrow", drop=True)
     assert hub.files("me/cache")["sub/part-0.arrow"] == b"0" and not (tmp_path / "part-0.arrow").exists()
-    pickle.loads(pickle.dumps(Publisher(HubStore(url=parse_url("hf://datasets/me/cache"), api="api"))))
+
+
+@pytest.mark.parametrize(("bound", "value"), [("MOST_FILES", 2), ("MOST_BYTES", 7)])
+def test_files_are_committed_when_they_are_many_or_large(hub, tmp_path, monkeypatch, bound, value):
+    monkeypatch.setattr(f"shards.places.publisher.{bound}", value)
+    publisher = Publisher(hub_store(hub), seconds=1000)
+    for number in range(2):
+        assert "me/cache" not in hub.commits
+        (tmp_path / f"{number}").write_bytes(b"four")
+        publisher.publish(f"{number}", tmp_path / f"{number}")
+    assert set(hub.files("me/cache")) == {".gitattributes", "sub/0", "sub/1"}
+
+
+def test_files_that_wait_are_committed_also_when_the_last_one_was_there(hub, tmp_path):
+    for name in ("part-0.arrow", "manifest.json"):
+        (tmp_path / name).write_bytes(b"mine")
+    hub_store(hub).commit({"manifest.json": b"mine"})
+    publisher = Publisher(hub_store(hub), seconds=1000)
+    publisher.publish("part-0.arrow", tmp_path / "part-0.arrow")
+    publisher.publish("manifest.json", tmp_path / "manifest.json", last=True)
+    assert hub.files("me/cache")["sub/part-0.arrow"] == b"mine"
+
+
+def test_a_publisher_goes_to_another_process_as_it_is_and_not_with_files_that_wait(tmp_path):
+    publisher = Publisher(HubStore(url=parse_url("hf://datasets/me/cache"), api="api"), seconds=7)
+    assert pickle.loads(pickle.dumps(publisher)).seconds == 7
+    (tmp_path / "x").touch()
+    publisher.publish("x", tmp_path / "x")
+    with pytest.raises(AssertionError, match="files wait"):
+        pickle.dumps(publisher)
 
 
 def test_a_staged_shard_stays_until_it_is_committed(hub, tmp_path):

@@ -1,8 +1,16 @@
 """Object stores: what is read from a URL is what was written, or the command ends with one line."""
 
+import errno
+import fcntl
+import gc
 import json
+import os
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_cache import flat, make_cache
@@ -12,10 +20,14 @@ from precompute.data.reading import read_rows
 from precompute.data.sources import Data
 from shards import ShardCache
 from shards.errors import CacheDamaged, CacheMissing, DataError, OptionError, TransferFailed
+from shards.places import mirror as mirror_module
 from shards.places import objects
+from shards.places import room as room_module
+from shards.places.faults import fault_of
 from shards.places.objects import ObjectStore
 from shards.places.room import Room, parse_bytes
 from shards.places.url import is_url, parse_url
+from shards.places.whole_file import fetch_file
 
 SHARDS = {f"part-{number:05d}.arrow" for number in range(3)}
 
@@ -166,6 +178,69 @@ def test_what_another_try_does_not_help_is_tried_once(store, bucket, kind):
     assert SECRET not in str(error.value)
 
 
+@pytest.mark.parametrize("number", [408, 425, 429, 500, 502, 503, 504])
+def test_a_status_that_may_pass_is_worth_another_try(number):
+    assert fault_of(RuntimeError(f"the server answered with status code: {number}, at last")).passes
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        *[(f"status code: {number} at last", f"status {number}") for number in (400, 401, 403, 409, 412, 416, 501)],
+        ("Generic S3 error { source: MissingAccessKeyId, }", "MissingAccessKeyId: no credentials or account in the "),
+        ("Generic error { source: BareRedirect }", "a redirection, which means another region: set AWS_REGION"),
+        ("Generic error { source: BadScheme }", "an http:// address, which needs AWS_ALLOW_HTTP=true"),
+        ("a plain error", "RuntimeError of the client"),
+    ],
+)
+def test_what_does_not_pass_is_told_in_a_few_words(message, text):
+    found = fault_of(RuntimeError(message + f" <Code>Key {SECRET}</Code>"))
+    assert found.text.startswith(text) and not found.passes and SECRET not in found.text
+    assert found.conditional == ("501" in message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "passes"),
+    [
+        ("GenericError", "GenericError of the client", True),
+        ("PermissionDeniedError", "no permission", False),
+        ("UnauthenticatedError", "no valid credentials", False),
+    ],
+)
+def test_a_kind_of_the_client_is_told_where_it_gives_no_status(kind, text, passes):
+    found = fault_of(type(kind, (Exception,), {})(SECRET))
+    assert (found.text, found.passes) == (text, passes)
+
+
+def test_pauses_between_tries_grow_up_to_a_bound_and_are_not_the_same_for_all(store, bucket, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(objects, "time", SimpleNamespace(sleep=pauses.append))
+    store.patience = objects.Patience(tries=8, pause=0.25, longest_pause=2)
+    bucket.proxy.fail("500", times=8)
+    with pytest.raises(TransferFailed, match=r"\(8 tries\)$"):
+        store.read("x")
+    longest = [0.25, 0.5, 1, 2, 2, 2, 2]
+    assert all(most / 2 <= pause <= most for pause, most in zip(pauses, longest, strict=True))
+    assert len({pause / most for pause, most in zip(pauses, longest, strict=True)}) > 3
+
+
+def test_a_body_that_ends_early_without_an_error_of_the_client_is_tried_again(store, bucket, monkeypatch):
+    import obstore
+
+    store.put("x", CONTENT)
+    plain, short = obstore.get, [b"half", b"half"]
+
+    def get(*args):
+        found = plain(*args)
+        return SimpleNamespace(meta=found.meta, stream=lambda **_: [short.pop()]) if short else found
+
+    monkeypatch.setattr(obstore, "get", get)
+    assert store.read("x") == CONTENT and not short
+    short += [b"half"] * 3
+    with pytest.raises(TransferFailed, match="got fewer bytes than announced"):
+        store.read("x")
+
+
 def test_an_object_that_is_there_is_not_replaced(store):
     assert store.put("x", b"first")
     assert not store.put("x", b"second")
@@ -241,8 +316,6 @@ def test_without_obstore_the_extra_is_named(monkeypatch):
 
 def in_a_fork(work):
     """What `work` raises or returns in a forked process, as text."""
-    import os
-
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -264,7 +337,8 @@ def test_a_forked_process_is_refused_instead_of_waiting_for_ever(store):
     assert "expected transfers in the main process only" in in_a_fork(lambda: store.read("x"))
     other = ObjectStore(store.url)
     assert "expected transfers in the main process only" in in_a_fork(lambda: other.read("x"))
-    assert pickle.loads(pickle.dumps(store)).read("x") == CONTENT
+    other = pickle.loads(pickle.dumps(store))
+    assert other._client is None and other.read("x") == CONTENT
 
 
 # Caches
@@ -316,6 +390,68 @@ def test_a_shard_that_arrives_altered_twice_is_damaged_and_a_broken_transfer_is_
     with pytest.raises(TransferFailed, match=r"s3://bucket-\d+/cache/part-00001.arrow: expected a whole transfer"):
         read_all(cache)
     same(read_all(cache), read_all(ShardCache(fake.folder)))
+    cache.mirror.ensure("part-00000.arrow", fresh=True)
+    assert counted(cache.mirror.room) == used(cache.mirror.room), "what failed, and what was replaced, is not counted"
+
+
+def test_a_file_that_two_need_at_once_is_fetched_by_one(fake, url, monkeypatch):
+    mirror, file, calls, second = ShardCache(url).mirror, "part-00000.arrow", [], threading.Event()
+    plain = mirror.store.fetch
+
+    def fetch(*given):
+        calls.append(given)
+        second.set() if len(calls) > 1 else second.wait(0.2)
+        plain(*given)
+
+    monkeypatch.setattr(mirror.store, "fetch", fetch)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(mirror.ensure, [file] * 2))
+    assert len(calls) == 1 and found[0].read_bytes() == (fake.folder / file).read_bytes()
+    assert not list(mirror.folder.glob("*.part"))
+
+
+def test_a_file_that_one_could_not_fetch_is_fetched_by_the_other_who_waited(fake, url, monkeypatch):
+    mirror, file, begun = ShardCache(url).mirror, "part-00000.arrow", threading.Event()
+    plain, order = mirror.store.fetch, []
+
+    def fetch(*given):
+        begun.set()
+        order.append(given)
+        if len(order) == 1:
+            time.sleep(0.1)  # the other one waits for the lock
+            raise TransferFailed("a broken connection")
+        plain(*given)
+
+    monkeypatch.setattr(mirror.store, "fetch", fetch)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(mirror.ensure, file)
+        assert begun.wait(10)
+        second = pool.submit(mirror.ensure, file)
+        with pytest.raises(TransferFailed):
+            first.result()
+        assert second.result().read_bytes() == (fake.folder / file).read_bytes()
+
+
+def test_a_copy_that_was_cut_on_this_machine_is_fetched_again(fake, url):
+    mirror, file = ShardCache(url).mirror, "part-00000.arrow"
+    mirror.ensure(file).write_bytes(b"half")
+    assert mirror.ensure(file).read_bytes() == (fake.folder / file).read_bytes()
+
+
+def test_a_forked_process_that_ends_leaves_the_holds_to_its_parent(url, tmp_path):
+    mirror = ShardCache(url, Room(tmp_path / "room", 10**9)).mirror
+    path = mirror.hold("part-00000.arrow")
+    in_a_fork(mirror._end)
+    assert not room_module.remove_free(path)
+    mirror.release(path.name)
+    assert room_module.remove_free(path)
+
+
+def test_a_copy_is_on_the_disk_before_it_has_its_name(url, monkeypatch):
+    mirror, named = ShardCache(url).mirror, []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: named.append((mirror.folder / "part-00000.arrow").exists()))
+    mirror.ensure("part-00000.arrow")
+    assert named == [False]
 
 
 def test_a_list_that_differs_from_the_manifest_is_refused_at_opening(fake, bucket):
@@ -371,6 +507,10 @@ def used(room):
     return sum(path.stat().st_size for path in room.folder.rglob("*") if path.is_file() and path.name != ".used")
 
 
+def counted(room):
+    return int((room.folder / ".used").read_text())
+
+
 def opening_bytes(fake):
     names = ("manifest.json", "index.arrow", "plan.json", "vocabulary.json", "provenance.json")
     return sum((fake.folder / name).stat().st_size for name in names) + 200
@@ -387,6 +527,16 @@ def test_a_limit_removes_what_was_used_longest_ago_and_is_never_exceeded(fake, b
             same([flat(cache[row])], [expected[row]])
             assert used(room) <= room.limit
     assert bucket.proxy.count("GET")["part-00000.arrow"] == 2
+    assert counted(room) == used(room)
+
+
+def test_a_copy_that_was_used_again_outlives_one_that_was_not(fake, bucket, url, tmp_path):
+    cache = ShardCache(url, Room(tmp_path / "room", opening_bytes(fake) + sum(shard_bytes(fake)[:2])))
+    first, second = (cache.mirror.ensure(f"part-{i:05d}.arrow") for i in range(2))
+    os.utime(first, (1, 1)), os.utime(second, (2, 2))
+    cache.mirror.ensure(first.name)
+    cache.mirror.ensure("part-00002.arrow")
+    assert first.exists() and not second.exists()
 
 
 def test_a_limit_under_the_largest_shard_is_refused_with_the_number(fake, bucket, url, tmp_path):
@@ -394,7 +544,11 @@ def test_a_limit_under_the_largest_shard_is_refused_with_the_number(fake, bucket
         ShardCache(url, Room(tmp_path / "room", 1000))
     needed = int(str(error.value).split()[2].replace(",", ""))
     cache = ShardCache(url, Room(tmp_path / "room", needed))
+    for name in cache.mirror.sizes:
+        cache.mirror.ensure(name)
     same(read_all(cache), read_all(ShardCache(fake.folder)))
+    with pytest.raises(CacheMissing, match=r"s3://.*/cache: expected a cache, found no nothing"):
+        cache.mirror.ensure("nothing")
 
 
 def test_a_held_shard_is_not_removed(fake, bucket, url, tmp_path):
@@ -424,10 +578,11 @@ def test_nothing_is_removed_that_the_store_does_not_have(fake, bucket, url, tmp_
     outside = tmp_path / "room" / "part-00009.arrow"
     folder = tmp_path / "room" / "mine"
     folder.mkdir()
-    outside.write_bytes(b"x"), (folder / "part-00000.arrow").write_bytes(b"x")
+    theirs = [outside, folder / "part-00000.arrow", folder / "download.part"]
+    for path in theirs:
+        path.write_bytes(bytes(10**6))
     first.mirror.ensure("part-00001.arrow")
-    assert outside.exists()
-    assert (folder / "part-00000.arrow").exists()
+    assert all(path.exists() for path in theirs), "nor are they counted"
 
 
 def test_the_limit_is_for_all_caches_of_the_folder(fake, bucket, tmp_path):
@@ -442,19 +597,112 @@ def test_the_limit_is_for_all_caches_of_the_folder(fake, bucket, tmp_path):
     assert len(list(first.folder.glob("part-*.arrow"))) < 3
 
 
+def test_nothing_is_removed_of_another_cache_whose_store_does_not_answer(fake, bucket, url, tmp_path, monkeypatch):
+    first, other = ShardCache(url, Room(tmp_path / "room", 10**9)), make_cache(tmp_path / "other", seed=1)
+    read_all(first)
+    room = Room(tmp_path / "room", used(first.mirror.room) + opening_bytes(other) + 400)
+    second = ShardCache(bucket.upload(other.folder, "two"), room)
+
+    def silent(place, patience):
+        assert str(place) == url and patience.tries == 1, "others wait for the room meanwhile"
+        raise TransferFailed("no answer")
+
+    monkeypatch.setattr(room_module, "store_of", silent)
+    with pytest.raises(OptionError, match=r"cache_limit: expected .* for what is in use"):
+        read_all(second)
+    assert len(list(first.folder.glob("part-*.arrow"))) == 3
+
+
 def test_what_a_killed_process_left_does_not_block_the_next(fake, bucket, url, tmp_path):
-    room = Room(tmp_path / "room", opening_bytes(fake) + max(shard_bytes(fake)) + 400)
+    size = max(shard_bytes(fake))
+    room = Room(tmp_path / "room", opening_bytes(fake) + size + 400)
     cache = ShardCache(url, room)
-    for name in SHARDS:
-        (cache.folder / f"{name}.part").write_bytes(b"half")
-    same(read_all(cache), read_all(ShardCache(fake.folder)))
-    assert not list(cache.folder.glob("*.part"))
+    for name in [*SHARDS, "part-00009.arrow"]:
+        (cache.folder / f"{name}.part").write_bytes(bytes(size // 2))
+    (room.folder / ".used").unlink()
+    expected = read_all(ShardCache(fake.folder))
+    for row in range(len(cache)):
+        same([flat(cache[row])], [expected[row]])
+        assert used(room) <= room.limit
+    assert not list(cache.folder.glob("part-0000[012].arrow.part"))
+
+
+def test_a_cache_without_a_limit_keeps_its_copies_from_all_others_as_long_as_it_is_open(fake, bucket, url, tmp_path):
+    kept = ShardCache(url, Room(tmp_path / "room"))
+    read_all(kept)
+    folder = kept.folder
+    other = make_cache(tmp_path / "other", seed=1)
+    room = Room(tmp_path / "room", used(kept.mirror.room) + opening_bytes(other) + 400)
+    second = ShardCache(bucket.upload(other.folder, "two"), room)
+    with pytest.raises(OptionError, match=r"cache_limit: expected .* for what is in use"):
+        read_all(second)
+    assert len(list(folder.glob("part-*.arrow"))) == 3
+    del kept
+    gc.collect()
+    read_all(second)
+    assert len(list(folder.glob("part-*.arrow"))) < 3
+
+
+def test_processes_of_a_machine_hold_the_same_shard_and_count_one_after_the_other(fake, url, tmp_path):
+    cache = ShardCache(url, Room(tmp_path / "room", 10**9))
+    with cache.mirror.hold("part-00000.arrow").open() as other, (tmp_path / "room" / ".used").open() as count:
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with cache.mirror.room._counted(), pytest.raises(BlockingIOError):
+            fcntl.flock(count, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def test_a_shard_that_others_remove_before_it_is_held_is_fetched_again(fake, bucket, url, tmp_path, monkeypatch):
+    mirror, file = ShardCache(url, Room(tmp_path / "room", 10**9)).mirror, "part-00000.arrow"
+    ensure, lock, removals = mirror.ensure, mirror_module.lock, iter([True, False, True, True])
+
+    def removed(path):
+        if next(removals, False):
+            path.unlink()
+        return path
+
+    def locked(descriptor, kind):
+        lock(descriptor, kind)
+        removed(mirror.folder / file) if kind == fcntl.LOCK_SH else None
+
+    monkeypatch.setattr(mirror, "ensure", lambda file: removed(ensure(file)))
+    monkeypatch.setattr(mirror_module, "lock", locked)
+    assert mirror.hold(file).exists() and next(removals, None) is None
+    assert bucket.proxy.count("GET")[file] == 4
+
+
+def test_a_small_file_that_is_not_as_long_as_it_was_listed_is_damaged(fake, bucket):
+    url = bucket.upload(fake.folder, "cache")
+    mirror = ShardCache(url).mirror
+    ObjectStore(parse_url(url)).put("index.arrow", b"short", create=False)
+    with pytest.raises(CacheDamaged, match=r"cache/index.arrow: expected \d+ bytes, got 5, twice"):
+        mirror.ensure("index.arrow")
+
+
+def test_a_file_system_without_locks_is_told_in_one_line(tmp_path, monkeypatch):
+    def flock(descriptor, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OptionError, match=r"^cache_dir: expected a file system .* with locks, got No locks available$"):
+        room_module.lock(0, fcntl.LOCK_EX)
+
+
+def test_a_file_that_came_anew_while_the_old_one_was_locked_is_not_removed(tmp_path, monkeypatch):
+    path = tmp_path / "part-00000.arrow"
+    path.write_bytes(b"old")
+    plain = room_module.lock
+
+    def lock(descriptor, kind):
+        plain(descriptor, kind)
+        path.unlink()
+        path.write_bytes(b"new")
+
+    monkeypatch.setattr(room_module, "lock", lock)
+    assert not room_module.remove_free(path) and path.read_bytes() == b"new"
+    assert not room_module.remove_free(tmp_path / "gone")
 
 
 def test_a_full_disk_ends_with_one_line(fake, bucket, url, tmp_path, monkeypatch):
-    import errno
-    import os
-
     cache = ShardCache(url, Room(tmp_path / "room"))
 
     def full(*_):
@@ -465,6 +713,7 @@ def test_a_full_disk_ends_with_one_line(fake, bucket, url, tmp_path, monkeypatch
         read_all(cache)
     monkeypatch.undo()
     assert not list(cache.folder.glob("*.part"))
+    assert counted(cache.mirror.room) == used(cache.mirror.room)
 
 
 # Data
@@ -489,6 +738,14 @@ def test_a_file_of_data_at_a_url_is_read_as_a_local_one(bucket):
         assert list(read_rows(url)) == [(f"pairs.jsonl line {i + 1}", row) for i, row in enumerate(ROWS)]
     assert bucket.proxy.count("GET") == {"pairs.jsonl": 1}
     assert Data.of(url).places == url
+
+
+def test_a_file_of_data_stays_as_long_as_it_is_read_and_a_bucket_is_no_file(bucket, tmp_path):
+    room = Room(tmp_path / "room", 10**9)
+    mirror = fetch_file(put_data(bucket, "pairs.jsonl", lines(ROWS)), room)
+    assert not room_module.remove_free(mirror.folder / "pairs.jsonl")
+    with pytest.raises(OptionError, match=r"expected the URL of a file, got that of a whole bucket$"):
+        fetch_file("s3://bucket", room)
 
 
 def test_another_content_under_the_url_of_data_is_fetched_anew(bucket):

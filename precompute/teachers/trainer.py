@@ -123,6 +123,7 @@ class StepsShown(TrainerCallback):
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         words = [text.format(logs[name]) for name, text in WORDS.items() if name in logs]
         if words and state.is_world_process_zero:
+            self._bar.refresh()
             say(f"{self.role}, step {state.global_step:,} of {state.max_steps:,}: {', '.join(words)}")
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

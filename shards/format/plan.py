@@ -5,7 +5,7 @@ What takes a pass over all shards of a plan is computed once.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -121,10 +121,17 @@ class Plan:
 
     def tail_columns(self) -> tuple[str, ...]:
         """The columns that `shards.format.encoding.codec.decode_tails` reads."""
+        return self._of_roles(schema.tail_logprob_column, schema.tail_code_column)
+
+    def next_columns(self) -> tuple[str, ...]:
+        """The columns that `shards.format.encoding.codec.decode_next` reads."""
+        return self._of_roles(schema.next_logprob_column, schema.next_code_column)
+
+    def _of_roles(self, exact: Callable[[Role], str], code: Callable[[Role], str]) -> tuple[str, ...]:
+        """The columns with one value of every role, and what decoding them needs."""
         if self.values == "float32":
-            return tuple(schema.tail_logprob_column(role) for role in self.roles)
-        codes = [schema.tail_code_column(role) for role in self.roles]
-        split = (part(name) for name in codes for part in (schema.low, schema.high))
+            return tuple(map(exact, self.roles))
+        split = (part(name) for name in map(code, self.roles) for part in (schema.low, schema.high))
         return (*split, schema.l1_distance_column(self.unit_negative))
 
     def to_json(self) -> dict[str, Any]:

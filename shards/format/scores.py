@@ -17,7 +17,7 @@ LOGPROB_TOLERANCE = 1e-5
 """How far a float32 log-prob may exceed 0, in nats."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Scores:
     """Log-probs of three models on a sparse support, and sums over the rest. All log-probs in nats.
 
@@ -39,6 +39,9 @@ class Scores:
     l1_distance: Mapping[Role, Array]
     tail_logpartition: Mapping[Pair, Array]
 
+    def __repr__(self) -> str:
+        return f"Scores({self.num_positions:,} positions, {self.num_entries:,} kept tokens; {', '.join(self.logprobs)})"
+
     @property
     def num_positions(self) -> int:
         return len(self.support_count)
@@ -57,7 +60,7 @@ class Scores:
         return Scores(**parts)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Response:
     """One row of a cache: a tokenised response and the scores of its N = sum(loss_mask) positions, in order.
 
@@ -72,6 +75,11 @@ class Response:
     input_ids: Array
     loss_mask: Array
     scores: Scores
+
+    def __repr__(self) -> str:
+        return (
+            f"Response({self.sample_id!r}, {len(self.input_ids):,} tokens, {self.scores!r}; cache.row(n) has its text)"
+        )
 
 
 class Tokens(NamedTuple):

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -18,10 +18,12 @@ from shards.errors import CacheMissing, OptionError
 from shards.format.scores import Response
 from shards.format.writer import write_text
 from shards.inspect.choose import DEFAULT_SAMPLE, Choice, parse_rows
+from shards.inspect.coloured import show_coloured, tops_text
 from shards.inspect.page import PAGE_MB, page
 from shards.inspect.text import (
     NO_TEACHER,
     plan_table,
+    row_facts,
     row_table,
     teachers_table,
     values_table,
@@ -31,10 +33,14 @@ from shards.progress import commanded
 from shards.remote import begun
 from shards.say import say
 from shards.spread import read_scores, sample
+from shards.survey.counts import MIN_COUNT, TOP, By
+from shards.survey.reward import formula, response_reward, rewarded_by
+from shards.survey.survey import take_survey
 from shards.teacher.precision import Precision
 from shards.teacher.spec import TeacherSpec
 from shards.teacher.trust import Trust, assess
 from shards.teacher.verdict import verdict
+from shards.token_texts import TokenTexts
 
 SAMPLE_ROWS = 1_000
 """Responses measured in a larger cache: about a hundred thousand positions, a few seconds."""
@@ -63,10 +69,27 @@ def show_cache(options: argparse.Namespace) -> None:
 
 
 def show_row(row: int, options: argparse.Namespace) -> None:
-    """Print one response of a finished cache. Raises OptionError for a row number out of range."""
+    """Print one response of a finished cache, coloured on a terminal. Raises OptionError for a row out of range."""
     cache = ShardCache(options.folder, room_of(options))
     spec = _served(cache, options)
-    print(row_table(_response(cache, row), spec, cache.plan, cache.vocabulary))
+    response, texts, (negative, beta) = _response(cache, row), TokenTexts.of(cache), rewarded_by(cache.plan, spec)
+    reward_N = response_reward(response, negative, beta)
+    print(row_facts(response, reward_N, formula(negative, beta)), end="\n\n")
+    if texts.note is not None:
+        print(f"note: {texts.note}\n")
+    show_coloured(texts.pieces(response.input_ids), response, reward_N, negative)
+    print(f"\n{row_table(response, spec, cache.plan, texts, reward_N)}")
+
+
+def show_tops(options: argparse.Namespace) -> None:
+    """Print the most rewarded and the most punished tokens and words. Raises OptionError for numbers below 1."""
+    for name in ("top", "min_count"):
+        if getattr(options, name) < 1:
+            raise OptionError(f"{name}: expected 1 or more, got {getattr(options, name)}")
+    cache = ShardCache(options.folder, room_of(options))
+    negative, beta = rewarded_by(cache.plan, _served(cache, options))
+    found = take_survey(cache, negative, beta, TokenTexts.of(cache))
+    print(tops_text(found, options.top, options.by, options.min_count))
 
 
 def write_page(file: Path, options: argparse.Namespace) -> None:
@@ -152,6 +175,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineErrors(prog="python -m shards.inspect", description=__doc__)
     parser.add_argument("folder", metavar="DIR", nargs="?", default="shards", help="folder or URL of the cache")
     parser.add_argument("--row", type=int, help="show this response; rows count from 0")
+    top_flags = parser.add_argument_group("what is rewarded and what is punished")
+    top_flags.add_argument(
+        "--top",
+        metavar="N",
+        type=int,
+        nargs="?",
+        const=TOP,
+        help=f"show the N most rewarded and most punished tokens and words of the cache (default of N: {TOP})",
+    )
+    top_flags.add_argument(
+        "--by", choices=get_args(By), default="total", help="what they are sorted by (default: %(default)s)"
+    )
+    top_flags.add_argument(
+        "--min_count",
+        "--min-count",
+        metavar="N",
+        type=int,
+        default=MIN_COUNT,
+        help="how often a listed one occurs at least (default: %(default)s)",
+    )
     parser.add_argument("--html", metavar="FILE", type=Path, help="write one page to look at instead")
     page_flags = parser.add_argument_group("what the page has")
     page_flags.add_argument("--rows", metavar="LIST", help="these rows, such as 3,17,40-59; default: a sample")
@@ -173,6 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with commanded(quiet=options.quiet):
         if options.html is not None:
             write_page(options.html, options)
+        elif options.top is not None:
+            show_tops(options)
         elif options.row is None:
             show_cache(options)
         else:

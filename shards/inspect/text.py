@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len, set_cell_size
 
 from shards.cli.text import WIDTH, labelled
 from shards.format.manifest import Manifest
@@ -16,6 +17,7 @@ from shards.format.statistics import distribution_table
 from shards.teacher.compose import Teacher, compose
 from shards.teacher.precision import Precision
 from shards.teacher.spec import PRESETS, TeacherSpec
+from shards.token_texts import TokenTexts
 
 TOKEN_WIDTH = 14
 HASH_CHARACTERS = 12
@@ -74,21 +76,24 @@ def teachers_table(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def row_table(response: Response, spec: TeacherSpec | None, plan: Plan, vocabulary: Mapping[str, int]) -> str:
-    """One response: its tokens, their probability under reference and teacher, D_t, and the teacher's best tokens."""
-    text_by_id = {token_id: text for text, token_id in vocabulary.items()}
-    prompt = [_token(text_by_id, i).strip() for i in response.input_ids[: response.response_start]]
+def row_facts(response: Response, reward_N: np.ndarray, formula: str) -> str:
+    """What a response is, and how it is rewarded."""
     kind = "chosen" if response.chosen else "rejected"
     facts = f"{response.sample_id}, {kind}; {len(response.input_ids)} tokens, {response.scores.num_positions} distilled"
-    lines = [*labelled("row", [facts]), *labelled("prompt", ["... " + " ".join(prompt[-12:])])]
+    extremes = f"from {reward_N.min():.4f} to {reward_N.max():.4f} for a token"
+    reward = f"{reward_N.sum():.4f} in all, {extremes}; {formula}"
+    return "\n".join([*labelled("row", [facts]), *labelled("reward", [reward])])
+
+
+def row_table(response: Response, spec: TeacherSpec | None, plan: Plan, texts: TokenTexts, reward_N: np.ndarray) -> str:
+    """The distilled tokens of a response: rewards, probabilities under reference and teacher, D_t, and the teacher's
+    best tokens."""
     if spec is None:
-        return "\n".join([*lines, *labelled("teacher", [NO_TEACHER])])
-    lines += [*labelled("teacher", [str(spec)]), ""]
-    lines.append(
-        f"{'token':>6} {'':<{TOKEN_WIDTH}} {'p_ref':>7} {'p*':>7} {'D_t':>7} {'w_t':>7} {'K_t':>5}  best of p*"
-    )
-    views = position_views(response, compose(response.scores, spec, plan.nodes), spec, text_by_id)
-    return "\n".join([*lines, *map(_position_line, views)])
+        return "\n".join(labelled("teacher", [NO_TEACHER]))
+    head = f"{'token':>6} {'':<{TOKEN_WIDTH}} {'reward':>8} {'p_ref':>7} {'p*':>7} {'D_t':>7} {'w_t':>7} {'K_t':>5}"
+    views = position_views(response, compose(response.scores, spec, plan.nodes), spec, texts)
+    lines = [_position_line(view, reward) for view, reward in zip(views, reward_N.tolist(), strict=True)]
+    return "\n".join([*labelled("teacher", [str(spec)]), "", f"{head}  best of p*", *lines])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +116,10 @@ class PositionView:
 
 
 def position_views(
-    response: Response, teacher: Teacher, spec: TeacherSpec, text_by_id: Mapping[int, str]
+    response: Response, teacher: Teacher, spec: TeacherSpec, texts: TokenTexts
 ) -> Iterator[PositionView]:
     """The response positions of a row, in order; the text of every token is printable."""
-    scores = response.scores
+    scores, pieces = response.scores, texts.pieces(response.input_ids)
     tokens = np.flatnonzero(response.loss_mask)
     starts = segment_starts(scores.support_count)
     for n, (token, start, count) in enumerate(zip(tokens, starts, scores.support_count, strict=True)):
@@ -123,24 +128,24 @@ def position_views(
         best = np.argsort(-probs, kind="stable")[:TOP_TOKENS]
         yield PositionView(
             index=int(token),
-            text=_token(text_by_id, next_id).strip(),
+            text=_cell(pieces[token]).strip(),
             p_reference=float(np.exp(scores.next_logprob["reference"][n])),
             p_teacher=next((float(prob) for prob in probs[ids == next_id]), None),
             l1_distance=float(scores.l1_distance[spec.negative][n]),
             strength=float(teacher.strength[n]),
             support_count=int(count),
-            best=tuple((_token(text_by_id, ids[i]).strip(), float(probs[i])) for i in best),
+            best=tuple((_cell(texts.text(ids[i])).strip(), float(probs[i])) for i in best),
         )
 
 
-def _position_line(view: PositionView) -> str:
+def _position_line(view: PositionView, reward: float) -> str:
     reached = f"{'tail':>7}" if view.p_teacher is None else f"{view.p_teacher:7.4f}"
     shown = "  ".join(f"{text} {prob:.2f}" for text, prob in view.best)
     line = (
-        f"{view.index:>6} {view.text:<{TOKEN_WIDTH}} {view.p_reference:7.4f} {reached} "
+        f"{view.index:>6} {set_cell_size(view.text, TOKEN_WIDTH)} {reward:8.4f} {view.p_reference:7.4f} {reached} "
         f"{view.l1_distance:7.4f} {view.strength:7.3f} {view.support_count:>5}  {shown}"
     )
-    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+    return line if cell_len(line) <= WIDTH else set_cell_size(line, WIDTH - 1) + "…"
 
 
 def _range(plan: Plan, strength: str) -> str:
@@ -169,8 +174,7 @@ def _settings(part: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in plain.items())
 
 
-def _token(text_by_id: Mapping[int, str], token_id: int) -> str:
-    """The text of a token in the vocabulary, made printable, TOKEN_WIDTH characters wide."""
-    text = text_by_id.get(int(token_id), f"<{token_id}>")
+def _cell(text: str) -> str:
+    """The text of a token, made printable, TOKEN_WIDTH columns wide at most."""
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return f"{shown[: TOKEN_WIDTH - 1]}…" if len(shown) > TOKEN_WIDTH else f"{shown:<{TOKEN_WIDTH}}"
+    return f"{set_cell_size(shown, TOKEN_WIDTH - 1).rstrip()}…" if cell_len(shown) > TOKEN_WIDTH else shown

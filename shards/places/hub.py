@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from shards.errors import CacheMissing, OptionError, TransferFailed, first_line
 from shards.places.url import Url
 
+_QUERY = re.compile(r"\?[^\s'\"]+")
 _PLACE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/@\s]+))?(?:/(?P<path>[^@\s]+))?")
 
 
@@ -171,6 +172,7 @@ class HubStore:
 
 
 def _why(error: Exception) -> str:
+    """In one line, without the queries of URLs: those to which the hub sends a client are signed."""
     from huggingface_hub import errors
 
     match error:
@@ -181,4 +183,4 @@ def _why(error: Exception) -> str:
         case errors.RevisionNotFoundError():
             return "the hub has no such revision of it"
         case _:
-            return f"expected the hub to do it, got {first_line(error)}"
+            return f"expected the hub to do it, got {_QUERY.sub('', first_line(error))}"

@@ -15,7 +15,7 @@ LOW_STRENGTH = 0.01
 """Below this strength the models agree: the loss pulls to the anchor there, with a weight of beta / w_t."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Teacher:
     """A teacher at N response positions with M kept tokens in all. Nats, float64; logprobs may be float32.
 
@@ -36,6 +36,29 @@ class Teacher:
     weight: np.ndarray
     next_logprob: np.ndarray | None
     tail_bound: np.ndarray
+
+    def __repr__(self) -> str:
+        facts = {
+            "w": self.strength.mean(),
+            "lambda": self.weight.mean(),
+            "mass outside the kept tokens": np.exp(self.tail_logprob).mean(),
+        }
+        means = ", ".join(f"{name} {mean:.3g}" for name, mean in facts.items()) if len(self.strength) else "none"
+        counts = f"{len(self.support_count):,} positions, {len(self.support_ids):,} kept tokens"
+        return f"Teacher({counts}; means: {means})"
+
+    def _repr_html_(self) -> str:
+        """Quantiles over the positions."""
+        rows = {"strength w": self.strength, "weight lambda": self.weight, "mass outside": np.exp(self.tail_logprob)}
+        shares = (0.0, 0.1, 0.5, 0.9, 1.0)
+        head = "".join(f"<th>{share:.0%}</th>" for share in shares)
+        lines = [
+            f"<tr><th>{name}</th>" + "".join(f"<td>{np.quantile(values, s):.4g}</td>" for s in shares) + "</tr>"
+            for name, values in rows.items()
+            if len(values)
+        ]
+        counts = f"{len(self.support_count):,} positions, {len(self.support_ids):,} kept tokens"
+        return f"<table><caption>Teacher: {counts}</caption><tr><th></th>{head}</tr>{''.join(lines)}</table>"
 
 
 def compose(scores: Scores, spec: TeacherSpec, nodes: StrengthNodes, *, dtype: Any = np.float64) -> Teacher:

@@ -145,6 +145,11 @@ def teacher_logits(anchor: Any, difference: Any, strength: Any) -> Any:
     return logits
 
 
+def contrastive_reward(dpo: Any, negative: Any, beta: float) -> Any:
+    """beta (l_dpo - l_negative) of a token, from its log-probs in nats: what a preference says of it. Section 4."""
+    return beta * (dpo - negative)
+
+
 def learned_strength(
     l1_distance: np.ndarray, offset: float, slope: float, highest: np.ndarray, min_strength: float = MIN_STRENGTH
 ) -> np.ndarray:

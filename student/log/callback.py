@@ -4,13 +4,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 
 from shards.cli.outside import naming_saves
 from shards.files import temporary_name
 from shards.format.writer import write_json
-from shards.progress import draws
-from shards.say import say, speaks
+from shards.progress import progress
+from shards.say import say
 from student.log.figures import EVALUATION
 from student.log.files import RUN_FILE, STATE_FILE
 from student.log.lines import evaluation_text, other_text, step_text
@@ -19,43 +19,55 @@ WRITE_SECONDS, WRITE_SHARE = 10.0, 0.02
 """The log is written to the folder again after these seconds, or later: writing takes no more than this share."""
 
 
-class RunLog(ProgressCallback):
+class RunLog(TrainerCallback):
     """Says two lines for a logged step in place of transformers' dict, and keeps trainer_state.json up to date.
 
-    A bar is drawn on a terminal only. The file is whole at any time, so a run that still goes on can be read
-    (`student.report`), and one that was killed too. The dict is in it, and goes where --report_to says, as before.
+    Progress is shown as everywhere (`shards.progress`), unless --disable_tqdm. The file is whole at any time, so a run
+    that still goes on can be read (`student.report`), and one that was killed too. The dict is in it, and goes where
+    --report_to says, as before.
     """
 
     def __init__(self, trainer: Any) -> None:
-        super().__init__()
         self.trainer = trainer
         self.says = _takes_the_place_of_transformers(trainer)
+        self._steps: Any = None
+        self._evaluation: Any = None
         self._began = (0.0, 0)  # time, step
         self._named = False
         self._next_write = 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._draws(args):
-            super().on_train_begin(args, state, control, **kwargs)
-        self.current_step = state.global_step
+        off, done = self._hides(args, state), state.global_step
+        self._steps = progress(None, "training", total=state.max_steps, unit="step", initial=done, disable=off)
         self._began = (time.monotonic(), state.global_step)
         self._named = False
 
+    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._steps.update(round(1 / args.gradient_accumulation_steps, 4))
+
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.training_bar is not None:
-            super().on_step_end(args, state, control, **kwargs)
+        self._steps.update(state.global_step - self._steps.n)
         if not self._named:  # a run that is refused in its first step leaves nothing
             self._write(args, state)
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
-        if self._draws(args):
-            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+        if self._evaluation is None:
+            off, batches = self._hides(args, state), len(eval_dataloader)
+            self._evaluation = progress(None, "evaluating", total=batches, unit="batch", brief=True, disable=off)
+        self._evaluation.update()
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._evaluation is not None:
+            self._evaluation.close()
+            self._evaluation = None
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and self.says and "train_runtime" not in logs:
             say(self._text(state, logs))
+            if self._steps is not None:
+                self._steps.refresh()
         if time.monotonic() >= self._next_write:
             self._write(args, state)
 
@@ -63,12 +75,11 @@ class RunLog(ProgressCallback):
         self._write(args, state)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.training_bar is not None:
-            super().on_train_end(args, state, control, **kwargs)
+        self._steps.close()
         self._write(args, state)
 
-    def _draws(self, args: Any) -> bool:
-        return self.says and not args.disable_tqdm and speaks() and draws()
+    def _hides(self, args: Any, state: TrainerState) -> bool:
+        return not self.says or args.disable_tqdm or not state.is_world_process_zero
 
     def _text(self, state: TrainerState, logs: dict[str, Any]) -> str:
         if "loss" in logs:

@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--html", metavar="FILE", type=Path, help="write one page of curves to look at instead")
     add_quiet_flag(parser)
     options = parser.parse_args(arguments)
-    if options.html is not None:
-        require_page(options.html)
     with commanded(quiet=options.quiet):
+        if options.html is not None:
+            require_page(options.html)
         runs = read_runs(options.runs)
         if options.html is None:
             result(report_text(runs))

@@ -148,7 +148,7 @@ class ResumableTrainer(ScalingTrainer):
             try:
                 super()._save_checkpoint(model, trial)
             finally:
-                vars(args).update(asked)
+                args.__dict__.update(asked)
             self.accelerator.wait_for_everyone()
             if args.should_save:
                 torch.save(args, folder / TRAINING_ARGS_NAME)

@@ -90,6 +90,18 @@ def decode_tails(columns: Row, plan: Plan, roles: Sequence[Role] | None = None) 
     return {role: compact.from_tail_codes(codes[role]) for role in roles}
 
 
+def decode_next(columns: Row, plan: Plan, roles: Sequence[Role]) -> dict[Role, np.ndarray]:
+    """Log-probs of the actual next tokens under these roles, (N,) nats, from flat columns; see `Plan.next_columns`.
+
+    Nothing of the kept tokens is read for them.
+    """
+    if plan.values == "float32":
+        return {role: columns[schema.next_logprob_column(role)] for role in roles}
+    unit_N = compact.units(columns[schema.l1_distance_column(plan.unit_negative)])
+    codes = _codes(columns, schema.next_code_column, plan, roles)
+    return {role: compact.from_codes(codes[role], unit_N) for role in roles}
+
+
 def _stored(response: Response, plan: Plan) -> dict[str, Any]:
     """Column name -> value or array."""
     scores = response.scores
