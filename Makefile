@@ -39,11 +39,12 @@ test: $(INSTALLED) ## lint and the tests, side by side
 pytest: $(INSTALLED) browser ## the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-lint: $(INSTALLED) ## ruff, mypy and oxlint
+lint: $(INSTALLED) ## ruff, mypy, oxlint and oxfmt
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/oxlint --deny-warnings shards student
+	$(BIN)/oxfmt --check --no-error-on-unmatched-pattern '{shards,student}/**/*.{js,css}'
 
 benchmarks: $(INSTALLED) ## all benchmarks, headlines in one table: three hours or more on two cores
 	$(PIP_INSTALL) -e ".[dev,teachers,benchmarks]"

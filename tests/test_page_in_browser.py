@@ -100,7 +100,7 @@ TEACHERS = {
     "a gain between nodes": ("aligndistil", {"gain": "7.3"}),
     "the last gain node": ("adaptive", {"gain": "30"}),
     "a constant strength": ("contrastive", {"kl_coef": "0.037"}),
-    "a learned strength": ("aligndistil", {"strength": "learned", "offset": "-0.35", "slope": "4.5"}),
+    "a learned strength": ("aligndistil", {"strength": "learned", "offset": "4.2", "slope": "1.5"}),
 }
 
 
@@ -241,12 +241,15 @@ def test_keys_move_over_tokens_and_a_link_names_one(browser, file, fake):
         page.wait_for_function(f"{seen} !== 'token {tokens[4]} of row 2, chosen'")
         page.keyboard.press("Escape")
         assert opened.evaluate(seen) is None and page.url.endswith("#row-2")
+        opened.evaluate("location.hash = '#row-3-token-999'")
+        page.wait_for_function("location.hash === '#row-3'")
         assert opened.evaluate("document.documentElement.scrollWidth") == NARROW["width"], "nothing is cut at 400 px"
         assert opened.errors == []
 
 
 def test_two_hundred_responses_open_without_lag(browser, tmp_path):
-    """Nodes do not grow with the texts of rows that are not open, and a row opens within some frames."""
+    """Nodes do not grow with the texts of rows that are not open, a row opens within some frames, and a slider composes
+    the teacher of the open pair only."""
     fake = make_cache(tmp_path / "cache", pairs=100, response_tokens=60, values="compact", top_k=20, rows_per_shard=200)
     file = written(fake.folder, tmp_path / "page.html", "--page_mb", "30")
     opening = """async () => {
@@ -267,4 +270,12 @@ def test_two_hundred_responses_open_without_lag(browser, tmp_path):
         assert nodes < 200 * 7 + 1_000
         empty, busy = opened.evaluate(opening)
         assert busy < 12 * empty, f"{busy:.0f} ms, and {empty:.0f} ms for two empty frames"
+        composed = """() => {
+          const { compose } = page.compose;
+          let calls = 0;
+          page.compose.compose = (...given) => (calls += 1, compose(...given));
+          page.teacher.set({ gain: 3 });
+          return calls;
+        }"""
+        assert opened.evaluate(composed) == 2
         assert opened.errors == []

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from conftest import build_options
 from fake_cache import make_cache, write_cache
-from tiny_tokenizers import CHATML, tiny_tokenizer
+from tiny_tokenizers import CHATML, SPECIAL, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from precompute.build.build import build
@@ -87,6 +87,7 @@ def test_special_tokens_are_told_from_text():
     texts = TokenTexts(inner.get_vocab(), inner)
     ids = inner.encode("<|im_start|>sky").ids
     assert [texts.special(i) for i in ids] == [True] + [False] * (len(ids) - 1)
+    assert {i for i in range(inner.get_vocab_size()) if texts.special(i)} == {inner.token_to_id(t) for t in SPECIAL}
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,13 @@ def test_a_build_leaves_the_tokenizer_in_its_cache(built, trio_folders):
 def test_a_copy_of_a_cache_has_its_tokenizer(built, tmp_path):
     copy_main([str(built), str(tmp_path / "copy")])
     assert (tmp_path / "copy/tokenizer.json").read_bytes() == (built / "tokenizer.json").read_bytes()
+
+
+def test_a_cache_in_a_store_brings_its_tokenizer(built, bucket):
+    here, there = ShardCache(built), ShardCache(bucket.upload(built, "cache"))
+    ids = here[0].input_ids
+    assert TokenTexts.of(there).pieces(ids) == TokenTexts.of(here).pieces(ids)
+    assert not list(verify(there.name))
 
 
 def test_an_altered_or_missing_tokenizer_is_found(built, tmp_path):

@@ -7,7 +7,11 @@ page.section("about", "What is in the cache", (root) => {
   if (verdict) {
     root.append(
       el("p", { class: "verdict" }, el("b", {}, verdict.headline)),
-      el("ul", {}, verdict.reasons.map((reason) => el("li", {}, reason))),
+      el(
+        "ul",
+        {},
+        verdict.reasons.map((reason) => el("li", {}, reason)),
+      ),
       el("p", { class: "quiet" }, verdict.measured),
     );
   }

@@ -18,9 +18,7 @@ page.compose = (() => {
 
   /* The strength nodes of a position with D_t, (J,). */
   const nodes_at = (nodes, l1_distance) =>
-    nodes.gains.map((gain, j) =>
-      j === 0 ? 0 : Math.max(adaptive_strength(l1_distance, gain), nodes.strengths[j]),
-    );
+    nodes.gains.map((gain, j) => (j === 0 ? 0 : Math.max(adaptive_strength(l1_distance, gain), nodes.strengths[j])));
 
   /* The largest s, to four decimals, such that gain * D_t + s never exceeds the last node. */
   function highest_start(nodes, gain) {

@@ -22,7 +22,12 @@ page.pair = (() => {
     const height = HEIGHT - 2 * EDGE;
     const y = (sum) => (EDGE + height * (1 - (sum - shared.lowest) / (shared.highest - shared.lowest || 1))).toFixed(1);
     const points = sums.map((sum, n) => `${x(n)},${y(sum)}`).join(" ");
-    const chart = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", class: "running", "aria-hidden": "true" });
+    const chart = svg("svg", {
+      viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+      preserveAspectRatio: "none",
+      class: "running",
+      "aria-hidden": "true",
+    });
     chart.append(
       svg("line", { x1: 0, x2: WIDTH, y1: y(0), y2: y(0), class: "zero" }),
       svg("polyline", { points, class: sums.at(-1) < 0 ? "curve down" : "curve" }),
@@ -33,7 +38,11 @@ page.pair = (() => {
 
   function shared_scales(all_sums) {
     const flat = all_sums.flat();
-    return { longest: Math.max(...all_sums.map((sums) => sums.length - 1), 1), lowest: Math.min(...flat), highest: Math.max(...flat) };
+    return {
+      longest: Math.max(...all_sums.map((sums) => sums.length - 1), 1),
+      lowest: Math.min(...flat),
+      highest: Math.max(...flat),
+    };
   }
 
   function draw() {
@@ -43,9 +52,19 @@ page.pair = (() => {
       const { row } = part.loaded;
       page.text.colour(part.response, part.loaded);
       part.sum.replaceChildren(
-        el("div", { class: "sum-text" }, el("span", { class: "quiet" }, "running sum of the reward"), el("b", { class: "number" }, page.signed(page.teacher.total(row)))),
+        el(
+          "div",
+          { class: "sum-text" },
+          el("span", { class: "quiet" }, "running sum of the reward"),
+          el("b", { class: "number" }, page.signed(page.teacher.total(row))),
+        ),
         line(all_sums[i], shared),
-        el("div", { class: "sum-text quiet" }, el("span", {}, `${page.signed(shared.lowest, 2)} to ${page.signed(shared.highest, 2)}`), el("span", {}, `token ${shared.longest}`)),
+        el(
+          "div",
+          { class: "sum-text quiet" },
+          el("span", {}, `${page.signed(shared.lowest, 2)} to ${page.signed(shared.highest, 2)}`),
+          el("span", {}, `token ${shared.longest}`),
+        ),
       );
     });
     const verdict = document.getElementById("margin");
@@ -54,19 +73,38 @@ page.pair = (() => {
 
   /* Whether dpo and the negative tell the pair right. */
   function margin() {
-    if (open.length !== 2 || open[0].loaded.row.chosen === open[1].loaded.row.chosen) return ["One response; its partner is not in this page."];
+    if (open.length !== 2 || open[0].loaded.row.chosen === open[1].loaded.row.chosen)
+      return ["One response; its partner is not in this page."];
     const difference = page.teacher.total(open[0].loaded.row) - page.teacher.total(open[1].loaded.row);
-    return [`Margin chosen − rejected: `, el("b", {}, page.signed(difference)), difference > 0 ? ", told right" : ", told wrong"];
+    return [
+      `Margin chosen − rejected: `,
+      el("b", {}, page.signed(difference)),
+      difference > 0 ? ", told right" : ", told wrong",
+    ];
   }
 
   function card(loaded) {
     const { row } = loaded;
     const response = page.text.response(loaded);
     const sum = el("div", { class: "sum" });
-    const copy = el("button", { type: "button", class: "no-print", on: { click: () => page.copy(row.text) } }, "Copy text");
-    const table = el("button", { type: "button", class: "no-print", on: { click: () => page.copy(as_table(loaded)) } }, "Copy table");
+    const copy = el(
+      "button",
+      { type: "button", class: "no-print", on: { click: () => page.copy(row.text) } },
+      "Copy text",
+    );
+    const table = el(
+      "button",
+      { type: "button", class: "no-print", on: { click: () => page.copy(as_table(loaded)) } },
+      "Copy table",
+    );
     const facts = `row ${row.id}, ${row.positions} tokens`;
-    const head = el("div", { class: "card-head" }, el("h3", {}, row.chosen ? "Chosen" : "Rejected"), el("span", { class: "quiet" }, facts), el("span", { class: "buttons" }, copy, table));
+    const head = el(
+      "div",
+      { class: "card-head" },
+      el("h3", {}, row.chosen ? "Chosen" : "Rejected"),
+      el("span", { class: "quiet" }, facts),
+      el("span", { class: "buttons" }, copy, table),
+    );
     return { loaded, response, sum, card: el("article", { class: "card" }, head, sum, response) };
   }
 
@@ -75,13 +113,25 @@ page.pair = (() => {
     const { scores } = loaded;
     const teacher = page.teacher.of(scores);
     const roles = page.data.roles;
-    const lines = [["token", "text", "reward", "D_t", "w_t", "lambda_t", ...roles.map((r) => `p_${r}`), "p_teacher"].join("\t")];
+    const lines = [
+      ["token", "text", "reward", "D_t", "w_t", "lambda_t", ...roles.map((r) => `p_${r}`), "p_teacher"].join("\t"),
+    ];
     loaded.tokens.forEach(({ n, text }, i) => {
       if (n === null) return;
       const own = roles.map((role) => Math.exp(scores.next_logprob[role][n]));
       const taught = teacher ? [teacher.strength[n], teacher.weight[n]] : ["", ""];
       const distance = scores.l1_distance[page.teacher.rewarding()][n];
-      lines.push([i, JSON.stringify(text), page.teacher.reward(scores, n), distance, ...taught, ...own, teacher ? Math.exp(teacher.next_logprob[n]) : ""].join("\t"));
+      lines.push(
+        [
+          i,
+          JSON.stringify(text),
+          page.teacher.reward(scores, n),
+          distance,
+          ...taught,
+          ...own,
+          teacher ? Math.exp(teacher.next_logprob[n]) : "",
+        ].join("\t"),
+      );
     });
     return lines.join("\n");
   }
@@ -93,7 +143,15 @@ page.pair = (() => {
     open = loaded.map(card);
     const same = loaded.every(({ row }) => row.prompt === loaded[0].row.prompt);
     const prompts = (same ? loaded.slice(0, 1) : loaded).map(page.text.prompt);
-    root.replaceChildren(...prompts, el("p", { id: "margin" }), el("div", { class: "cards" }, open.map((part) => part.card)));
+    root.replaceChildren(
+      ...prompts,
+      el("p", { id: "margin" }),
+      el(
+        "div",
+        { class: "cards" },
+        open.map((part) => part.card),
+      ),
+    );
     draw();
   }
 

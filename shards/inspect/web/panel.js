@@ -17,7 +17,13 @@ page.panel = (() => {
       tail: scores.tail_logprob[role][n],
     }));
     found.sort((a, b) => "reference dpo reverse".indexOf(a.name) - "reference dpo reverse".indexOf(b.name));
-    if (teacher) found.push({ name: "teacher", kept: teacher.logprobs, own: teacher.next_logprob[n], tail: teacher.tail_logprob[n] });
+    if (teacher)
+      found.push({
+        name: "teacher",
+        kept: teacher.logprobs,
+        own: teacher.next_logprob[n],
+        tail: teacher.tail_logprob[n],
+      });
     return found;
   }
 
@@ -53,14 +59,39 @@ page.panel = (() => {
       const cells = models.map(({ kept }) => cell(kept[i]));
       return row_of(name_cell(scores.support_ids[i], here ? "here" : ""), cells, here ? "own" : "");
     });
-    if (own < 0) rows.push(row_of(name_cell(id, "here, in the tail"), models.map((model) => cell(model.own)), "own"));
+    if (own < 0)
+      rows.push(
+        row_of(
+          name_cell(id, "here, in the tail"),
+          models.map((model) => cell(model.own)),
+          "own",
+        ),
+      );
     const rest = end - start - shown.length;
     const left = ({ kept, tail }) => Math.log(Math.max(1 - Math.exp(tail) - sum_of(kept, shown), 0));
-    if (rest > 0) rows.push(row_of(el("td", {}, `${counted(rest)} more kept tokens`), models.map((model) => cell(left(model))), "quiet"));
+    if (rest > 0)
+      rows.push(
+        row_of(
+          el("td", {}, `${counted(rest)} more kept tokens`),
+          models.map((model) => cell(left(model))),
+          "quiet",
+        ),
+      );
     const outside = page.data.vocabulary_size - (end - start);
-    rows.push(row_of(el("td", {}, `tail: ${counted(outside)} tokens`), models.map((model) => cell(model.tail)), "quiet"));
+    rows.push(
+      row_of(
+        el("td", {}, `tail: ${counted(outside)} tokens`),
+        models.map((model) => cell(model.tail)),
+        "quiet",
+      ),
+    );
     const heads = models.map(({ name }) => sorter(name, redraw));
-    return el("table", { class: "alternatives" }, el("thead", {}, row_of(el("th", {}, "instead"), heads)), el("tbody", {}, rows));
+    return el(
+      "table",
+      { class: "alternatives" },
+      el("thead", {}, row_of(el("th", {}, "instead"), heads)),
+      el("tbody", {}, rows),
+    );
   }
 
   const sum_of = (kept, indices) => indices.reduce((sum, i) => sum + Math.exp(kept[i]), 0);
@@ -89,7 +120,11 @@ page.panel = (() => {
     const teacher = page.teacher.of(scores);
     const contrast = scores.next_logprob.dpo[n] - scores.next_logprob[negative][n];
     return [
-      ["reward", signed(page.teacher.reward(scores, n), 4), `${spec.beta} × (l_dpo − l_${negative} = ${signed(contrast, 4)})`],
+      [
+        "reward",
+        signed(page.teacher.reward(scores, n), 4),
+        `${spec.beta} × (l_dpo − l_${negative} = ${signed(contrast, 4)})`,
+      ],
       ["D_t", number(scores.l1_distance[negative][n], 4), `distance of dpo and ${negative}, 0 to 2`],
       ["w_t", teacher ? number(teacher.strength[n], 4) : "–", "strength: how far from the anchor"],
       ["λ_t", teacher ? number(teacher.weight[n], 4) : "–", "weight of the position in the loss"],
@@ -108,7 +143,8 @@ page.panel = (() => {
     if (bound === 0) return `${stored} The strength is at a node: the teacher's tail is stored too.`;
     const mass = Math.exp(teacher.tail_logprob[n]);
     const off = Math.log1p(mass * Math.expm1(bound));
-    return `${stored} The teacher's tail is interpolated between two nodes, within ${bound.toPrecision(2)} nat; so its log-probs are off by ${off.toPrecision(2)} nat at most.`;
+    const between = `The teacher's tail is interpolated between two nodes, within ${bound.toPrecision(2)} nat`;
+    return `${stored} ${between}; so its log-probs are off by ${off.toPrecision(2)} nat at most.`;
   }
 
   /* The panel of a token. actions: {close, step, redraw}. */
@@ -121,15 +157,29 @@ page.panel = (() => {
       { class: "panel-head" },
       el("bdi", { class: "token-text" }, page.text.visible(token.text)),
       el("span", { class: "quiet" }, `token ${index} of row ${row.id}, ${row.chosen ? "chosen" : "rejected"}`),
-      el("span", { class: "buttons no-print" },
+      el(
+        "span",
+        { class: "buttons no-print" },
         el("button", { type: "button", title: "previous token (←)", on: { click: () => actions.step(-1) } }, "←"),
         el("button", { type: "button", title: "next token (→)", on: { click: () => actions.step(1) } }, "→"),
-        el("button", { type: "button", title: link, on: { click: () => page.copy(location.href.split("#")[0] + link) } }, "Copy link"),
-        el("button", { type: "button", title: "close (Escape)", on: { click: actions.close } }, "✕")),
+        el(
+          "button",
+          { type: "button", title: link, on: { click: () => page.copy(location.href.split("#")[0] + link) } },
+          "Copy link",
+        ),
+        el("button", { type: "button", title: "close (Escape)", on: { click: actions.close } }, "✕"),
+      ),
     );
-    if (token.n === null) return [head, el("p", { class: "quiet" }, "This token is not distilled: no values are stored.")];
+    if (token.n === null)
+      return [head, el("p", { class: "quiet" }, "This token is not distilled: no values are stored.")];
     const list = facts(loaded, token.n).map(([name, value, what]) =>
-      el("div", { class: "fact", title: what }, el("span", { class: "quiet" }, name), el("b", { class: "number", dataset: { fact: name } }, value), el("span", { class: "quiet what" }, what)),
+      el(
+        "div",
+        { class: "fact", title: what },
+        el("span", { class: "quiet" }, name),
+        el("b", { class: "number", dataset: { fact: name } }, value),
+        el("span", { class: "quiet what" }, what),
+      ),
     );
     return [
       head,

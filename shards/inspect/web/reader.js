@@ -18,20 +18,29 @@
       const reward = el("span", { class: "number" });
       const text = row.text.slice(0, SNIPPET).replace(/\s+/gu, " ");
       const kind = el("span", { class: row.chosen ? "kind" : "kind rejected" }, row.chosen ? "chosen" : "rejected");
-      const button = el("button", { type: "button", class: "row", on: { click: () => page.rows.open(id) } }, el("span", { class: "quiet" }, id), kind, reward, el("bdi", { class: "snippet" }, text));
+      const button = el(
+        "button",
+        { type: "button", class: "row", on: { click: () => page.rows.open(id) } },
+        el("span", { class: "quiet" }, id),
+        kind,
+        reward,
+        el("bdi", { class: "snippet" }, text),
+      );
       items.set(id, { button, reward });
       return el("li", {}, button);
     });
     parts.list.replaceChildren(...made);
     const { length } = page.rows.all;
     const all = page.data.total === length ? "" : ` of ${page.data.total.toLocaleString("en")} in the cache`;
-    parts.count.textContent = made.length === length ? `${length} responses${all}` : `${made.length} of ${length} responses${all}`;
+    parts.count.textContent =
+      made.length === length ? `${length} responses${all}` : `${made.length} of ${length} responses${all}`;
     rewards();
     current();
   }
 
   function rewards() {
-    for (const [id, { reward }] of items) reward.textContent = page.signed(page.teacher.total(page.rows.by_id.get(id)), 2);
+    for (const [id, { reward }] of items)
+      reward.textContent = page.signed(page.teacher.total(page.rows.by_id.get(id)), 2);
   }
 
   function current() {
@@ -88,7 +97,8 @@
       const { top, left } = span.getBoundingClientRect();
       const boxes = spans.map((other) => [other, other.getBoundingClientRect()]);
       const beyond = boxes.filter(([, box]) => (by === "up" ? box.top < top - 2 : box.top > top + 2));
-      const edge = by === "up" ? Math.max(...beyond.map(([, box]) => box.top)) : Math.min(...beyond.map(([, box]) => box.top));
+      const edge =
+        by === "up" ? Math.max(...beyond.map(([, box]) => box.top)) : Math.min(...beyond.map(([, box]) => box.top));
       const row = beyond.filter(([, box]) => Math.abs(box.top - edge) <= 2);
       next = row.sort(([, a], [, b]) => Math.abs(a.left - left) - Math.abs(b.left - left))[0]?.[0] ?? span;
     }
@@ -134,11 +144,33 @@
     parts.count = el("p", { class: "quiet" });
     parts.pair = el("div", { id: "pair" });
     parts.panel = el("aside", { id: "panel", hidden: true, "aria-label": "the token in view" });
-    const side = el("nav", { class: "side no-print", "aria-label": "responses" }, el("div", { id: "filters" }), parts.count, parts.list);
-    const missing = page.data.roles.includes("reverse") ? null : el("p", { class: "notice" }, "The cache has no model reverse: rewards are beta (l_dpo − l_reference), and no teacher can move away from reverse.");
+    const side = el(
+      "nav",
+      { class: "side no-print", "aria-label": "responses" },
+      el("div", { id: "filters" }),
+      parts.count,
+      parts.list,
+    );
+    const missing = page.data.roles.includes("reverse")
+      ? null
+      : el(
+          "p",
+          { class: "notice" },
+          "The cache has no model reverse: rewards are beta (l_dpo − l_reference), and no teacher can move away from reverse.",
+        );
     const note = page.data.note === null ? null : el("p", { class: "notice" }, `The cache has ${page.data.note}.`);
-    const help = el("p", { class: "quiet no-print" }, "Point at a token, or tab to the text and use the arrow keys; a click or Enter keeps it, Escape lets it go.");
-    root.append(missing ?? "", note ?? "", page.controls.build(), help, el("div", { class: "reader" }, side, el("div", { class: "open" }, parts.pair, parts.panel)));
+    const help = el(
+      "p",
+      { class: "quiet no-print" },
+      "Point at a token, or tab to the text and use the arrow keys; a click or Enter keeps it, Escape lets it go.",
+    );
+    root.append(
+      missing ?? "",
+      note ?? "",
+      page.controls.build(),
+      help,
+      el("div", { class: "reader" }, side, el("div", { class: "open" }, parts.pair, parts.panel)),
+    );
     parts.pair.addEventListener("pointerover", (event) => {
       const span = token_of(event);
       if (span && !pinned && event.pointerType === "mouse") view(...place_of(span));
@@ -160,7 +192,8 @@
     list();
     const { hash } = location;
     if (page.rows.follow()) return;
-    if (hash.startsWith("#row-")) help.textContent = `This page does not have ${hash.slice(1)}; --rows chooses what it has.`;
+    if (hash.startsWith("#row-"))
+      help.textContent = `This page does not have ${hash.slice(1)}; --rows chooses what it has.`;
     if (page.rows.all.length) page.rows.open(page.rows.all[0].id);
   });
 })();

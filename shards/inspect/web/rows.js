@@ -54,10 +54,10 @@ page.rows = (() => {
     if (!by_id.has(id)) return;
     const moved = state.id !== id;
     state.id = id;
-    state.token = token;
+    state.token = token !== null && token < by_id.get(id).tokens ? token : null;
     if (moved) page.tell("open", id);
-    page.tell("select", { id, token });
-    if (location.protocol !== "about:") history.replaceState(null, "", anchor(id, token));
+    page.tell("select", { id, token: state.token });
+    if (location.protocol !== "about:") history.replaceState(null, "", anchor(id, state.token));
   }
 
   const anchor = (id, token) => (token === null ? `#row-${id}` : `#row-${id}-token-${token}`);

@@ -10,7 +10,8 @@ page.teacher = (() => {
 
   function check(spec) {
     if (!data.roles.includes(spec.negative)) return `the cache was built without the model ${spec.negative}`;
-    if (!data.pairs.includes(pair(spec))) return `the cache has no tails for ${pair(spec)}; it has ${data.pairs.join(", ")}`;
+    if (!data.pairs.includes(pair(spec)))
+      return `the cache has no tails for ${pair(spec)}; it has ${data.pairs.join(", ")}`;
     return page.compose.lacks(data.nodes, spec);
   }
 
@@ -56,7 +57,8 @@ page.teacher = (() => {
   function strength_text() {
     const { spec } = state;
     const cap = spec.max_weight === null ? "" : `, λ_t no more than ${spec.max_weight}`;
-    if (spec.strength === "adaptive") return `w_t = ${spec.gain} D_t + ${spec.min_strength}, λ_t = ${spec.beta} / w_t${cap}`;
+    if (spec.strength === "adaptive")
+      return `w_t = ${spec.gain} D_t + ${spec.min_strength}, λ_t = ${spec.beta} / w_t${cap}`;
     if (spec.strength === "constant") {
       return `w = beta / kl_coef = ${page.number(spec.beta / spec.kl_coef, 3)}, λ = ${page.number(spec.kl_coef, 4)}${cap}`;
     }

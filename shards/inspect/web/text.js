@@ -12,7 +12,9 @@ page.text = (() => {
   function visible(text) {
     if (text === "") return "(part of a character)";
     const shown = text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣");
-    return shown.replace(CONTROL, (c) => (c === "\u200d" ? c : `U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`));
+    return shown.replace(CONTROL, (c) =>
+      c === "\u200d" ? c : `U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`,
+    );
   }
 
   /* Text before the response: tokens that are not special are joined. */
@@ -44,7 +46,8 @@ page.text = (() => {
     return made;
   }
 
-  const prompt = (loaded) => el("div", { class: "prompt", dir: "auto", tabIndex: 0 }, plain(loaded.tokens.slice(0, loaded.row.prompt_tokens)));
+  const prompt = (loaded) =>
+    el("div", { class: "prompt", dir: "auto", tabIndex: 0 }, plain(loaded.tokens.slice(0, loaded.row.prompt_tokens)));
 
   /* What the thickness of a line under a token stands for, from 0 to 1. */
   function thickness(loaded, teacher, n) {

@@ -49,7 +49,9 @@ page.values = (() => {
     const codes = { reference: stored.reference };
     codes.dpo = stored.dpo.map((value, i) => (unzigzag(value) + stored.reference[i]) & MASK);
     if (stored.reverse) {
-      codes.reverse = stored.reverse.map((value, i) => (unzigzag(value) + 2 * stored.reference[i] - codes.dpo[i]) & MASK);
+      codes.reverse = stored.reverse.map(
+        (value, i) => (unzigzag(value) + 2 * stored.reference[i] - codes.dpo[i]) & MASK,
+      );
     }
     return codes;
   }
