@@ -117,6 +117,10 @@ def test_lines_stay_under_105_columns_with_long_numbers():
     assert max(map(len, text.splitlines())) <= 105
 
 
+def test_the_last_step_has_no_time_left():
+    assert "left" not in step_text(LOGS, step=5, steps=5, seconds_left=0.0)
+
+
 def test_skipped_steps_are_said():
     assert "2 steps skipped" in step_text(LOGS | {"skipped_steps": 2}, step=1, steps=2, seconds_left=None)
 

@@ -33,22 +33,22 @@ class RunLog(TrainerCallback):
         self._steps: Any = None
         self._evaluation: Any = None
         self._began = (0.0, 0)  # time, step
+        self._named = False
         self._next_write = 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         off, done = self._hides(args, state), state.global_step
         self._steps = progress(None, "training", total=state.max_steps, unit="step", initial=done, disable=off)
         self._began = (time.monotonic(), state.global_step)
-        if state.is_world_process_zero:
-            with naming_saves(str(args.output_dir)):
-                write_json(Path(args.output_dir), RUN_FILE, self.trainer.run_identity())
-        self._write(args, state)
+        self._named = False
 
     def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._steps.update(round(1 / args.gradient_accumulation_steps, 4))
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._steps.update(state.global_step - self._steps.n)
+        if not self._named:  # a run that is refused in its first step leaves nothing
+            self._write(args, state)
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
@@ -91,11 +91,14 @@ class RunLog(TrainerCallback):
         return other_text(logs, step=state.global_step)
 
     def _write(self, args: Any, state: TrainerState) -> None:
-        """Write the log whole, then give it its name."""
+        """Write the log whole, then give it its name; and the first time the identity of its run."""
         if not state.is_world_process_zero:
             return
         began, out = time.monotonic(), Path(args.output_dir)
         with naming_saves(str(out)):
+            if not self._named:
+                write_json(out, RUN_FILE, self.trainer.run_identity())
+                self._named = True
             temporary = temporary_name(out, STATE_FILE)
             state.save_to_json(str(temporary))
             temporary.replace(out / STATE_FILE)

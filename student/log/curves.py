@@ -14,7 +14,7 @@ POINTS = 200
 """Points of a curve; a longer one shows means, with the lowest and highest values around them."""
 
 WIDTH, HEIGHT = 380, 190
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 28, 30
+LEFT, RIGHT, TOP, BOTTOM = 74, 14, 28, 30
 STYLE = """
 svg { background: #fff; font: 12px system-ui, sans-serif; fill: #222 }
 .axis { stroke: #999; fill: none } .curve { stroke: #0a5bb5; stroke-width: 1.6; fill: none }
@@ -63,7 +63,7 @@ def _panel(figure: Figure, series: Series) -> str:
     title = escape(figure.heading + (f", {figure.good} is better" if figure.good else ""))
     bottom = TOP + inner
     return (
-        f'<text class="title" x="{LEFT}" y="{TOP - 11}">{title}</text>'
+        f'<text class="title" x="14" y="{TOP - 11}">{title}</text>'
         f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{WIDTH - RIGHT}"/>'
         f'<text x="{LEFT - 5}" y="{TOP + 9}" text-anchor="end">{figure.text(high)}</text>'
         f'<text x="{LEFT - 5}" y="{bottom}" text-anchor="end">{figure.text(low)}</text>'

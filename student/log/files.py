@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 STATE_FILE = "trainer_state.json"
-"""transformers' own: the log so far. In the run's folder since the first step, and in every checkpoint."""
+"""transformers' own: the log so far. In the run's folder since its first step, and in every checkpoint."""
 
 RUN_FILE = "distill_run.json"
 """The identity of a run: in its folder, and in a checkpoint's, where it also says whether the checkpoint is whole."""

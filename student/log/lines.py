@@ -19,7 +19,7 @@ GROUPS = {"lower": "lower is better", "higher": "higher is better", None: "neith
 def step_text(logs: Mapping[str, Any], *, step: int, steps: int, seconds_left: float | None) -> str:
     """Two lines: where the run is, and its figures, each with the way that is good."""
     facts = [f"step {step:,}/{steps:,}", f"{step / steps:.0%}"]
-    facts += [] if seconds_left is None else [f"{duration(seconds_left)} left"]
+    facts += [f"{duration(seconds_left)} left"] if seconds_left else []
     facts += [f"{_told(name, logs)} tokens/s" for name in ("tokens_per_second",) if name in logs]
     facts += [f"learning rate {_told(name, logs)}" for name in ("learning_rate",) if name in logs]
     if skipped := int(logs.get("skipped_steps", 0)):

@@ -26,7 +26,7 @@ def write_model_card(trainer: Any, folder: Path) -> None:
     data = ModelCardData(library_name="transformers", tags=["aligndistil", "distillation", "alignment"])
     logged = history(entry for entry in trainer.state.log_history if "loss" in entry)
     measured = "".join(_way(name, logged[name]) for name in MEASURED if name in logged)
-    ends = ends_text(len(logged["loss"].steps)) if logged else "log has no steps"
+    ends = ends_text(len(logged["loss"].steps)).capitalize() if logged else "Nothing is logged"
     curves = curves_svg(logged)
     divergence = f"jsd with weight {args.jsd_weight:g}" if args.divergence == "jsd" else args.divergence
     spec = args.spec
@@ -73,7 +73,7 @@ Distilled token by token from a cached teacher with
 
 ## How the training went
 
-The {ends}.
+{ends}.
 
 | | begin | end | better |
 |---|--:|--:|---|
