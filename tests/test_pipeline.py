@@ -90,7 +90,7 @@ def finished(tmp_path_factory):
     write_jsonl(folder / "pairs.jsonl", make_pairs(8))
     logs = tmp_path_factory.mktemp("logs")
 
-    def run_to_end(step):
+    def run_to_end(step, *, quiet=False):
         done = fresh.run(step.module, step.words()[3:], folder, logs / step.name)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.returncode
@@ -117,7 +117,7 @@ def copy(finished, tmp_path, monkeypatch):
 def started(monkeypatch):
     """Steps that would run; they end with exit code 0 at once."""
     found = []
-    monkeypatch.setattr("shards.pipeline.__main__.run_to_end", lambda step: found.append(step.name) or 0)
+    monkeypatch.setattr("shards.pipeline.__main__.run_to_end", lambda step, quiet=False: found.append(step.name) or 0)
     return found
 
 
@@ -174,7 +174,7 @@ def test_a_step_whose_output_is_gone_is_done_again_and_one_that_read_it_is_refus
     shutil.rmtree("runs/student")
     ran = []
 
-    def another_training(step):
+    def another_training(step, *, quiet=False):
         ran.append(step.name)
         save(make_llama(1), Path("runs/student"))
         return 0
