@@ -10,9 +10,12 @@ import os
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
+
+from tqdm import TqdmWarning
 
 from shards.cli.text import duration
 from shards.say import at_level, logger, speaks
@@ -42,7 +45,9 @@ def progress(
     unit      what is counted; B stands for bytes
     brief     it usually takes no time: on a terminal the bar comes after QUIET_SECONDS, and goes at the end
     """
-    from tqdm.auto import tqdm  # which looks for a notebook
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets has a bar of letters
+        from tqdm.auto import tqdm
 
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
@@ -62,9 +67,14 @@ def is_first() -> bool:
 
 def draws() -> bool:
     """Whether there is something to draw a bar on: a terminal or a notebook."""
+    return notebook() is not None or sys.stderr.isatty()
+
+
+def notebook() -> Any:
+    """The shell of the notebook that this process is the kernel of; None if it is not one."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
-    return hasattr(shell, "kernel") or sys.stderr.isatty()
+    return shell if hasattr(shell, "kernel") else None
 
 
 class Lines:

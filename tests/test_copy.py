@@ -276,7 +276,7 @@ def test_a_card_that_is_there_is_kept(cache, hub, run, capsys):
     hub.files("me/cache")["README.md"] = b"mine"
     run(cache, HUB)
     assert hub.files("me/cache")["README.md"] == b"mine"
-    assert "README.md: kept as it is" in capsys.readouterr().out
+    assert "README.md: kept as it is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("inside", ["", "/a/b"])

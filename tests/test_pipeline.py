@@ -79,7 +79,7 @@ def write_pipeline(changes=None, *, steps=("teachers", "build", "train", "evalua
     return Path("steps.yaml")
 
 
-def in_a_fork(logs, step):
+def in_a_fork(logs, step, *, quiet=False):
     """A step in a process that has the libraries loaded; what it printed as errors is printed here."""
     done = fresh.run(step.module, step.words()[3:], Path.cwd(), logs / step.name)
     sys.stderr.write(done.stderr)
@@ -120,7 +120,7 @@ def copy(finished, tmp_path, monkeypatch):
 def started(monkeypatch):
     """Steps that would run; they end with exit code 0 at once."""
     found = []
-    monkeypatch.setattr("shards.pipeline.__main__.run_to_end", lambda step: found.append(step.name) or 0)
+    monkeypatch.setattr("shards.pipeline.__main__.run_to_end", lambda step, quiet=False: found.append(step.name) or 0)
     return found
 
 
@@ -177,7 +177,7 @@ def test_a_step_whose_output_is_gone_is_done_again_and_one_that_read_it_is_refus
     shutil.rmtree("runs/student")
     ran = []
 
-    def another_training(step):
+    def another_training(step, *, quiet=False):
         ran.append(step.name)
         save(make_llama(1), Path("runs/student"))
         return 0

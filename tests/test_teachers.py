@@ -252,7 +252,8 @@ def built(reference, dpo_folder, reverse_folder, data, out, capsys, **options):
     trio = {"dpo": dpo_folder, "reference": reference} | ({"reverse": reverse_folder} if reverse_folder else {})
     capsys.readouterr()
     build(build_options(trio, data, out, top_k=5, max_top_k=12, **options))
-    return capsys.readouterr().out
+    out, err = capsys.readouterr()
+    return err + out
 
 
 def test_the_build_says_how_often_the_models_prefer_what_they_should(taught, reference, data, tmp_path, capsys):

@@ -57,12 +57,13 @@ def numbered(
 
     extent: told how far rows of a known number are read.
     """
-    number = 0
     try:
         rows = open_rows()
         if extent is not None and isinstance(rows, Sized):
-            extent.begin(len(rows), lambda: number + 1)
+            extent.total = len(rows)
         for number, row in enumerate(rows):
+            if extent is not None and isinstance(rows, Sized):
+                extent.done = number + 1
             yield f"{name} row {number}", row
     except DataError:
         raise
@@ -76,15 +77,12 @@ def _table_rows(path: Path, kind: str, extent: Extent) -> Iterator[Row]:
     with pa.OSFile(str(path)) as file:
         schema, batches = _parquet_batches(file) if kind == ".parquet" else _arrow_batches(file)
         features = datasets.Features.from_arrow_schema(schema)  # JSON columns of `datasets` are stored as text
-        done = 0
-        if kind == ".parquet":
-            extent.begin(pq.read_metadata(path).num_rows, lambda: done)
-        else:
-            extent.begin(file.size(), file.tell)
+        extent.total = pq.read_metadata(file).num_rows if kind == ".parquet" else file.size()
         for batch in batches:
+            extent.done = extent.done if kind == ".parquet" else file.tell()
             for start in range(0, len(batch), _BATCH_ROWS):
                 for row in batch.slice(start, _BATCH_ROWS).to_pylist():
-                    done += 1
+                    extent.done += kind == ".parquet"
                     yield features.decode_example(row)
 
 

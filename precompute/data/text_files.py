@@ -8,7 +8,8 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,23 +19,17 @@ import zstandard
 from shards.errors import DataError
 
 
+@dataclass(slots=True)
 class Extent:
-    """How far a file is read, as a share of its bytes."""
+    """How far a source is read: `done` of `total`, in bytes or rows. total: 0 while nothing is known."""
 
-    def __init__(self) -> None:
-        self._total, self._at = 0, lambda: 0
-
-    def begin(self, total: int, at: Callable[[], int]) -> None:
-        """total: bytes of the file as it is stored. at: how many of them were read; an error once it is closed."""
-        self._total, self._at = total, at
+    total: int = 0
+    done: int = 0
 
     @property
     def share(self) -> float:
         """From 0, where nothing is known, to 1."""
-        try:
-            return self._at() / self._total if self._total else 0.0
-        except ValueError:
-            return 1.0
+        return self.done / self.total if self.total else 0.0
 
 
 Row = dict[str, Any]
@@ -43,6 +38,7 @@ WhereRow = tuple[str, Row]
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 COMPRESSIONS = (".gz", ".zst")
 _CHUNK_BYTES = 1 << 20
+_LINES_PER_LOOK = 10
 _LONGEST_FIELD = 2**31 - 1
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 
@@ -142,17 +138,25 @@ def _lines(path: Path, compression: str, extent: Extent) -> Iterator[bytes]:
     """The lines of a file with their line ends. Raises DataError if compressed data is damaged or incomplete."""
     try:
         with path.open("rb") as file:
-            extent.begin(path.stat().st_size, file.tell)
-            if compression == ".zst":
-                yield from _cut_into_lines(_zstd_pieces(file))
-            elif compression == ".gz":
-                with gzip.open(file) as unpacked:
-                    yield from unpacked
-            else:
-                yield from file
+            extent.total = path.stat().st_size
+            for number, line in enumerate(_unpacked(file, compression)):
+                if number % _LINES_PER_LOOK == 0:
+                    extent.done = file.tell()
+                yield line
+            extent.done = extent.total
     except (zstandard.ZstdError, gzip.BadGzipFile, zlib.error, EOFError) as exc:
         stream = {".zst": "zstd", ".gz": "gzip"}[compression]
         raise DataError(f"{path.name}: expected a whole {stream} stream, got {exc}") from exc
+
+
+def _unpacked(file: BinaryIO, compression: str) -> Iterator[bytes]:
+    if compression == ".zst":
+        yield from _cut_into_lines(_zstd_pieces(file))
+    elif compression == ".gz":
+        with gzip.open(file) as unpacked:
+            yield from unpacked
+    else:
+        yield from file
 
 
 def _cut_into_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from shards.notebook.extras import extra
+from shards.progress import notebook
 from shards.teacher.trust import Trust
 
 BLUE, ORANGE, GREY = "#2b7bba", "#e07f10", "#5b6470"
@@ -60,4 +61,6 @@ def plot_trust(trust: Trust) -> Any:
 def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, Any]:
     """A figure outside of pyplot's list, which would keep it in memory, and its axes."""
     figure = extra("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    if (shell := notebook()) is not None:  # it knows such figures only after pyplot was imported, or when told
+        extra("IPython.core.pylabtools").select_figure_formats(shell, {"png"})
     return figure, figure.subplots(rows, columns, sharex=columns == 1)
