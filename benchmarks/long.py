@@ -129,8 +129,7 @@ def measure(options: Options, way: str, length: int) -> dict[str, float]:
 
 def text_of(options: Options, found: dict[str, dict[int, dict[str, float]]], command: str) -> str:
     def cell(way: str, length: int) -> str:
-        run = found[way][length]
-        return f"{run['peak_bytes'] / 1e6:,.0f} MB, {run['seconds']:.0f} s"
+        return f"{found[way][length]['peak_bytes'] / 1e6:,.0f} MB"
 
     rows = [
         f"| {length:,} | {' | '.join(cell(way, length) for way in options.ways)} | "
