@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from shards.cache import ShardCache
 from shards.format import schema
@@ -15,7 +14,8 @@ from shards.format.encoding import codec
 from shards.format.encoding.arrays import Flat
 from shards.format.plan import Plan
 from shards.format.schema import Role
-from shards.spread import QUIET_SECONDS, ROWS_AT_A_TIME, spread, spread_in_few
+from shards.progress import progress
+from shards.spread import ROWS_AT_A_TIME, spread, spread_in_few
 from shards.teacher.spec import contrastive_reward
 
 Block = tuple[int, int]
@@ -69,7 +69,7 @@ def read_parts(cache: ShardCache, blocks: Sequence[Block]) -> Iterator[Part]:
     tokens = (schema.INPUT_IDS, schema.LOSS_MASK)
     wanted = {*tokens, *_distances(plan).values(), *plan.next_columns()}
     names = [column.name for column in plan.columns() if column.name in wanted]
-    for shard, block in tqdm(blocks, "surveying", unit="block", delay=QUIET_SECONDS, leave=False):
+    for shard, block in progress(blocks, "surveying", unit="block", brief=True):
         first = block * _batches(plan)
         batches = range(first, min(first + _batches(plan), plan.num_batches(shard)))
         found = [cache.batches.read(shard, batch, names) for batch in batches]
