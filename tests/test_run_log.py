@@ -28,6 +28,11 @@ class _Watch(TrainerCallback):
 
     def __init__(self):
         self.seen = []
+        self.after_the_first_step = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            self.after_the_first_step = read_run(Path(args.output_dir), "run").step
 
     def on_log(self, args, state, control, **kwargs):
         run = read_run(Path(args.output_dir), "run")
@@ -36,7 +41,7 @@ class _Watch(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def trained(sparse_cache, trio_folders, tmp_path_factory):
-    """(trainer, what it printed, what was seen in its folder) of four steps with an evaluation."""
+    """(trainer, what it printed, who looked into its folder) of four steps with an evaluation."""
     out, watch = tmp_path_factory.mktemp("run") / "student", _Watch()
     args = DistillArguments(
         **{"shards": [str(sparse_cache.folder)], "eval_shards": [str(sparse_cache.folder)], "output_dir": str(out)},
@@ -52,7 +57,7 @@ def trained(sparse_cache, trio_folders, tmp_path_factory):
         patch.setattr("student.train.__main__.say", printed.append)
         patch.setattr("student.trainer.RunLog", lambda trainer: _after(trainer, watch))
         trainer = train(args)
-    return trainer, "\n".join(printed), watch.seen
+    return trainer, "\n".join(printed), watch
 
 
 def _after(trainer, watch):
@@ -184,7 +189,9 @@ def test_a_run_says_two_lines_a_step_and_no_dict(trained):
 
 
 def test_the_log_in_the_folder_is_whole_and_up_to_date_at_every_step(trained):
-    trainer, _, seen = trained
+    trainer, _, watch = trained
+    seen = watch.seen
+    assert watch.after_the_first_step == 1, "before its first line"
     assert [found for step, found, _ in seen] == [step for step, _, _ in seen]
     assert not any(finished for _, _, finished in seen[:4])
     run = read_run(Path(trainer.args.output_dir), "student")
