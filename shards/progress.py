@@ -1,7 +1,7 @@
 """progress: how far something is and how long it will take: a bar on a terminal, else a line every half minute.
 
 A bar is tqdm's, also in a notebook. Without a terminal (a pipe, a file, a job's log) nothing is drawn over: work that
-takes longer than LINE_SECONDS says a line at that interval, with its share, rate and time left, and one at its end.
+takes longer than FIRST_SECONDS says a line then and every LINE_SECONDS, with share, rate and time left, and a last one.
 Both are silent with --quiet (`shards.say`), and on all processes of a launcher but the first.
 """
 
@@ -20,8 +20,8 @@ from tqdm import TqdmWarning
 from shards.cli.text import duration
 from shards.say import at_level, logger, speaks
 
-LINE_SECONDS = 30.0
-"""Seconds between lines where there is no terminal."""
+FIRST_SECONDS, LINE_SECONDS = 10.0, 30.0
+"""Seconds before the first line, and between lines, where there is no terminal."""
 QUIET_SECONDS = 2.0
 """Seconds before the bar of brief work appears on a terminal."""
 SMOOTHING = 0.05
@@ -87,7 +87,7 @@ class Lines:
         self._iterable, self._initial = iterable, initial
         self._began, self._said = time.monotonic(), False
         self._note = ""
-        self.refresh()
+        self._next = self._began + FIRST_SECONDS
         self._ended = threading.Event()
         self._end = weakref.finalize(self, self._ended.set)
         threading.Thread(target=_say_lines, args=(weakref.ref(self), self._ended), daemon=True).start()
@@ -169,7 +169,7 @@ class Lines:
 
 
 def _say_lines(lines: "weakref.ref[Lines]", ended: threading.Event) -> None:
-    wait = LINE_SECONDS
+    wait = FIRST_SECONDS
     while not ended.wait(wait):
         found = lines()
         if found is None:

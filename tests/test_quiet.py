@@ -140,7 +140,7 @@ def test_a_line_counts_in_units_a_person_uses(given, made, seconds, text, monkey
 
 
 def test_lines_come_by_themselves_while_one_step_of_the_work_goes_on(lines, monkeypatch):
-    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr(progress_module, "FIRST_SECONDS", 0.01)
     heard = threading.Event()
     logging.getLogger(NAME).handlers[0].emit = lambda record: heard.set()
     with progress(None, "compiling", total=1):
@@ -173,7 +173,7 @@ def test_no_librarys_bar_goes_around_it(monkeypatch, lines, capsys):
     import huggingface_hub.utils
     from transformers.utils import logging as hf_logging
 
-    monkeypatch.setattr(progress_module, "LINE_SECONDS", 3600)
+    monkeypatch.setattr(progress_module, "FIRST_SECONDS", 3600)
     for quiet in (True, False):
         with commanded(quiet=quiet):
             assert datasets.are_progress_bars_disabled()
