@@ -73,7 +73,17 @@ page.curves = (() => {
     const lines = { stroke: colourOf("--line"), width: 1 };
     const colour = colourOf("--text");
     const values = (plot, ticks) => ticks.map((tick) => (tick === null ? "" : valueText(figure, tick)));
-    return { stroke: colour, grid: lines, ticks: lines, font: FONT, labelFont: FONT, labelSize: 16, label, size, values };
+    return {
+      stroke: colour,
+      grid: lines,
+      ticks: lines,
+      font: FONT,
+      labelFont: FONT,
+      labelSize: 16,
+      label,
+      size,
+      values,
+    };
   }
 
   function stepText(step) {

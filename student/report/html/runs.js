@@ -43,8 +43,14 @@
 
   function frontier(root) {
     const [across, up] = data.frontier.map((name) => figures.get(name));
-    const meaning = "what a run gains, and what it pays, smoothed; the large dot is the last step; up and left is better";
-    addChart(root, `${up.label} against ${across.label}`, meaning, (host) => new page.Frontier(host, across, up, runs, look));
+    const meaning =
+      "what a run gains, and what it pays, smoothed; the large dot is the last step; up and left is better";
+    addChart(
+      root,
+      `${up.label} against ${across.label}`,
+      meaning,
+      (host) => new page.Frontier(host, across, up, runs, look),
+    );
   }
 
   function swatch(number) {
@@ -79,7 +85,12 @@
     const range = { id: "smoothing", type: "range", min: 0, max: 0.99, step: 0.01, value: 0, on: { input: pull } };
     const slider = el("label", {}, el("span", {}, "smoothing ", told), el("input", range));
     const log = el("input", { id: "log", type: "checkbox", on: { change: setLog } });
-    return el("div", { class: "controls" }, slider, el("label", { class: "line" }, log, "logarithmic axis for loss and KL"));
+    return el(
+      "div",
+      { class: "controls" },
+      slider,
+      el("label", { class: "line" }, log, "logarithmic axis for loss and KL"),
+    );
   }
 
   /* A table whose first column says what a row is about; the others are runs. */
