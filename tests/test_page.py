@@ -98,12 +98,12 @@ def test_rows_and_sizes_out_of_range_are_refused(fake, tmp_path, flags):
     assert not (tmp_path / "page.html").exists()
 
 
-@pytest.mark.parametrize("spare_kb", [8, 30])
-def test_a_page_keeps_to_its_budget_and_says_what_is_left_out(fake, tmp_path, capsys, spare_kb):
+@pytest.mark.parametrize(("spare_kb", "flags"), [(8, ()), (30, ()), (20, ("--rows", "0-39"))])
+def test_a_page_keeps_to_its_budget_and_says_what_is_left_out(fake, tmp_path, capsys, spare_kb, flags):
     least = len((write(fake.folder, tmp_path / "page.html", "--rows", "0"), (tmp_path / "page.html").read_bytes())[1])
     budget = (least + 1000 * spare_kb) / 1e6
     capsys.readouterr()
-    data, _ = write(fake.folder, tmp_path / "page.html", "--page_mb", budget)
+    data, _ = write(fake.folder, tmp_path / "page.html", "--page_mb", budget, *flags)
     size = (tmp_path / "page.html").stat().st_size
     assert budget * 1e6 - 1000 * spare_kb < size <= budget * 1e6
     assert 1 < len(data["rows"]) < 40

@@ -248,7 +248,8 @@ def test_keys_move_over_tokens_and_a_link_names_one(browser, file, fake):
 
 
 def test_two_hundred_responses_open_without_lag(browser, tmp_path):
-    """Nodes do not grow with the texts of rows that are not open, and a row opens within some frames."""
+    """Nodes do not grow with the texts of rows that are not open, a row opens within some frames, and a slider composes
+    the teacher of the open pair only."""
     fake = make_cache(tmp_path / "cache", pairs=100, response_tokens=60, values="compact", top_k=20, rows_per_shard=200)
     file = written(fake.folder, tmp_path / "page.html", "--page_mb", "30")
     opening = """async () => {
@@ -269,4 +270,12 @@ def test_two_hundred_responses_open_without_lag(browser, tmp_path):
         assert nodes < 200 * 7 + 2_500  # lists and charts of the whole cache have no more, however large it is
         empty, busy = opened.evaluate(opening)
         assert busy < 12 * empty, f"{busy:.0f} ms, and {empty:.0f} ms for two empty frames"
+        composed = """() => {
+          const { compose } = page.compose;
+          let calls = 0;
+          page.compose.compose = (...given) => (calls += 1, compose(...given));
+          page.teacher.set({ gain: 3 });
+          return calls;
+        }"""
+        assert opened.evaluate(composed) == 2
         assert opened.errors == []

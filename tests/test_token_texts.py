@@ -6,7 +6,7 @@ import shutil
 import pytest
 from conftest import build_options
 from fake_cache import make_cache, write_cache
-from tiny_tokenizers import CHATML, tiny_tokenizer
+from tiny_tokenizers import CHATML, SPECIAL, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from precompute.build.build import build
@@ -87,6 +87,7 @@ def test_special_tokens_are_told_from_text():
     texts = TokenTexts(inner.get_vocab(), inner)
     ids = inner.encode("<|im_start|>sky").ids
     assert [texts.special(i) for i in ids] == [True] + [False] * (len(ids) - 1)
+    assert {i for i in range(inner.get_vocab_size()) if texts.special(i)} == {inner.token_to_id(t) for t in SPECIAL}
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from shards.format.encoding import compact
 from shards.format.plan import Plan
 from shards.format.scores import Response, Scores
 
-LEVEL = 9
+LEVEL = 6
+"""Level 9 takes four times as long for 1.5% fewer bytes."""
 WIDTHS = {"u8": 1, "i8": 1, "u24": 3, "f32": 4}
 
 Arrays = dict[str, tuple[str, np.ndarray]]
