@@ -47,7 +47,10 @@
       ...left_out,
       `${count(prompt_not_prefix)} whose prompt alone tokenises otherwise`,
     ];
-    const facts = [...Object.entries(identity).filter(([name]) => name !== "rows"), ["rows", lines]];
+    const facts = [
+      ...Object.entries(identity).filter(([name, texts]) => name !== "rows" && texts.length),
+      ["rows", lines],
+    ];
     root.append(
       el(
         "dl",
