@@ -9,6 +9,7 @@ import gc
 import importlib.metadata
 import os
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
@@ -55,6 +56,21 @@ def _unless_on_meta(reset):
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
+
+
+def _without_interpreter(ensure_running):
+    """Whoever starts the server of forks first, Triton in it is not interpreted: its forks choose anew (`fresh`)."""
+
+    @functools.wraps(ensure_running)
+    def start():
+        with mock.patch.dict(os.environ):
+            os.environ.pop("TRITON_INTERPRET", None)
+            ensure_running()
+
+    return start
+
+
+forkserver.ensure_running = forkserver._forkserver.ensure_running = _without_interpreter(forkserver.ensure_running)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 CONTEXT = multiprocessing.get_context("forkserver")
 LLAMA = "transformers.models.llama.modeling_llama"
@@ -22,9 +21,7 @@ def start(what, arguments, folder, log, **environment):
     """A process that runs a module, or a script, in `folder`; log: stem of the files of its stdout and stderr."""
     arguments = [str(argument) for argument in arguments]
     process = CONTEXT.Process(target=_run, args=(what, arguments, str(folder), str(log), environment))
-    with mock.patch.dict(os.environ):
-        os.environ.pop("TRITON_INTERPRET", None)  # for what is loaded there: a child chooses anew
-        process.start()
+    process.start()
     return process
 
 
