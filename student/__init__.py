@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from student.data.responses import CachedResponses
     from student.options import DistillArguments
+    from student.report.run import Run
     from student.trainer import DistillTrainer
 
-__all__ = ["CachedResponses", "DistillArguments", "DistillTrainer"]
+__all__ = ["CachedResponses", "DistillArguments", "DistillTrainer", "Run"]
 
 _HOMES = {
     "CachedResponses": "student.data.responses",
     "DistillArguments": "student.options",
     "DistillTrainer": "student.trainer",
+    "Run": "student.report.run",
 }
 
 

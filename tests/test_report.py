@@ -1,5 +1,6 @@
 """student.report: what is read of a run, also of one that was killed; tables, thinning, and the page of curves."""
 
+import base64
 import json
 import math
 import re
@@ -12,6 +13,8 @@ import pytest
 from fake_run import OPTIONS, log, make_run, write_state
 
 from shards.errors import AlignDistilError, CacheDamaged, OptionError
+from student import Run
+from student.log.curves import curves_svg
 from student.log.series import history, thinned
 from student.report.__main__ import main
 from student.report.page import page_data
@@ -23,6 +26,31 @@ HOSTILE = "<script>alert(1)</script> & co"
 
 def run_of(folder, **settings):
     return read_run(make_run(folder, **settings), folder.name)
+
+
+# ---- in a notebook
+
+
+def test_a_run_tells_a_notebook_how_it_goes_in_escaped_text_and_draws_its_curves(tmp_path):
+    run = Run.read(make_run(tmp_path / "run <b>", steps=20))
+    assert repr(run) == "Run('run <b>', finished, 20 of 20 steps)"
+    html = run._repr_html_()
+    assert html.startswith("<b>run &lt;b&gt;</b><br>finished, 20 of 20 steps<br><img ")
+    (encoded,) = re.findall(r'base64,([^"]+)"', html)
+    assert base64.b64decode(encoded).decode() == curves_svg(run.figures)
+    assert "<img" not in Run.read(make_run(tmp_path / "begun", done=1))._repr_html_()
+
+
+def test_a_run_plots_the_figures_that_it_is_asked_for(tmp_path):
+    pytest.importorskip("matplotlib")
+    run = Run.read(make_run(tmp_path / "run", steps=20))
+    first, second, third, empty = run.plot(["loss", "kl_teacher", "support_mass"]).axes
+    assert first.lines[0].get_ydata().tolist() == run.figures["loss"].mean.tolist()
+    assert "lower is better" in first.get_title() and "higher is better" in third.get_title()
+    assert not empty.axison and len(second.lines) == 1
+    assert len(run.plot().axes) == 4
+    with pytest.raises(OptionError, match=r"figure: expected one of loss, .*, got 'los'"):
+        run.plot(["los"])
 
 
 # ---- reading

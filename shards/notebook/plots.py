@@ -22,7 +22,7 @@ SHOWN = {
 
 def plot_row(reward_N: np.ndarray, tokens: list[str], title: str) -> Any:
     """A figure with the reward of every token as bars, and the running sum above them as a line."""
-    figure, axes = _figure(2, 1, width=max(6.0, min(18.0, 0.22 * len(tokens))), height=4.5)
+    figure, axes = panels(2, 1, width=max(6.0, min(18.0, 0.22 * len(tokens))), height=4.5)
     places = np.arange(len(tokens))
     axes[0].plot(places, np.cumsum(reward_N), color=GREY, drawstyle="steps-mid")
     axes[0].set_ylabel("running sum, nats")
@@ -44,8 +44,8 @@ def plot_row(reward_N: np.ndarray, tokens: list[str], title: str) -> Any:
 
 def plot_trust(trust: Trust) -> Any:
     """A figure with the distributions of a trust over the response positions."""
-    figure, axes = _figure(2, 2, width=9.0, height=5.5)
-    for axis, (name, (label, logarithmic)) in zip(np.ravel(axes), SHOWN.items(), strict=True):
+    figure, axes = panels(2, 2, width=9.0, height=5.5)
+    for axis, (name, (label, logarithmic)) in zip(axes, SHOWN.items(), strict=True):
         histogram = trust.histograms[name]
         shares = np.linspace(0.0, 1.0, 201)
         values = np.array([histogram.quantile(share) for share in shares])
@@ -58,9 +58,9 @@ def plot_trust(trust: Trust) -> Any:
     return figure
 
 
-def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, Any]:
-    """A figure outside of pyplot's list, which would keep it in memory, and its axes."""
+def panels(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, np.ndarray]:
+    """A figure outside of pyplot's list, which would keep it in memory, and its axes, row by row."""
     figure = extra("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
     if (shell := notebook()) is not None:  # it knows such figures only after pyplot was imported, or when told
         extra("IPython.core.pylabtools").select_figure_formats(shell, {"png"})
-    return figure, figure.subplots(rows, columns, sharex=columns == 1)
+    return figure, np.ravel(figure.subplots(rows, columns, sharex=columns == 1))

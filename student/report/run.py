@@ -1,16 +1,20 @@
 """Run: what a run's folder says about it: its log, its options, and whether it has finished."""
 
+import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from shards.errors import AlignDistilError, CacheDamaged, OptionError
 from shards.format.manifest import read_json
+from student.log.curves import DRAWN, curves_svg
 from student.log.files import RECORD_FILE, RUN_FILE, STATE_FILE, checkpoints_of
 from student.log.series import Series, history
+from student.report.plot import plot_run
 
 HASH_CHARACTERS = 12
 NOT_OPTIONS = ("files", "weights_only", "models")
@@ -38,6 +42,30 @@ class Run:
     figures: Mapping[str, Series]
     options: Mapping[str, str]
     note: str = ""
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Run":
+        """The run of a folder, finished or not. Raises as `read_run`."""
+        return read_run(Path(folder), Path(folder).name)
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}, {self.status})"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: how the run is going, and its main curves."""
+        told = "<br>".join(escape(text) for text in (self.status, self.note) if text)
+        svg = curves_svg(self.figures)
+        image = ""
+        if svg is not None:  # as an image, so that its styles are its own
+            image = f'<br><img alt="curves" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'
+        return f"<b>{escape(self.name)}</b><br>{told}{image}"
+
+    def plot(self, names: Sequence[str] = DRAWN) -> Any:
+        """A matplotlib figure with a panel for each of these figures over the steps.
+
+        Raises OptionError for a figure that was not logged, and without matplotlib.
+        """
+        return plot_run(self.name, self.figures, names)
 
     @property
     def status(self) -> str:
