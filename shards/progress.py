@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import TqdmWarning
 
-from shards.cli.text import duration
+from shards.cli.text import duration, plural
 from shards.say import at_level, logger, speaks
 
 FIRST_SECONDS, LINE_SECONDS = 10.0, 30.0
@@ -158,7 +158,7 @@ class Lines:
     def _unit(self, number: float) -> str:
         if self.unit in ("it", ""):
             return ""
-        return "MB" if self.unit == "B" else self.unit if number == 1 or self.unit == "tok" else f"{self.unit}s"
+        return "MB" if self.unit == "B" else self.unit if number == 1 or self.unit == "tok" else plural(self.unit)
 
     def _rate(self, rate: float) -> str:
         if self.unit == "B":

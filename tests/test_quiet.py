@@ -127,6 +127,7 @@ def test_without_a_terminal_there_is_a_line_with_share_rate_and_time_left(lines,
         ({"total": None, "unit": "row"}, 5, 50, "x: 5 rows, 0.1 row/s, 50 s so far"),
         ({"total": None, "unit": "it"}, 0, 50, "x: 50 s so far"),
         ({"total": 3, "unit": "step"}, 0, 50, "x: 0%, 0 of 3 steps, 50 s so far"),
+        ({"total": 3, "unit": "batch"}, 0, 50, "x: 0%, 0 of 3 batches, 50 s so far"),
     ],
 )
 def test_a_line_counts_in_units_a_person_uses(given, made, seconds, text, monkeypatch, lines):

@@ -25,7 +25,12 @@ def duration(seconds: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """rows, batches, passes."""
+    return f"{noun}es" if noun.endswith(("s", "ch")) else f"{noun}s"
 
 
 def skipped_text(skipped: Mapping[str, int]) -> str:
