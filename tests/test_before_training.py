@@ -443,6 +443,22 @@ def test_a_measurement_knows_no_dropout_and_leaves_the_mode_as_it_was(sparse_cac
     assert found[0] == found[1]
 
 
+def test_a_measurement_says_how_far_it_is(sparse_cache, trio_folders, tmp_path, monkeypatch):
+    counted = []
+
+    def watch(batches, *told, **given):
+        counted.append(told)
+        for batch in batches:
+            counted.append(batch)
+            yield batch
+
+    monkeypatch.setattr("student.train.distance.progress", watch)
+    args = arguments(sparse_cache, "", tmp_path, **plain_sgd())
+    data = CachedResponses([sparse_cache.folder], train_on="both")
+    rows = measure(DistillTrainer(load(trio_folders["reference"]), args, data))["rows"]
+    assert counted == [("measuring the student",), *range(0, rows, args.per_device_train_batch_size)]
+
+
 def test_a_measurement_changes_nothing(sparse_cache, trio_folders, tmp_path, monkeypatch):
     settings = recipe(max_steps=2, save_strategy="no", use_peft=True, lora_dropout=0.2)
     train(arguments(sparse_cache, trio_folders["reference"], tmp_path / "a", **settings))

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from shards.progress import progress
 from student.data.order import BatchItem
 from student.metrics import MetricSums
 
@@ -32,7 +33,8 @@ def measure(trainer: Any) -> dict[str, float] | None:
     sums = MetricSums()
     was_training = trainer.model.training
     trainer.model.eval()
-    for start in range(0, len(mine), size):
+    off = args.disable_tqdm
+    for start in progress(range(0, len(mine), size), "measuring the student", unit="batch", brief=True, disable=off):
         inputs = trainer._prepare_inputs(trainer.data_collator(data.__getitems__(mine[start : start + size])))
         with trainer.accelerator.autocast():  # before a training the model does not bring it
             sums.add(trainer._distill(trainer.model, inputs), inputs)
