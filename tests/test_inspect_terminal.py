@@ -11,8 +11,8 @@ from shards import ShardCache
 from shards.errors import OptionError
 from shards.inspect.__main__ import main
 from shards.inspect.coloured import PUNISHED, REWARDED, coloured
-from shards.survey.reward import response_reward
 from shards.survey.survey import take_survey
+from shards.teacher.reward import response_reward
 from shards.token_texts import TokenTexts
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

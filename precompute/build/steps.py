@@ -77,13 +77,13 @@ class Build:
         index = corpus.facts.index.encoded()
         index_sha256 = hashlib.sha256(index).hexdigest()
         plan = make_plan(options, inputs.identity, corpus, inputs.vocabulary_size, threshold, index_sha256)
-        tokenizer = {} if inputs.tokenizer_json is None else {TOKENIZER_FILE: inputs.tokenizer_json.encode()}
-        digests = [hashlib.sha256(content).hexdigest() for content in tokenizer.values()]
-        plan = replace(plan, precision=precision, tokenizer_sha256=next(iter(digests), None))
+        tokenizer = None if inputs.tokenizer_json is None else inputs.tokenizer_json.encode()
+        tokenizer_sha256 = None if tokenizer is None else hashlib.sha256(tokenizer).hexdigest()
+        plan = replace(plan, precision=precision, tokenizer_sha256=tokenizer_sha256)
         files = {
             INDEX_FILE: index,
             VOCABULARY_FILE: json_bytes(inputs.vocabulary),
-            **tokenizer,
+            **({} if tokenizer is None else {TOKENIZER_FILE: tokenizer}),
             PROVENANCE_FILE: json_bytes({"models": inputs.places, "data": options.data_sources.places}),
         }
         for file in self.place.present():  # without a plan they may be the user's own files

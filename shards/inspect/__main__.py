@@ -17,6 +17,7 @@ from shards.cli.trust_text import trust_table
 from shards.errors import CacheMissing, OptionError
 from shards.format.scores import Response
 from shards.format.writer import write_text
+from shards.html.place import require_page
 from shards.inspect.around import SAMPLE_ROWS, around, measure
 from shards.inspect.choose import DEFAULT_SAMPLE, Choice, parse_rows
 from shards.inspect.coloured import show_coloured, tops_text
@@ -35,12 +36,9 @@ from shards.remote import begun
 from shards.say import say
 from shards.survey.counts import MIN_COUNT, TOP, By
 from shards.survey.listed import Listed
-from shards.survey.reward import formula, response_reward, rewarded_by
 from shards.survey.survey import take_survey
+from shards.teacher.reward import formula, response_reward, rewarded_by
 from shards.teacher.spec import TeacherSpec
-from shards.token_texts import TokenTexts
-
-PAGE_SUFFIXES = (".html", ".htm")
 
 
 def show_cache(options: argparse.Namespace) -> None:
@@ -67,7 +65,7 @@ def show_row(row: int, options: argparse.Namespace) -> None:
     """Print one response of a finished cache, coloured on a terminal. Raises OptionError for a row out of range."""
     cache = ShardCache(options.folder, room_of(options))
     spec = _served(cache, options)
-    response, texts, (negative, beta) = _response(cache, row), TokenTexts.of(cache), rewarded_by(cache.plan, spec)
+    response, texts, (negative, beta) = _response(cache, row), cache.token_texts, rewarded_by(cache.plan, spec)
     reward_N = response_reward(response, negative, beta)
     print(row_facts(response, reward_N, formula(negative, beta)), end="\n\n")
     if texts.note is not None:
@@ -83,20 +81,17 @@ def show_tops(options: argparse.Namespace) -> None:
             raise OptionError(f"{name}: expected 1 or more, got {getattr(options, name)}")
     cache = ShardCache(options.folder, room_of(options))
     negative, beta = rewarded_by(cache.plan, _served(cache, options))
-    found = take_survey(cache, negative, beta, TokenTexts.of(cache))
+    found = take_survey(cache, negative, beta, cache.token_texts)
     print(tops_text(found, options.top, options.by, options.min_count))
 
 
 def write_page(file: Path, options: argparse.Namespace) -> None:
     """Write a finished cache as one HTML page, whole or not at all. Raises OptionError if it cannot be written."""
-    if file.suffix.lower() not in PAGE_SUFFIXES:  # so that a typing error cannot overwrite a shard
-        raise OptionError(f"html: expected a file name that ends in {' or '.join(PAGE_SUFFIXES)}, got {file}")
-    if file.is_dir() or not file.parent.is_dir():
-        raise OptionError(f"html: expected a file in a folder that is there, got {file}")
+    require_page(file)
     cache = ShardCache(options.folder, room_of(options))
     spec = _served(cache, options)
     choice = _choice(cache, options)
-    survey = take_survey(cache, *rewarded_by(cache.plan, spec), TokenTexts.of(cache))
+    survey = take_survey(cache, *rewarded_by(cache.plan, spec), cache.token_texts)
     about = around(cache, spec, survey, _provenance(cache))
     written = page(cache, spec, choice, options.page_mb, Listed.of(survey), about)
     try:

@@ -11,12 +11,12 @@ from shards.inspect.bars import bars, signed_bars
 from shards.inspect.text import plan_facts, teachers_table, values_table
 from shards.preferences.pairs import PreferencePairs, accuracy, find_pairs, preference_margins
 from shards.spread import read_scores, sample, spread
-from shards.survey.reward import formula
 from shards.survey.rows import RowFigures
 from shards.survey.sizes import ColumnSizes, column_sizes
 from shards.survey.survey import Survey
 from shards.teacher.precision import Precision
-from shards.teacher.served import lacks
+from shards.teacher.reward import formula
+from shards.teacher.served import lacks, served_presets
 from shards.teacher.spec import PRESETS, TeacherSpec
 from shards.teacher.trust import STRONG, WEAK, Trust, assess
 from shards.teacher.verdict import WORDS, verdict
@@ -116,7 +116,7 @@ def _preferences(cache: ShardCache, survey: Survey) -> dict[str, Any] | None:
         told.append([role, accuracy(margins), len(margins), f"l_{role} - l_reference{wanted}"])
     margins = rows.margins_of(rows.logprob["reference"])
     told.append(["reference", accuracy(margins), len(margins), "l_reference"])
-    served = {name: spec for name, spec in PRESETS.items() if lacks(cache.plan, spec) is None}
+    served = served_presets(cache.plan)
     sampled_pairs = _few_pairs(cache, rows)
     for name, margins in preference_margins(cache, sampled_pairs, served).items():
         if name in served:

@@ -12,8 +12,8 @@ from shards.cli.text import WIDTH, labelled
 from shards.format.schema import Role
 from shards.format.scores import Response
 from shards.survey.counts import By, Ranked, Tops
-from shards.survey.reward import formula
 from shards.survey.survey import Survey
+from shards.teacher.reward import formula
 
 REWARDED = ("black on #9ecae1", "black on #4292c6", "white on #08519c")
 PUNISHED = ("black on #fdae6b", "black on #f16913", "white on #a63603")

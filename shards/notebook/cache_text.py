@@ -4,21 +4,19 @@ from html import escape
 from typing import Any
 
 from shards.cli.text import counted
-from shards.teacher.served import lacks
-from shards.teacher.spec import PRESETS
+from shards.teacher.served import served_presets
 
 
 def cache_facts(cache: Any) -> dict[str, str]:
     """Label -> text about a ShardCache."""
     plan = cache.plan
-    served = [name for name, spec in PRESETS.items() if lacks(plan, spec) is None]
     size = sum(entry.bytes for entry in cache.manifest.entries)
     return {
         "cache": cache.name,
         "responses": f"{len(cache):,}, {plan.positions:,} response tokens",
         "size": f"{size / 1e6:,.1f} MB in {counted(len(plan.shards), 'shard')}, {plan.values} values",
         "models": ", ".join(plan.roles),
-        "teachers": ", ".join(served) or "no preset is served",
+        "teachers": ", ".join(served_presets(plan)) or "no preset is served",
         "look at": "cache.show(0), cache.row(0).to_pandas(), cache.to_polars(['pair_id', 'num_tokens'])",
     }
 

@@ -12,15 +12,15 @@ import numpy as np
 
 from shards.errors import OptionError
 from shards.format import schema
-from shards.format.plan import Plan
 from shards.format.schema import Role
 from shards.format.scores import Response
 from shards.notebook.extras import extra
 from shards.notebook.marks import token_view
 from shards.notebook.plots import plot_row
 from shards.teacher.compose import Teacher, compose
-from shards.teacher.served import lacks
-from shards.teacher.spec import PRESETS, TeacherSpec
+from shards.teacher.reward import response_reward, rewarded_by
+from shards.teacher.served import served_presets
+from shards.teacher.spec import TeacherSpec
 
 
 class Row:
@@ -37,15 +37,13 @@ class Row:
             cache.check(spec)
         self.number = number % len(cache)
         self.response: Response = cache[self.number]
-        self.spec = spec or default_spec(cache.plan)
+        self.spec = spec or next(iter(served_presets(cache.plan).values()), None)
         self._cache = cache
 
     @property
     def negative(self) -> Role:
         """Whose log-probs the reward takes away from dpo's."""
-        if self.spec is not None:
-            return self.spec.negative
-        return "reverse" if "reverse" in self._cache.plan.roles else "reference"
+        return rewarded_by(self._cache.plan, self.spec)[0]
 
     @cached_property
     def teacher(self) -> Teacher | None:
@@ -69,9 +67,7 @@ class Row:
     @property
     def reward(self) -> np.ndarray:
         """beta (l_dpo - l_negative) of each position's own token, (N,)."""
-        following = self.response.scores.next_logprob
-        beta = (self.spec or TeacherSpec()).beta
-        return beta * (following["dpo"].astype(np.float64) - following[self.negative])
+        return response_reward(self.response, *rewarded_by(self._cache.plan, self.spec))
 
     def to_pandas(self) -> Any:
         """A pandas.DataFrame with a line for each position, from `columns`."""
@@ -128,8 +124,3 @@ class TokenView:
 
     def _repr_html_(self) -> str:
         return token_view(self.row, top=self.top)
-
-
-def default_spec(plan: Plan) -> TeacherSpec | None:
-    """The first preset that a cache serves; None if it serves none."""
-    return next((spec for spec in PRESETS.values() if lacks(plan, spec) is None), None)

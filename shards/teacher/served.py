@@ -1,7 +1,12 @@
 """Which teachers a cache serves, according to its plan."""
 
 from shards.format.plan import Plan
-from shards.teacher.spec import TeacherSpec
+from shards.teacher.spec import PRESETS, TeacherSpec
+
+
+def served_presets(plan: Plan) -> dict[str, TeacherSpec]:
+    """The presets that a cache serves with their defaults, by name, in the order of PRESETS."""
+    return {name: spec for name, spec in PRESETS.items() if lacks(plan, spec) is None}
 
 
 def lacks(plan: Plan, spec: TeacherSpec) -> str | None:

@@ -9,13 +9,12 @@ from shards.cli.outside import naming_saves
 from shards.cli.text import counted
 from shards.errors import OptionError
 from shards.format.writer import write_text
+from shards.html.place import require_page
 from shards.progress import commanded
 from shards.say import result, say
 from student.report.page import runs_page
 from student.report.run import Run, read_run
 from student.report.text import report_text
-
-PAGE_SUFFIXES = (".html", ".htm")
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -26,14 +25,6 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             raise OptionError(f"{folder}: expected every run once, got the same folder as {found[folder.resolve()]}")
         found[folder.resolve()] = folder
     return [read_run(folder, str(folder)) for folder in folders]
-
-
-def require_page(file: Path) -> None:
-    """Raise OptionError for a place where no page can be written."""
-    if file.suffix.lower() not in PAGE_SUFFIXES:  # so that a typing error cannot overwrite a log
-        raise OptionError(f"html: expected a file name that ends in {' or '.join(PAGE_SUFFIXES)}, got {file}")
-    if file.is_dir() or not file.parent.is_dir():
-        raise OptionError(f"html: expected a file in a folder that is there, got {file}")
 
 
 def write_page(file: Path, runs: Sequence[Run]) -> None:
