@@ -13,13 +13,11 @@ from shards.format.schema import Role
 from shards.format.scores import Response
 from shards.survey.counts import By, Ranked, Tops
 from shards.survey.survey import Survey
-from shards.teacher.reward import formula
+from shards.teacher.reward import deepest_reward, formula
 
 REWARDED = ("black on #9ecae1", "black on #4292c6", "white on #08519c")
 PUNISHED = ("black on #fdae6b", "black on #f16913", "white on #a63603")
 """Blue and orange, which the colour-blind can tell apart; from small to large."""
-SCALE_QUANTILE = 0.98
-"""The deepest colour begins at the reward that so many tokens of the row stay under."""
 FAINTEST = 0.1
 """Smaller rewards, as a share of that, have no colour."""
 UNDERLINED = 0.9
@@ -35,7 +33,7 @@ def coloured(
 
     pieces: the text of each token; mask_T: which of them have a reward and a D_t.
     """
-    scale = max(float(np.quantile(np.abs(reward_N), SCALE_QUANTILE)), 1e-12)
+    scale = max(deepest_reward(reward_N), 1e-12)
     wide = float(np.quantile(distance_N, UNDERLINED))
     text = Text(_end_of("".join(map(printable, pieces[:response_start]))), style="dim")
     values = iter(zip((reward_N / scale).tolist(), (distance_N > wide).tolist(), strict=True))
@@ -72,7 +70,7 @@ def tops_text(found: Survey, limit: int, by: By, min_count: int) -> str:
 
 
 def _legend(reward_N: np.ndarray) -> str:
-    scale = float(np.quantile(np.abs(reward_N), SCALE_QUANTILE))
+    scale = deepest_reward(reward_N)
     return (
         f"blue: rewarded, orange: punished, the deepest colour from {scale:.3g} on; underlined: D_t in the highest "
         f"{1 - UNDERLINED:.0%} of the row; dim: not distilled"

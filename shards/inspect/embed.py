@@ -13,10 +13,9 @@ from shards.html.assemble import embedded_json
 from shards.inspect.packing import pack_row
 from shards.progress import progress
 from shards.survey.listed import Listed
+from shards.teacher.reward import SCALE_QUANTILE
 from shards.token_texts import TokenTexts
 
-SCALE_QUANTILE = 0.98
-"""The reward with the deepest colour: so many tokens of the page have a smaller one."""
 BASE64 = 4 / 3
 
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from shards.format.scores import segment_starts
+from shards.teacher.reward import deepest_reward
 
 BLUE, ORANGE = "43,123,186", "224,127,16"
-SCALE_QUANTILE = 0.98
-"""The reward with the deepest colour: so many tokens of the row have a smaller one."""
 DEEPEST, THICKEST = 0.75, 3.0
-"""Opacity of a token with that reward, and pixels of the line under one with the row's largest strength."""
+"""Opacity of a token with the `deepest_reward`, and pixels of the line under one with the row's largest strength."""
 STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.8;max-width:60em"
 
 
@@ -23,7 +22,7 @@ def token_view(row: Any, *, top: int = 0) -> str:
     """The HTML of a `shards.notebook.row.Row`. top: how many alternatives of each model a token's tooltip has."""
     place_of = {int(place): n for n, place in enumerate(row.positions)}
     reward_N = row.reward
-    scale = float(np.quantile(np.abs(reward_N), SCALE_QUANTILE)) or 1.0
+    scale = deepest_reward(reward_N) or 1.0
     strength_N = np.zeros(len(reward_N)) if row.teacher is None else row.teacher.strength
     thickest = float(strength_N.max()) or 1.0
     parts = []

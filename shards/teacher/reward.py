@@ -7,6 +7,9 @@ from shards.format.schema import Role
 from shards.format.scores import Response
 from shards.teacher.spec import TeacherSpec, contrastive_reward
 
+SCALE_QUANTILE = 0.98
+"""The deepest colour begins at the size of reward that so many of the tokens shown stay under."""
+
 
 def rewarded_by(plan: Plan, spec: TeacherSpec | None) -> tuple[Role, float]:
     """(negative, beta) of a teacher; without one, of the default teacher as far as the cache has its models."""
@@ -22,3 +25,8 @@ def response_reward(response: Response, negative: Role, beta: float) -> np.ndarr
     """The reward of each distilled token of a response, (N,) float64."""
     dpo_N, negative_N = (response.scores.next_logprob[role].astype(np.float64) for role in ("dpo", negative))
     return contrastive_reward(dpo_N, negative_N, beta)
+
+
+def deepest_reward(reward_N: np.ndarray) -> float:
+    """The size of a reward from which on its token has the deepest colour, for tokens with these rewards."""
+    return float(np.quantile(np.abs(reward_N), SCALE_QUANTILE))
