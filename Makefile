@@ -8,7 +8,7 @@ WORKERS ?= 2
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv browser demo test pytest lint benchmarks clean
+.PHONY: help venv browser demo test pytest lint stress benchmarks clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ lint: $(INSTALLED) ## ruff, mypy, oxlint and oxfmt
 	$(BIN)/mypy
 	$(BIN)/oxlint --deny-warnings shards student
 	$(BIN)/oxfmt --check --no-error-on-unmatched-pattern '{shards,student}/**/*.{js,css}'
+
+stress: $(INSTALLED) ## the campaigns of docs/promises.md: SECONDS each, the next call goes on; SEED, ONLY="kills flips"
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m stress $(ONLY) --seed $(or $(SEED),0) --seconds $(or $(SECONDS),600)
 
 benchmarks: $(INSTALLED) ## all benchmarks, headlines in one table: three hours or more on two cores
 	$(PIP_INSTALL) -e ".[dev,teachers,benchmarks]"
