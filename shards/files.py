@@ -1,10 +1,14 @@
 """Files of this machine: temporary names, sizes, sha256, and what is surely on the disk. Only Python."""
 
+import contextlib
+import fnmatch
 import hashlib
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from shards.errors import AlignDistilError
 
 TEMPORARY_GLOB = ".*.aligndistil-tmp"
 
@@ -15,6 +19,35 @@ def temporary_name(folder: Path, file: str, use: str = "") -> Path:
     Processes of two machines may have one number in the same folder. use: tells the uses of one process apart.
     """
     return folder / f".{file}.{platform.node()}-{os.getpid()}{use}.aligndistil-tmp"
+
+
+@contextlib.contextmanager
+def about(path: Path | str) -> Iterator[None]:
+    """Errors of the system name this file, unless they name one: those of reading, writing and flushing name none."""
+    try:
+        yield
+    except AlignDistilError:
+        raise
+    except OSError as exc:
+        if exc.filename is None:
+            exc.filename = str(path)
+        raise
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The paths directly in a folder whose names match, sorted; none if there is no such folder.
+
+    Raises OSError for a folder that cannot be read, which Path.glob takes for an empty one.
+    """
+    if not folder.is_dir():
+        return []
+    return [folder / name for name in sorted(os.listdir(folder)) if fnmatch.fnmatchcase(name, pattern)]
+
+
+def paths_under(folder: Path) -> list[Path]:
+    """All files and folders below a folder, sorted. Raises OSError as `matching`; Path.rglob would leave some out."""
+    found = matching(folder, "*")
+    return sorted([*found, *(path for inner in found if inner.is_dir() for path in paths_under(inner))])
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
@@ -28,7 +61,7 @@ def file_sizes(folder: Path) -> dict[str, int]:
 def file_sha256(path: Path, read: Callable[[int], None] = lambda size: None) -> str:
     """sha256 of a file, in hex; the file is read in pieces. read: told the bytes of each piece."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with about(path), path.open("rb") as file:
         while piece := file.read(1 << 22):
             digest.update(piece)
             read(len(piece))
@@ -39,7 +72,8 @@ def flush(path: Path) -> None:
     """Wait until the content of a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with about(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

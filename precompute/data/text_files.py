@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 from shards.errors import DataError
+from shards.files import about
 
 
 @dataclass(slots=True)
@@ -137,7 +138,7 @@ def _decoded(name: str, lines: Iterable[bytes]) -> Iterator[str]:
 def _lines(path: Path, compression: str, extent: Extent) -> Iterator[bytes]:
     """The lines of a file with their line ends. Raises DataError if compressed data is damaged or incomplete."""
     try:
-        with path.open("rb") as file:
+        with about(path), path.open("rb") as file:
             extent.total = path.stat().st_size
             for number, line in enumerate(_unpacked(file, compression)):
                 if number % _LINES_PER_LOOK == 0:

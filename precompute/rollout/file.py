@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import CacheConflict
+from shards.files import about
 from shards.format.manifest import read_json, refuse_difference
 from shards.format.writer import exclusive, write_json, write_text
 
@@ -61,20 +62,21 @@ class SampleFile:
 
         order: the keys of all rows in the order of sampling, `batch_size` at a time.
         """
-        lines = self.partial.read_bytes().splitlines(keepends=True)
+        with about(self.partial):
+            lines = self.partial.read_bytes().splitlines(keepends=True)
         whole = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
         count = len(whole) if len(whole) == len(order) else len(whole) // batch_size * batch_size
         rows = [self._parse(line, number) for number, line in enumerate(whole[:count], start=1)]
         for number, (row, key) in enumerate(zip(rows, order, strict=False), start=1):
             if key_of(row) != key:
                 raise CacheConflict(f"{self.partial} line {number}: expected sample {key}, got {key_of(row)}")
-        with self.partial.open("r+b") as file:
+        with about(self.partial), self.partial.open("r+b") as file:
             file.truncate(sum(len(line) for line in whole[:count]))
         return rows
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append a batch, and wait until it is on the disk."""
-        with self.partial.open("a", encoding="utf-8") as file:
+        with about(self.partial), self.partial.open("a", encoding="utf-8") as file:
             file.write("".join(map(_line, rows)))
             file.flush()
             os.fsync(file.fileno())

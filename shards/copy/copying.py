@@ -116,7 +116,7 @@ def copy(
     cache_dir: str | None = None,
 ) -> Copied:
     """Copy a finished cache. A copy that was interrupted goes on: what is there is not sent again."""
-    with TemporaryDirectory(prefix="aligndistil-") as folder:
+    with TemporaryDirectory(prefix="aligndistil-", ignore_cleanup_errors=True) as folder:
         opened = Source.open(source, Path(folder))
         to = Destination.open(destination, cache_dir)
         return Copy(source=opened, destination=to, jobs=jobs, verify=verify, license=license).run()

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from shards.errors import CacheConflict
-from shards.files import TEMPORARY_GLOB, flush, is_still, temporary_name
+from shards.files import TEMPORARY_GLOB, about, flush, is_still, matching, paths_under, temporary_name
 from shards.format.encoding import arrays, codec
 from shards.format.index import INDEX_FILE, RowIndex
 from shards.format.plan import Plan, ShardPlan
@@ -20,13 +20,15 @@ from shards.format.scores import Response
 from shards.say import warn
 
 COMPRESSION_LEVEL = 3
+BUFFER_BYTES = 1 << 18
+"""Arrow writes a small record batch in hundreds of pieces, most of them of eight bytes."""
 
 
 def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[Response]) -> None:
     """Write one shard of `plan`, its rows in order, as an Arrow IPC file of zstd-compressed record batches."""
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL), use_threads=False)
     temporary = temporary_name(folder, shard.file)
-    with pa.OSFile(str(temporary), "wb") as sink:
+    with about(temporary), pa.BufferedOutputStream(pa.OSFile(str(temporary), "wb"), BUFFER_BYTES) as sink:
         writer = pa.ipc.new_file(sink, plan.arrow_schema, options=options)
         for start in range(0, len(responses), plan.rows_per_batch):
             batch = codec.encode(responses[start : start + plan.rows_per_batch], plan, plan.arrow_schema)
@@ -60,19 +62,22 @@ def write_text(folder: Path, file: str, text: str) -> None:
 def write_bytes(folder: Path, file: str, content: bytes) -> None:
     """Write a file atomically."""
     temporary = temporary_name(folder, file)
-    temporary.write_bytes(content)
+    with about(temporary):
+        temporary.write_bytes(content)
     _publish(temporary, folder / file)
 
 
 def require_absent_or_same(path: Path, content: bytes) -> None:
     """Raise CacheConflict if the file exists with other content: it may belong to the user."""
-    if path.exists() and path.read_bytes() != content:
+    with about(path):
+        differs = path.exists() and path.read_bytes() != content
+    if differs:
         raise CacheConflict(f"{path}: expected nothing of this name where no build was begun, found another file")
 
 
 def publish_folder(temporary: Path, path: Path) -> None:
     """Flush every file of a folder to the disk, then rename the folder to `path`, which does not exist yet."""
-    flush_files(sorted(temporary.rglob("*")))
+    flush_files(paths_under(temporary))
     _publish(temporary, path)
 
 
@@ -108,7 +113,7 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files of an interrupted build."""
-    for path in folder.glob(TEMPORARY_GLOB):
+    for path in matching(folder, TEMPORARY_GLOB):
         path.unlink()
 
 

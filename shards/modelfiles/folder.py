@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import ModelError, first_line
-from shards.files import file_sha256
+from shards.files import about, file_sha256, matching
 from shards.progress import progress
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -38,7 +38,8 @@ def require_folder(name: str) -> None:
 def read_config(name: str, path: Path) -> dict[str, Any]:
     """The JSON object in a file of a model folder. Raises ModelError."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        with about(path):
+            return dict(json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as exc:
         raise ModelError(f"{name}/{path.name}: expected a JSON object, got {exc}") from exc
 
@@ -55,16 +56,16 @@ def adapter_base(name: str, folder: Path) -> str | None:
 
 def require_weights(name: str, folder: Path, stem: str) -> None:
     """Raise ModelError without `stem`*.safetensors; pickled weights are never loaded."""
-    if any(folder.glob(f"{stem}*.safetensors")):
+    if matching(folder, f"{stem}*.safetensors"):
         return
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in matching(folder, pattern))
     found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
     raise ModelError(f"{name}: expected {stem}*.safetensors, found {found}")
 
 
 def weights_sha256(folder: Path, stem: str) -> str:
     """sha256, in hex, of the names and sha256s of `stem`*.safetensors."""
-    digest, paths = hashlib.sha256(), sorted(folder.glob(f"{stem}*.safetensors"))
+    digest, paths = hashlib.sha256(), matching(folder, f"{stem}*.safetensors")
     total = sum(path.stat().st_size for path in paths)
     with progress(None, f"hashing {folder.name}", total=total, unit="B", brief=True) as bar:
         for path in paths:
@@ -102,8 +103,8 @@ def _loaded(parameters: Any, bytes_by_name: Mapping[str, int], who: str) -> Iter
 def _tensor_bytes(folder: Path) -> dict[str, int]:
     """Name -> bytes of every tensor in a folder, from the headers of its safetensors files."""
     found: dict[str, int] = {}
-    for path in folder.glob("*.safetensors"):
-        with contextlib.suppress(ValueError, KeyError, TypeError), path.open("rb") as file:  # the load will refuse it
+    for path in matching(folder, "*.safetensors"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as file:  # the load will refuse it
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             for name, tensor in header.items():
                 if name != "__metadata__":
@@ -118,7 +119,9 @@ def require_tokenizer(name: str, folder: Path) -> None:
     model = folder / "tokenizer.model"
     if (folder / "tokenizer.json").is_file() or not model.is_file() or find_spec("sentencepiece"):
         return
-    if model.read_bytes()[:1] == b"\n":  # first byte of the sentencepiece format; the one of tiktoken is text
+    with about(model):
+        begin = model.read_bytes()[:1]
+    if begin == b"\n":  # first byte of the sentencepiece format; the one of tiktoken is text
         raise ModelError(
             f"{name}: expected tokenizer.json, or the package sentencepiece, which reads tokenizer.model; "
             "pip install sentencepiece"

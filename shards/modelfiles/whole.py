@@ -6,10 +6,12 @@ A kill between two writes, a full disk or an incomplete removal leaves files mis
 from collections.abc import Mapping
 from pathlib import Path
 
+from shards.files import paths_under
+
 
 def file_sizes(folder: Path, *, without: str) -> dict[str, int]:
     """Bytes of each file under a folder, by relative path, except the file `without`, which records them."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = (path for path in paths_under(folder) if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     return {name: size for name, size in sizes.items() if name != without}
 

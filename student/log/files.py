@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from shards.files import matching
+
 STATE_FILE = "trainer_state.json"
 """transformers' own: the log so far. In the run's folder since its first step, and in every checkpoint."""
 
@@ -15,5 +17,5 @@ RECORD_FILE = "aligndistil.json"
 
 def checkpoints_of(out: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first."""
-    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in out.glob("checkpoint-*") if path.is_dir()]
+    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in matching(out, "checkpoint-*") if path.is_dir()]
     return [path for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import AlignDistilError, CacheDamaged, OptionError
+from shards.files import about
 from shards.format.manifest import read_json
 from student.log.curves import DRAWN, curves_svg
 from student.log.files import RECORD_FILE, RUN_FILE, STATE_FILE, checkpoints_of
@@ -120,7 +121,8 @@ def _newest_state(folder: Path) -> tuple[Path, dict[str, Any], str]:
 def _state(file: Path) -> dict[str, Any]:
     """A Trainer's state. Its numbers may be NaN, which strict JSON does not have."""
     try:
-        state = json.loads(file.read_bytes())
+        with about(file):
+            state = json.loads(file.read_bytes())
         steps = state["global_step"], state["max_steps"], len(state["log_history"])
     except (ValueError, RecursionError, KeyError, TypeError) as exc:
         what = f"no {exc}" if isinstance(exc, KeyError) else str(exc)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import AlignDistilError, CacheConflict, CacheDamaged, CacheMissing, OptionError
+from shards.files import matching
 from shards.format.manifest import read_json, refuse_difference
 from shards.format.writer import flush_files, write_json
 from shards.modelfiles.whole import damage, file_sizes
@@ -35,7 +36,7 @@ def require_ours(folder: Path) -> None:
 
 def require_all_ours(out: Path) -> None:
     """Raise CacheConflict if the output folder has checkpoints that are not ours, at any step."""
-    for folder in sorted(out.glob("checkpoint-*")):
+    for folder in matching(out, "checkpoint-*"):
         if folder.is_dir():
             require_ours(folder)
 

@@ -15,6 +15,7 @@ from shards.cli.launcher import leave
 from shards.cli.outside import naming_saves
 from shards.cli.trust_text import GOOD_TEXT, sampled, trust_lines
 from shards.errors import OptionError, first_line
+from shards.files import matching
 from shards.modelfiles.adapter import lora_config
 from shards.modelfiles.find import resolve
 from shards.progress import commanded
@@ -109,7 +110,7 @@ def _require_output(args: DistillArguments, source: Path) -> None:
 def _require_unused(args: DistillArguments, out: Path) -> None:
     """Raise OptionError if the output folder has a model or checkpoints that this run does not resume from."""
     wanted = str(args.resume_from_checkpoint).lower()
-    found = sorted(path.name for pattern in ("config.json", "checkpoint-*") for path in out.glob(pattern))
+    found = sorted(path.name for pattern in ("config.json", "checkpoint-*") for path in matching(out, pattern))
     if args.overwrite_output_dir or not found or (wanted == "true" and checkpoints_of(out)):
         return
     if wanted in ("none", "false", "true"):
