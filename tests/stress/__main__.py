@@ -33,6 +33,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--seconds", type=float, default=600, help="the most time for each campaign; the next call goes on"
     )
     parser.add_argument("--state", type=Path, default=Path("runs/stress"), help="folder of the counts so far")
+    parser.add_argument("--table", action="store_true", help="run nothing: print the counts so far as a Markdown table")
     parser.add_argument("--case", type=int, help="run this case alone, and count nothing")
     parser.add_argument(
         "--planted", action="store_true", help="plant each defect, and say after how many cases it is found"
