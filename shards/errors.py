@@ -9,6 +9,17 @@ from itertools import takewhile
 
 MAX_LINES = 4
 """The most lines taken from one sentence of another library's message."""
+MAX_CHARACTERS, LAST_CHARACTERS = 500, 120
+"""The most characters of a message; so many of its end are kept, where the remedy is."""
+
+
+def plain(text: str) -> str:
+    """Text from anywhere, such as a damaged file, as one line of bounded length that does nothing to a terminal."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    if len(text) > MAX_CHARACTERS:
+        text = f"{text[: MAX_CHARACTERS - LAST_CHARACTERS - 5]} ... {text[-LAST_CHARACTERS:]}"
+    return text
 
 
 def first_line(error: BaseException) -> str:
@@ -39,7 +50,10 @@ def _first_sentence(error: BaseException) -> str:
 
 
 class AlignDistilError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. Its message is `plain`, whatever a file made it say."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(plain(str(message)))
 
 
 class OptionError(AlignDistilError, ValueError):

@@ -1,9 +1,9 @@
 """Legal values of the options of a training: ranges, and flags that make no sense here."""
 
-import json
 import math
 from typing import Any
 
+from shards import strict_json
 from shards.cli.command import require_at_least, require_choices
 from shards.errors import OptionError
 from student.log.figures import figure_of
@@ -96,7 +96,7 @@ def _refuse_json(options: Any) -> None:
         if not isinstance(value, str) or not (value.startswith("{") or name in KEYWORDS):
             continue
         try:
-            found = json.loads(value)
+            found = strict_json.loads(value)
         except ValueError as exc:
             raise OptionError(f"{name}: expected a JSON object, got {value!r} ({exc})") from exc
         if not isinstance(found, dict):

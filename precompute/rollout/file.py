@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shards import strict_json
 from shards.errors import CacheConflict
 from shards.format.manifest import read_json, refuse_difference
 from shards.format.writer import exclusive, write_json, write_text
@@ -100,7 +101,7 @@ class SampleFile:
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            row = json.loads(line)
+            row: dict[str, Any] = strict_json.loads(line)
             key_of(row)
         except (ValueError, TypeError, KeyError) as exc:
             raise CacheConflict(f"{self.partial} line {number}: expected a sample, got {line[:40]!r}") from exc

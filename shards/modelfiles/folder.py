@@ -2,17 +2,20 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from shards import strict_json
 from shards.errors import ModelError, first_line
-from shards.files import file_sha256
+from shards.files import file_sha256, read_regular
 from shards.progress import progress
 
 ADAPTER_CONFIG = "adapter_config.json"
+MAX_CONFIG_BYTES = 2**26
+MAX_HEADER_BYTES = 100_000_000
+"""The longest header that the safetensors library reads."""
 
 
 @contextlib.contextmanager
@@ -38,9 +41,12 @@ def require_folder(name: str) -> None:
 def read_config(name: str, path: Path) -> dict[str, Any]:
     """The JSON object in a file of a model folder. Raises ModelError."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as exc:
+        found = strict_json.loads(read_regular(path, MAX_CONFIG_BYTES), constants=True)
+    except (OSError, ValueError) as exc:
         raise ModelError(f"{name}/{path.name}: expected a JSON object, got {exc}") from exc
+    if not isinstance(found, dict):
+        raise ModelError(f"{name}/{path.name}: expected a JSON object, got {type(found).__name__}")
+    return found
 
 
 def adapter_base(name: str, folder: Path) -> str | None:
@@ -103,12 +109,14 @@ def _tensor_bytes(folder: Path) -> dict[str, int]:
     """Name -> bytes of every tensor in a folder, from the headers of its safetensors files."""
     found: dict[str, int] = {}
     for path in folder.glob("*.safetensors"):
-        with contextlib.suppress(ValueError, KeyError, TypeError), path.open("rb") as file:  # the load will refuse it
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError), path.open("rb") as file:
+            length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+            header = strict_json.loads(file.read(length if length < min(size, MAX_HEADER_BYTES) else 0))
             for name, tensor in header.items():
                 if name != "__metadata__":
-                    found[name] = tensor["data_offsets"][1] - tensor["data_offsets"][0]
-    return found
+                    begin, end = tensor["data_offsets"]
+                    found[name] = min(max(0, end - begin), size)
+    return found  # what is wrong in a file, the load will refuse
 
 
 def require_tokenizer(name: str, folder: Path) -> None:

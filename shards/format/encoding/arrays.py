@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from shards import strict_json
 from shards.errors import CacheDamaged
 from shards.format import schema
 
@@ -40,9 +41,11 @@ def check_crc32(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes], where: s
     if schema.CRC32_KEY not in metadata:
         raise CacheDamaged(f"{where}: expected crc32 metadata, got none")
     try:
-        expected = dict(json.loads(metadata[schema.CRC32_KEY]))
-    except (ValueError, TypeError) as exc:
-        raise CacheDamaged(f"{where}: expected crc32 metadata to be a JSON object: {exc}") from exc
+        expected = strict_json.loads(metadata[schema.CRC32_KEY])
+    except ValueError as exc:
+        raise CacheDamaged(f"{where}: expected crc32 metadata to be a JSON object, got {exc}") from exc
+    if not isinstance(expected, dict):
+        raise CacheDamaged(f"{where}: expected crc32 metadata to be a JSON object, got {type(expected).__name__}")
     columns = flatten(batch)
     for name, column in columns.items():
         found = column_crc32(column)
