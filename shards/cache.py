@@ -15,7 +15,7 @@ from shards.format.batches import BatchReader
 from shards.format.encoding import codec
 from shards.format.encoding.selection import Selection
 from shards.format.index import INDEX_FILE, RowIndex, read_index
-from shards.format.manifest import PROVENANCE_FILE, VOCABULARY_FILE, Manifest, read_json, read_manifest, require_files
+from shards.format.manifest import PROVENANCE_FILE, VOCABULARY_FILE, Manifest, read_json, read_manifest, read_vocabulary, require_files
 from shards.format.schema import Pair, Role
 from shards.format.scores import Response, Scores, Tokens, concatenate
 from shards.notebook.cache_text import cache_html, cache_text
@@ -73,7 +73,7 @@ class ShardCache:
     @cached_property
     def vocabulary(self) -> Mapping[str, int]:
         """The token-to-id map of the models' tokenizer."""
-        return read_json(self.bring(VOCABULARY_FILE), f"{self.name}/{VOCABULARY_FILE}")
+        return read_vocabulary(self.bring(VOCABULARY_FILE), f"{self.name}/{VOCABULARY_FILE}")
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:

@@ -130,6 +130,15 @@ def require_files(manifest: Manifest, sizes: Mapping[str, int], where: str) -> N
             raise CacheDamaged(f"{where}/{entry.file}: expected {entry.bytes} bytes, got {sizes[entry.file]}")
 
 
+def read_vocabulary(path: Path, where: str | None = None) -> dict[str, int]:
+    """The token-to-id map in a file. Raises as `read_json`, and CacheDamaged for ids that are no whole numbers."""
+    found = read_json(path, where)
+    if not all(type(token_id) is int for token_id in found.values()):
+        token = next(token for token, token_id in found.items() if type(token_id) is not int)
+        raise CacheDamaged(f"{where or path}: expected a number for each token, got {found[token]!r:.40} for {token!r:.40}")
+    return found
+
+
 def read_plan(path: Path) -> Plan:
     """The plan in a file of a begun or finished build. Raises CacheMissing, CacheDamaged."""
     data = read_json(path)
@@ -155,7 +164,10 @@ def read_tokenizer(folder: Path, plan: Plan, name: str | None = None) -> str | N
         raise CacheDamaged(f"{where}: expected a readable file, got {first_line(exc)}") from exc
     if (found := hashlib.sha256(content).hexdigest()) != plan.tokenizer_sha256:
         raise CacheDamaged(f"{where}: expected sha256 {plan.tokenizer_sha256}, got {found}")
-    return content.decode()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as exc:
+        raise CacheDamaged(f"{where}: expected text in UTF-8, got {exc}") from exc
 
 
 def _require_exact(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:

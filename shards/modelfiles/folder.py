@@ -13,6 +13,7 @@ from shards.files import file_sha256, read_regular
 from shards.progress import progress
 
 ADAPTER_CONFIG = "adapter_config.json"
+MAX_NAME = 4096
 MAX_CONFIG_BYTES = 2**26
 MAX_HEADER_BYTES = 100_000_000
 """The longest header that the safetensors library reads."""
@@ -32,9 +33,18 @@ def refusing(where: str, expected: str) -> Iterator[None]:
         raise ModelError(f"{where}: expected {expected}, got {got}") from exc
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there. False for what cannot be its name, such as one that is too long."""
+    with contextlib.suppress(OSError):
+        return path.is_dir()
+    return False
+
+
 def require_folder(name: str) -> None:
     """Raise ModelError if `name` can only be a path and no folder is there; other names may be on the hub."""
-    if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+    if not name.isprintable() or len(name) > MAX_NAME:
+        raise ModelError(f"{name!r:.80}: expected a model folder or a hub name, got a text that can be neither")
+    if (Path(name).is_absolute() or name.startswith(".")) and not is_folder(Path(name)):
         raise ModelError(f"{name}: expected a model folder, found none")
 
 
@@ -62,10 +72,25 @@ def adapter_base(name: str, folder: Path) -> str | None:
 def require_weights(name: str, folder: Path, stem: str) -> None:
     """Raise ModelError without `stem`*.safetensors; pickled weights are never loaded."""
     if any(folder.glob(f"{stem}*.safetensors")):
+        require_named_weights(name, folder, stem)
         return
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
     raise ModelError(f"{name}: expected {stem}*.safetensors, found {found}")
+
+
+def require_named_weights(name: str, folder: Path, stem: str) -> None:
+    """Raise ModelError if the index of a model's files names any that are not its own: they would be loaded from there,
+    whatever they hold, and the model's sha256 would not cover them."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        return
+    named = read_config(name, index).get("weight_map")
+    files = {path.name for path in folder.glob(f"{stem}*.safetensors")}
+    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+        raise ModelError(f"{name}/{index.name}: expected weight_map, the file of each weight, got {str(named):.60}")
+    for file in sorted(set(named.values()) - files):
+        raise ModelError(f"{name}/{index.name}: expected files {stem}*.safetensors beside it, got {file}")
 
 
 def weights_sha256(folder: Path, stem: str) -> str:

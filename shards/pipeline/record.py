@@ -80,7 +80,10 @@ class Record:
         found = read_json(path)
         if found.get("format") != FORMAT:
             raise CacheDamaged(f"{path}: expected a record of format {FORMAT}, got {found.get('format')!r}")
-        return dict(found["steps"])
+        steps = found.get("steps")
+        if not isinstance(steps, dict) or not all(map(_is_step, steps.values())):
+            raise CacheDamaged(f"{path}: expected steps with command, inputs and outputs, got {str(steps):.60}")
+        return steps
 
     def _was_done(self, step: Step) -> bool:
         return step.name in self._steps and any(map(self._is_there, step.outputs))
@@ -99,6 +102,12 @@ class Record:
 
     def _is_there(self, path: str) -> bool:
         return self._content(path) is not None if is_url(path) else Path(path).exists()
+
+
+def _is_step(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"command", "inputs", "outputs"}:
+        return False
+    return all(isinstance(part, dict) for part in value.values())
 
 
 def _hashed(path: Path) -> str | None:

@@ -181,7 +181,7 @@ def parse_bytes(text: str | int | None) -> int | None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(text).strip())
     unit = None if found is None else UNITS.get(found[2].upper())
-    if found is None or unit is None or float(found[1]) * unit < 1:
+    if found is None or unit is None or not 1 <= float(found[1]) * unit < 2**63:
         raise OptionError(f"cache_limit: expected bytes, such as 200GB, 50GiB or 1000000000, got {text!r}")
     return int(float(found[1]) * unit)
 
@@ -192,7 +192,7 @@ def read_mark(folder: Path) -> Mapping[str, str]:
         mark = strict_json.loads(read_regular(folder / MARK_FILE, MAX_MARK_BYTES))
     except (OSError, ValueError):
         return {}
-    return mark if isinstance(mark, dict) else {}
+    return mark if isinstance(mark, dict) and all(isinstance(text, str) for text in mark.values()) else {}
 
 
 def remove_free(path: Path) -> bool:

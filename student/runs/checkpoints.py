@@ -110,7 +110,7 @@ def require_checkpoint(folder: Path, identity: dict[str, Any], last_step: int) -
     require_whole(folder)
     signed = read_json(folder / RUN_FILE)
     for name in ("files", "weights_only"):
-        del signed[name]
+        signed.pop(name, None)
     refuse_difference(signed, identity, f"{folder}: is of another run")
     if (step := step_of(folder)) > last_step:
         raise OptionError(f"{folder}: expected a checkpoint of the run's {last_step:,} steps, got one of step {step:,}")

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from shards.format.index import INDEX_FILE, read_index
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, TOKENIZER_FILE, VOCABULARY_FILE, read_plan, read_tokenizer
 from shards.format.plan import shard_file
 from shards.modelfiles.vocabulary import require_same_vocabulary
+from shards.format.scores import Response
 from shards.remote import begun
 from shards.token_texts import TokenTexts, _tokenizer
 from shards.verify.__main__ import verify
@@ -96,7 +97,7 @@ def _open(folder: Path) -> None:
     names = [shard.file for shard in cache.plan.shards]
     assert names == [shard_file(i) for i in range(len(names))], names
     cache.index, cache.vocabulary  # noqa: B018
-    require_values(cache, 0)
+    require_values(cache, [0])
     for fault in verify(folder):
         assert str(fault).isprintable() and len(str(fault)) < 700, str(fault)
 
@@ -111,13 +112,16 @@ def _begun(folder: Path) -> None:
 def _rows(cache: ShardCache, folder: Path, shard: int) -> None:
     cache.batches = BatchReader(folder, cache.plan)
     planned = cache.plan.shards[shard]
-    for row in range(planned.first_row, planned.first_row + planned.rows):
-        require_values(cache, row)
+    require_values(cache, range(planned.first_row, planned.first_row + planned.rows))
 
 
-def require_values(cache: ShardCache, row: int) -> None:
+def require_values(cache: ShardCache, rows: Sequence[int]) -> None:
     """What is read must be within the rules that a reader relies on."""
-    response, size = cache[row], cache.plan.vocabulary_size
+    for response in cache.read(rows):
+        _require(response, cache.plan.vocabulary_size)
+
+
+def _require(response: Response, size: int) -> None:
     scores = response.scores
     assert 0 <= response.input_ids.min() and response.input_ids.max() < size, "input_ids"
     assert 0 <= scores.support_ids.min() and scores.support_ids.max() < size, "support_ids"

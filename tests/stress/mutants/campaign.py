@@ -5,6 +5,7 @@ import json
 import mmap
 import random
 import struct
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -29,8 +30,10 @@ class Mutants(Campaign):
     batch = BATCH
 
     def __init__(self, ground: Path, seed: int) -> None:
-        self.ground, self.seed = ground, seed
-        self.targets = targets(ground / "given")
+        memory = Path("/dev/shm")  # every mutant is a file
+        self._folder = tempfile.TemporaryDirectory(prefix="mutants-", dir=memory if memory.is_dir() else ground)
+        self.ground, self.seed = Path(self._folder.name), seed
+        self.targets = targets(self.ground / "given")
         self.schedule = [target for target in self.targets.values() for _ in range(target.weight)]
         random.Random(seed).shuffle(self.schedule)
 

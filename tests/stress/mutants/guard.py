@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from huggingface_hub.constants import HF_HOME
 
 from shards.errors import MAX_CHARACTERS, AlignDistilError
 
@@ -34,7 +35,7 @@ class Guard:
     def __init__(self, folders: list[Path], *, room: int = ROOM_BYTES, modules: tuple[str, ...] = ()) -> None:
         known = [sys.prefix, sys.base_prefix, str(REPOSITORY), "/proc/self", "/sys/", "/dev/null", "/dev/urandom"]
         self._inside = tuple(os.path.realpath(folder) + "/" for folder in folders)
-        self._known = (*(os.path.realpath(path) for path in known), "/usr/", "/etc/mime.types", "/dev/shm/")
+        self._known = (*(os.path.realpath(path) for path in known), "/usr/", "/etc/mime.types", "/dev/shm/", HF_HOME)
         self._modules = frozenset((*sys.stdlib_module_names, *OUR_OWN, *modules, *_loaded()))
         self._watching = False
         self._events: list[str] = []

@@ -118,7 +118,7 @@ def _weights(folder: Path) -> None:
 
 def _index(folder: Path) -> None:
     resolve(str(folder))
-    named = json.loads((folder / INDEX_OF_FILES).read_text())["weight_map"].values()
+    named = json.loads((folder / INDEX_OF_FILES).read_bytes().decode("utf-8"))["weight_map"].values()
     assert all((folder / name).parent == folder and name.endswith(".safetensors") for name in named), named
 
 

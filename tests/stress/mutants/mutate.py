@@ -74,7 +74,7 @@ def _hostile(draw: random.Random, inner: Any = None) -> Any:
     if kind < 0.75:
         return draw.choice((None, [], {}, [[]], [{}], {"": None}, [None], {"a": {"a": {}}}))
     if kind < 0.85:
-        return [inner] * draw.choice((1, 2, 300))
+        return [inner] * draw.choice((1, 2, 30))
     for _ in range(draw.choice((1, 5, 60, 400))):
         inner = [inner] if draw.random() < 0.5 else {"a": inner}
     return inner
