@@ -18,6 +18,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
+from shards.cli.loads import SafeLoads
 from shards.cli.outside import is_own_fault, naming, naming_saves
 from shards.modelfiles.generation import keep_generation_config
 from shards.modelfiles.trained_precision import require_float32
@@ -35,7 +36,7 @@ from student.runs.schedule import require_steps_that_move
 logger = logging.get_logger(__name__)
 
 
-class ResumableTrainer(ScalingTrainer):
+class ResumableTrainer(SafeLoads, ScalingTrainer):
     """A Trainer whose checkpoints are either complete or not used. A subclass defines its runs' identity and order."""
 
     args: DistillArguments
