@@ -60,7 +60,8 @@ class ShardCache:
         self.manifest: Manifest = read_manifest(self.folder) if self.mirror is None else mirrored_manifest(self.mirror)
         self.plan = self.manifest.plan
         self._first_rows = np.array([shard.first_row for shard in self.plan.shards], dtype=np.int64)
-        self.batches = BatchReader(self.folder, self.plan, self.mirror)
+        entries = [entry.entries for entry in self.manifest.entries]
+        self.batches = BatchReader(self.folder, self.plan, self.mirror, entries)
         self._check_sizes()
 
     def __len__(self) -> int:

@@ -65,7 +65,7 @@ def make_cache(
     responses, dense = [row[0] for row in rows], [row[1] for row in rows]
     vocabulary = {_token(i): i for i in range(vocabulary_size)}
     plan = Plan(
-        identity=_identity(roles, vocabulary),
+        identity=_identity(roles, vocabulary, max(64, response_tokens + 4)),
         roles=tuple(roles),
         pairs=tuple(served),
         nodes=nodes,
@@ -202,7 +202,7 @@ def _response(
     return response, dense
 
 
-def _identity(roles: Sequence[Role], vocabulary: Mapping[str, int]) -> dict[str, Any]:
+def _identity(roles: Sequence[Role], vocabulary: Mapping[str, int], max_length: int) -> dict[str, Any]:
     def digest(text: str) -> str:
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -216,7 +216,7 @@ def _identity(roles: Sequence[Role], vocabulary: Mapping[str, int]) -> dict[str,
             "chat_template_sha256": None,
         },
         "data": {"rows_sha256": digest("rows"), "tokens_sha256": digest("tokens")},
-        "options": {"support": "adaptive", "top_k": 8, "max_length": 64, "responses": "both"},
+        "options": {"support": "adaptive", "top_k": 8, "max_length": max_length, "responses": "both"},
         "numerics": {"dtype": "float32", "device": "cpu", "versions": {"torch": "2"}},
     }
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from shards.errors import CacheConflict
+from shards.errors import CacheConflict, OptionError
 from shards.files import TEMPORARY_GLOB, flush, is_still, temporary_name
 from shards.format.encoding import arrays, codec
+from shards.format.encoding.layout import MAX_BATCH_BYTES
 from shards.format.index import INDEX_FILE, RowIndex
 from shards.format.plan import Plan, ShardPlan
 from shards.format.scores import Response
@@ -30,6 +31,9 @@ def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[
         writer = pa.ipc.new_file(sink, plan.arrow_schema, options=options)
         for start in range(0, len(responses), plan.rows_per_batch):
             batch = codec.encode(responses[start : start + plan.rows_per_batch], plan, plan.arrow_schema)
+            if batch.nbytes > MAX_BATCH_BYTES:
+                most = f"expected record batches of {MAX_BATCH_BYTES} bytes at most"
+                raise OptionError(f"rows_per_batch: {most}, got {batch.nbytes}")
             writer.write_batch(batch, custom_metadata=arrays.batch_metadata(batch, shard.first_row + start))
         writer.close()  # on success only: a file without its footer is not an Arrow file
     _publish(temporary, folder / shard.file)

@@ -155,14 +155,14 @@ def _contents(opener: ShardOpener, shard: int, folder: Path, seen: Seen) -> Iter
         yield Fault(rule=6, text=str(error))
         return
     batches = plan.num_batches(shard)
-    if file.num_record_batches != batches:
-        yield Fault(rule=7, text=f"{path}: expected {batches} record batches, got {file.num_record_batches}")
+    if len(file.blocks) != batches:
+        yield Fault(rule=7, text=f"{path}: expected {batches} record batches, got {len(file.blocks)}")
         return
     for index in range(batches):
         first_row = plan.first_row(shard, index)
         where = f"{path} record batch {index}"
         try:
-            batch, metadata = load_batch(file, index, first_row, plan.num_rows(shard, index), where)
+            batch, metadata = load_batch(file, index, first_row, plan.most_values(shard, index), where)
         except CacheDamaged as error:
             yield Fault(rule=7, text=str(error))
             continue
