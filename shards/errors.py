@@ -80,6 +80,10 @@ class TeacherUnavailable(AlignDistilError, ValueError):
     """The cache lacks something that the requested teacher is composed from."""
 
 
+class WrongValues(AlignDistilError, ValueError):
+    """Values that no cache may hold were about to be written; nothing of them was."""
+
+
 class CacheConflict(AlignDistilError, ValueError):
     """The output folder holds a different build, or caches to be read together differ."""
 

@@ -135,7 +135,9 @@ def read_vocabulary(path: Path, where: str | None = None) -> dict[str, int]:
     found = read_json(path, where)
     if not all(type(token_id) is int for token_id in found.values()):
         token = next(token for token, token_id in found.items() if type(token_id) is not int)
-        raise CacheDamaged(f"{where or path}: expected a number for each token, got {found[token]!r:.40} for {token!r:.40}")
+        raise CacheDamaged(
+            f"{where or path}: expected a number for each token, got {found[token]!r:.40} for {token!r:.40}"
+        )
     return found
 
 

@@ -9,10 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from shards.errors import CacheConflict, OptionError
+from shards.errors import CacheConflict, OptionError, WrongValues
 from shards.files import TEMPORARY_GLOB, flush, is_still, temporary_name
+from shards.format import schema
+from shards.format.content import rules
 from shards.format.encoding import arrays, codec
 from shards.format.encoding.layout import MAX_BATCH_BYTES
 from shards.format.index import INDEX_FILE, RowIndex
@@ -24,7 +27,12 @@ COMPRESSION_LEVEL = 3
 
 
 def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[Response]) -> None:
-    """Write one shard of `plan`, its rows in order, as an Arrow IPC file of zstd-compressed record batches."""
+    """Write one shard of `plan`, its rows in order, as an Arrow IPC file of zstd-compressed record batches.
+
+    Raises WrongValues, naming file, row and column, for a row that breaks a rule of docs/format.md.
+    """
+    for number, response in enumerate(responses, shard.first_row):
+        require_sound(response, plan, f"{folder / shard.file} row {number} ({response.sample_id!r})")
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL), use_threads=False)
     temporary = temporary_name(folder, shard.file)
     with pa.OSFile(str(temporary), "wb") as sink:
@@ -37,6 +45,16 @@ def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[
             writer.write_batch(batch, custom_metadata=arrays.batch_metadata(batch, shard.first_row + start))
         writer.close()  # on success only: a file without its footer is not an Arrow file
     _publish(temporary, folder / shard.file)
+
+
+def require_sound(response: Response, plan: Plan, where: str) -> None:
+    """Raise WrongValues if a row breaks a rule of docs/format.md, whatever it is stored as."""
+    table = schema.columns(plan.roles, plan.pairs, "float32")
+    row = {name: np.ravel(values) for name, values in codec.stored(response, plan, "float32").items()}
+    for _, text in rules.shape_faults(row, plan, table):
+        raise WrongValues(f"{where}: {text}")
+    for _, text in rules.faults(response, plan):
+        raise WrongValues(f"{where}: {text}")
 
 
 def write_index(folder: Path, index: RowIndex) -> str:

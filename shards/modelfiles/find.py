@@ -22,7 +22,6 @@ from shards.modelfiles.folder import (
 )
 from shards.modelfiles.hub import fetch
 
-
 MAX_ADAPTERS = 8
 
 

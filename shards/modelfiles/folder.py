@@ -88,7 +88,7 @@ def require_named_weights(name: str, folder: Path, stem: str) -> None:
     named = read_config(name, index).get("weight_map")
     files = {path.name for path in folder.glob(f"{stem}*.safetensors")}
     if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
-        raise ModelError(f"{name}/{index.name}: expected weight_map, the file of each weight, got {str(named):.60}")
+        raise ModelError(f"{name}/{index.name}: expected weight_map, the file of each weight, got {named!s:.60}")
     for file in sorted(set(named.values()) - files):
         raise ModelError(f"{name}/{index.name}: expected files {stem}*.safetensors beside it, got {file}")
 

@@ -82,7 +82,7 @@ class Record:
             raise CacheDamaged(f"{path}: expected a record of format {FORMAT}, got {found.get('format')!r}")
         steps = found.get("steps")
         if not isinstance(steps, dict) or not all(map(_is_step, steps.values())):
-            raise CacheDamaged(f"{path}: expected steps with command, inputs and outputs, got {str(steps):.60}")
+            raise CacheDamaged(f"{path}: expected steps with command, inputs and outputs, got {steps!s:.60}")
         return steps
 
     def _was_done(self, step: Step) -> bool:

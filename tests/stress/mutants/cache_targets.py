@@ -17,8 +17,8 @@ from shards.format.batches import BatchReader
 from shards.format.index import INDEX_FILE, read_index
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, TOKENIZER_FILE, VOCABULARY_FILE, read_plan, read_tokenizer
 from shards.format.plan import shard_file
-from shards.modelfiles.vocabulary import require_same_vocabulary
 from shards.format.scores import Response
+from shards.modelfiles.vocabulary import require_same_vocabulary
 from shards.remote import begun
 from shards.token_texts import TokenTexts, _tokenizer
 from shards.verify.__main__ import verify
@@ -123,8 +123,8 @@ def require_values(cache: ShardCache, rows: Sequence[int]) -> None:
 
 def _require(response: Response, size: int) -> None:
     scores = response.scores
-    assert 0 <= response.input_ids.min() and response.input_ids.max() < size, "input_ids"
-    assert 0 <= scores.support_ids.min() and scores.support_ids.max() < size, "support_ids"
+    assert response.input_ids.min() >= 0 and response.input_ids.max() < size, "input_ids"
+    assert scores.support_ids.min() >= 0 and scores.support_ids.max() < size, "support_ids"
     assert scores.support_count.sum() == len(scores.support_ids), "support_count"
     assert response.loss_mask.sum() == len(scores.support_count), "loss_mask"
     for values in scores.logprobs.values():

@@ -20,7 +20,6 @@ from stress.mutants.targets import Target, targets
 MUTANTS, BATCH = 1_000_000, 500
 
 
-
 class Mutants(Campaign):
     """A case is a batch of mutants of one target. `batch`: how many."""
 

@@ -34,11 +34,14 @@ def targets(ground: Path) -> Iterator[dict[str, Any]]:
     kinds = {
         "jsonl": (tuple(lines), 4),
         "json": ((b"[" + text(PAIR) + b"," + text(PAIR) + b"]", lines[0]), 2),
-        "csv": ((b"prompt,chosen,rejected\nthe cat, sat, ran\n\"a\nb\",c,d\n",), 2),
+        "csv": ((b'prompt,chosen,rejected\nthe cat, sat, ran\n"a\nb",c,d\n',), 2),
         "jsonl.zst": (tuple(map(zstandard.compress, lines)), 3),
         "jsonl.gz": ((gzip.compress(lines[0], mtime=0),), 2),
         "parquet": ((_parquet(table), _parquet(talks)), 2),
-        "arrow": ((_arrow(table, pa.ipc.new_file), _arrow(talks, pa.ipc.new_file), _arrow(table, pa.ipc.new_stream)), 3),
+        "arrow": (
+            (_arrow(table, pa.ipc.new_file), _arrow(talks, pa.ipc.new_file), _arrow(table, pa.ipc.new_stream)),
+            3,
+        ),
     }
     for kind, (seeds, weight) in kinds.items():
         file = folder / f"mutant.{kind}"

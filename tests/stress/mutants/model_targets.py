@@ -51,7 +51,10 @@ def targets(ground: Path) -> Iterator[dict[str, Any]]:
     base = _folder(ground / "model", **{"config.json": text(CONFIG), "model.safetensors": WEIGHTS})
     adapter = _folder(
         ground / "adapter",
-        **{ADAPTER_CONFIG: text(ADAPTER | {"base_model_name_or_path": str(base)}), "adapter_model.safetensors": WEIGHTS},
+        **{
+            ADAPTER_CONFIG: text(ADAPTER | {"base_model_name_or_path": str(base)}),
+            "adapter_model.safetensors": WEIGHTS,
+        },
     )
     split = _folder(ground / "split", **{"config.json": text(CONFIG)})
     names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
@@ -63,7 +66,12 @@ def targets(ground: Path) -> Iterator[dict[str, Any]]:
     )
     json_ = {"is_json": True, "weight": 2}
     config = (adapter / ADAPTER_CONFIG).read_bytes()
-    yield {"name": "config.json", "file": base / "config.json", "seeds": (text(CONFIG),), "work": partial(_find, base)} | json_
+    yield {
+        "name": "config.json",
+        "file": base / "config.json",
+        "seeds": (text(CONFIG),),
+        "work": partial(_find, base),
+    } | json_
     yield {
         "name": "weights header",
         "file": base / "model.safetensors",
@@ -71,7 +79,12 @@ def targets(ground: Path) -> Iterator[dict[str, Any]]:
         "work": partial(_weights, base),
         "weight": 3,
     }
-    yield {"name": ADAPTER_CONFIG, "file": adapter / ADAPTER_CONFIG, "seeds": (config,), "work": partial(_find, adapter)} | json_
+    yield {
+        "name": ADAPTER_CONFIG,
+        "file": adapter / ADAPTER_CONFIG,
+        "seeds": (config,),
+        "work": partial(_find, adapter),
+    } | json_
     yield {
         "name": "adapter header",
         "file": adapter / "adapter_model.safetensors",

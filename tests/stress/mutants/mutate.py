@@ -7,12 +7,61 @@ from typing import Any
 
 WORDS = (
     *(b"null", b"NaN", b"-Infinity", b"1e999", b"-0.0", b"true", b"1" * 4400, b"9" * 400, b"18446744073709551616"),
-    *(b'"\\ud800"', b'"\\u0000"', b"\x1b[31m", b"\r\n", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"[" * 2000, b'{"":' * 300),
-    *(b"../" * 8, b"/etc/passwd", b"\xe2\x80\xae", b"%s%n", b"{}", b"[]", b'""', b"*a", b"&a ", b"!!python/object:os.x {}"),
+    *(
+        b'"\\ud800"',
+        b'"\\u0000"',
+        b"\x1b[31m",
+        b"\r\n",
+        b"\x00",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"[" * 2000,
+        b'{"":' * 300,
+    ),
+    *(
+        b"../" * 8,
+        b"/etc/passwd",
+        b"\xe2\x80\xae",
+        b"%s%n",
+        b"{}",
+        b"[]",
+        b'""',
+        b"*a",
+        b"&a ",
+        b"!!python/object:os.x {}",
+    ),
 )
 SIZES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
-TEXTS = ("", "../../outside", "/etc/passwd", "a\x00b", "\x1b]0;x\x07", "a\nb", "\u202e", "x" * 3000, "\ud800", "nan", "-1", "true")
-NUMBERS = (0, -1, 1, 2**31, 2**63 - 1, 2**63, -(2**63) - 1, 10**30, 10**400, 1e308, 0.5, float("inf"), float("nan"), True)
+TEXTS = (
+    "",
+    "../../outside",
+    "/etc/passwd",
+    "a\x00b",
+    "\x1b]0;x\x07",
+    "a\nb",
+    "\u202e",
+    "x" * 3000,
+    "\ud800",
+    "nan",
+    "-1",
+    "true",
+)
+NUMBERS = (
+    0,
+    -1,
+    1,
+    2**31,
+    2**63 - 1,
+    2**63,
+    -(2**63) - 1,
+    10**30,
+    10**400,
+    1e308,
+    0.5,
+    float("inf"),
+    float("nan"),
+    True,
+)
 
 
 def mutant(seed: bytes, draw: random.Random, others: tuple[bytes, ...] = (), *, is_json: bool = False) -> bytes:

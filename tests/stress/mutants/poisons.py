@@ -20,7 +20,14 @@ from student.options import DistillArguments
 from student.report.__main__ import main as report
 from student.train.__main__ import train
 
-IN_MODELS = ("pytorch_model.bin", "adapter_model.bin", "model.pt", "consolidated.00.pth", "training_args.bin", "optimizer.pt")
+IN_MODELS = (
+    "pytorch_model.bin",
+    "adapter_model.bin",
+    "model.pt",
+    "consolidated.00.pth",
+    "training_args.bin",
+    "optimizer.pt",
+)
 IN_CHECKPOINTS = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
 """Files of a checkpoint that a swap leaves as long as they were; and these that it does not have: """
 BESIDE_CHECKPOINTS = ("pytorch_model.bin", "scaler.pt", "rng_state_0.pth", "optimizer.bin", "adapter_model.bin")

@@ -13,6 +13,7 @@ from shards.pipeline.file import read_pipeline
 from shards.pipeline.record import Record
 from shards.places.room import MARK_FILE, parse_bytes, read_mark
 from shards.places.url import is_url, parse_url
+from stress.mutants.model_targets import text
 from student.evaluate.win_rate import read_samples
 from student.log.files import RECORD_FILE, RUN_FILE, STATE_FILE
 from student.report.page import runs_page
@@ -20,7 +21,6 @@ from student.report.run import read_run
 from student.report.text import report_text
 from student.runs import checkpoints
 from student.runs.record import read_record
-from stress.mutants.model_targets import text
 
 IDENTITY = {**OPTIONS, "model": "cd" * 32, "seed": 0, "padding_free": True}
 SIGNED = {**IDENTITY, "files": {STATE_FILE: 40, "optimizer.pt": 3}, "weights_only": False}
@@ -92,7 +92,12 @@ def targets(ground: Path) -> Iterator[dict[str, Any]]:
     mirror = ground / "mirror"
     mirror.mkdir()
     mark = {"url": "s3://bucket/cache", "evict": "part-*.arrow"}
-    yield {"name": MARK_FILE, "file": mirror / MARK_FILE, "seeds": (text(mark),), "work": partial(_mark, mirror)} | json_
+    yield {
+        "name": MARK_FILE,
+        "file": mirror / MARK_FILE,
+        "seeds": (text(mark),),
+        "work": partial(_mark, mirror),
+    } | json_
     urls = (b"s3://bucket/folder/cache", b"hf://datasets/me/it@main", b"200GB", b"az://c/x y")
     yield {"name": "URL", "file": mirror / "url", "seeds": urls, "work": partial(_url, mirror / "url"), "weight": 2}
 
