@@ -30,6 +30,7 @@ from student.runs import checkpoints
 from student.runs.before import require_disk, try_saving
 from student.runs.identity import weights_sha256
 from student.runs.outside import OF_THE_FIRST_STEP, naming_workers
+from student.runs.processes import alone
 from student.runs.schedule import require_steps_that_move
 
 logger = logging.get_logger(__name__)
@@ -68,9 +69,13 @@ class ResumableTrainer(ScalingTrainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trainer.train; it resumes from the newest complete checkpoint if resume_from_checkpoint is True.
 
-        Raises CacheConflict if the checkpoint belongs to another run, CacheDamaged if it is incomplete, and OptionError
-        for errors that would end the run before its first step, or prevent saving at its end.
+        Raises CacheConflict if the checkpoint belongs to another run, or another command is at work in the folder,
+        CacheDamaged if the checkpoint is incomplete, and OptionError for errors that would end the run before its first step, or prevent saving at its end.
         """
+        with alone(Path(str(self.args.output_dir))):
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+
+    def _train(self, resume_from_checkpoint: Any, *args: Any, **kwargs: Any) -> Any:
         out = Path(str(self.args.output_dir))
         checkpoint, left_aside = checkpoints.checkpoint_to_resume(resume_from_checkpoint, out)
         if resume_from_checkpoint is True:
