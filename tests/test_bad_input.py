@@ -698,7 +698,8 @@ def test_a_checkpoint_that_is_missing_or_of_another_run(refuse_train, cache, tmp
     checkpoint = tmp_path / "run" / "checkpoint-1"
     before = snapshot(checkpoint)
     assert refuse_train(resume_from_checkpoint=str(checkpoint), gain=5.0, max_steps=2, warmup_steps=0) == (
-        f"{checkpoint}: is of another run, teacher.gain: expected 10.0, got 5.0"
+        f"{checkpoint}: is of another run, teacher.gain: expected 10.0, got 5.0; --resume_despite "
+        "teacher.gain goes on with the new value"
     )
     assert snapshot(checkpoint) == before
     assert refuse_train(resume_from_checkpoint=str(tmp_path / "no")) == (
