@@ -9,6 +9,7 @@ from shards.errors import OptionError
 from student.log.figures import figure_of
 from student.loss.sparse import METRICS
 from student.metrics import PER_SEQUENCE
+from student.recipe import require_free
 
 HIGHEST_SEED = 2**32 - 1
 
@@ -79,6 +80,7 @@ def refuse_options(options: Any) -> None:
     if options.max_steps == -1 and not 0 < options.num_train_epochs < math.inf:
         raise OptionError(f"num_train_epochs: expected more than 0, got {options.num_train_epochs}")
     _refuse_metric(options)
+    require_free(options.resume_despite)
 
 
 def _require_between(options: Any, name: str, least: float, highest: float) -> None:

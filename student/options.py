@@ -60,6 +60,9 @@ class DistillArguments(LoraFlags, TeacherFlags, CacheFlags, QuietFlag, TrainingA
         None, "shards among which rows are shuffled, and which must be on this machine at a time; default: all"
     )
 
+    resume_despite: list[str] = flag(
+        [], "fields of the checkpoint's run that may be others, such as learning_rate; recorded in the student's folder"
+    )
     overwrite_output_dir: bool = flag(False, "write into a folder with a model or checkpoints of another run")
     dtype: Dtype = flag(
         "float32",

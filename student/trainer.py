@@ -6,6 +6,7 @@ over all rows). All else is Trainer's.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,8 @@ class DistillTrainer(ResumableTrainer):
         self._eval_sums = MetricSums()
         self._support_watch = SupportWatch()
 
-    def identity_with(self, model_sha256: str | None) -> dict[str, Any]:
-        return run_identity(self.args, self.train_dataset, self.sampler, model_sha256)
+    def identity_with(self, student: Mapping[str, str | None]) -> dict[str, Any]:
+        return run_identity(self.args, self.train_dataset, self.sampler, student)
 
     @property
     def model_name(self) -> str:

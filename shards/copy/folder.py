@@ -9,6 +9,7 @@ from typing import Any
 
 from shards.errors import CacheMissing
 from shards.files import file_sizes, flush, temporary_name
+from shards.locks.lock import require_held
 
 PIECE_BYTES = 1 << 22
 
@@ -62,6 +63,7 @@ class FolderStore:
 def _named(path: Path, target: Path, create: bool) -> bool:
     """Give a file on the disk a second name. False if the name is taken, and `create`."""
     flush(path)
+    require_held(target)
     try:
         if create:
             os.link(path, target)  # unlike a rename, it replaces nothing

@@ -1,11 +1,8 @@
-"""Writes files whole or not at all (temporary name, fsync, rename); locks a folder against other builds."""
+"""Writes files whole or not at all (temporary name, fsync, rename), as long as their folder is still ours."""
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import CacheConflict, OptionError, WrongValues
-from shards.files import TEMPORARY_GLOB, flush, is_still, temporary_name
+from shards.files import TEMPORARY_GLOB, flush, temporary_name
 from shards.format import schema
 from shards.format.content import rules
 from shards.format.encoding import arrays, codec
@@ -21,7 +18,7 @@ from shards.format.encoding.layout import MAX_BATCH_BYTES
 from shards.format.index import INDEX_FILE, RowIndex
 from shards.format.plan import Plan, ShardPlan
 from shards.format.scores import Response
-from shards.say import warn
+from shards.locks.lock import require_held
 
 COMPRESSION_LEVEL = 3
 
@@ -104,30 +101,6 @@ def flush_files(paths: Iterable[Path]) -> None:
         flush(path)
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep other builds out of a folder while this one writes there. Raises CacheConflict if another one does.
-
-    wait: wait for the other one instead; for short work only.
-
-    The lock is an advisory lock of the folder itself. It leaves no file and ends with the process. What was read
-    before the lock may have changed: read it again.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as exc:
-            raise CacheConflict(f"{folder}: expected no other build at work here, found one") from exc
-        except OSError as exc:  # a file system without locks
-            warn(f"{folder}: cannot be locked ({exc}); see that no other build writes there")
-        if not is_still(folder, descriptor):  # a lock on a removed file excludes nobody
-            raise CacheConflict(f"{folder}: expected no other build at work here, found one that has just ended")
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files of an interrupted build."""
     for path in folder.glob(TEMPORARY_GLOB):
@@ -135,7 +108,8 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    """Flush to the disk, then rename, then flush the folder."""
+    """Flush to the disk, then rename, then flush the folder. Raises CacheConflict if this process's lock was lost."""
     flush(temporary)
+    require_held(path)
     temporary.replace(path)
     flush(path.parent)

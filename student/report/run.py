@@ -15,10 +15,11 @@ from shards.format.manifest import MAX_JSON_BYTES, read_json
 from student.log.curves import DRAWN, curves_svg
 from student.log.files import RECORD_FILE, RUN_FILE, STATE_FILE, checkpoints_of
 from student.log.series import Series, history
+from student.recipe import CHANGED
 from student.report.plot import plot_run
 
 HASH_CHARACTERS = 12
-NOT_OPTIONS = ("files", "weights_only", "models")
+NOT_OPTIONS = ("files", "weights_only", "models", CHANGED)
 """What the files of a run say beside its options."""
 
 

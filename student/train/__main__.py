@@ -31,6 +31,7 @@ from student.options import DistillArguments
 from student.precision import precision_text
 from student.runs.checkpoints import checkpoint_to_resume, step_of
 from student.runs.learned import require_teacher, take_fit
+from student.runs.processes import alone
 from student.runs.schedule import steps_texts
 from student.train.distance import distance_text, measure
 from student.train.ranks import require_same_inputs
@@ -44,6 +45,11 @@ SAMPLE_ROWS = 200
 
 def train(args: DistillArguments) -> DistillTrainer:
     """Train a student and save it with tokenizer and model card. Raises AlignDistilError."""
+    with alone(Path(str(args.output_dir))):
+        return _train(args)
+
+
+def _train(args: DistillArguments) -> DistillTrainer:
     set_seed(args.seed)
     room = args.room
     train_data = CachedResponses(args.shards, train_on=args.train_on, room=room)
