@@ -68,7 +68,7 @@ def load_models(
         role: role if apart or not shares_base(folder) else (folder.base or folder).path.resolve()
         for role, folder in folders.items()
     }
-    bases: dict[Role | Path, "PreTrainedModel"] = {}
+    bases: dict[Role | Path, Any] = {}
     bare: dict[Role | Path, torch.Tensor] = {}
     adapted: dict[Role | Path, Any] = {}
     own: dict[Role, torch.Tensor] = {}
