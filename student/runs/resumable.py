@@ -136,7 +136,7 @@ class ResumableTrainer(ScalingTrainer):
             schedule._last_lr = found  # this one is logged
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Trainer._save_checkpoint. Marks the checkpoint when complete; only then uploads it and removes older ones."""
+        """Trainer._save_checkpoint. Marks the checkpoint when complete, and only then uploads it. Older ones stay."""
         args, out = self.args, Path(self._get_output_dir(trial))
         folder = out / f"checkpoint-{self.state.global_step}"
         asked = {"save_total_limit": args.save_total_limit, "push_to_hub": args.push_to_hub}
@@ -155,8 +155,13 @@ class ResumableTrainer(ScalingTrainer):
                 checkpoints.sign(folder, self.run_identity(), weights_only=args.save_only_model)
         if args.push_to_hub:
             self._push_from_checkpoint(str(folder))
+
+    def rotate_checkpoints(self) -> None:
+        """Remove the oldest checkpoints, so that save_total_limit of them and the best one are left."""
+        args = self.args
         if args.should_save:
-            rotate_checkpoints(str(out), args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+            out = str(args.output_dir)
+            rotate_checkpoints(out, args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer.create_optimizer; raises OptionError if the optimizer is not installed or lacks the given options."""
