@@ -53,7 +53,8 @@ def stopped_text(
         write_json(out, STOPPED_FILE, fault | {"micro_batches": as_json})
     samples = [sample for part in parts for sample in part["samples"]]
     kept = checkpoints_of(out)
-    since = f"{kept[0].name} is kept, nothing was saved since" if kept else "nothing was saved"
+    names = " and ".join(folder.name for folder in reversed(kept[:2]))
+    since = f"kept {names}, and saved nothing since" if kept else "saved nothing"
     more = f" and {len(samples) - NAMED:,} more" if len(samples) > NAMED else ""
     named = ", ".join(map(str, samples[:NAMED])) + more
     look = f"python -m shards.inspect {samples[0].cache} --row {samples[0].row}" if samples else ""
