@@ -29,7 +29,7 @@ from student.precision import ScalingTrainer
 from student.runs import checkpoints
 from student.runs.before import require_disk, try_saving
 from student.runs.identity import weights_sha256
-from student.runs.outside import OF_THE_FIRST_STEP, naming_workers
+from student.runs.outside import OF_THE_FIRST_STEP, naming_processes, naming_workers
 from student.runs.schedule import require_steps_that_move
 
 logger = logging.get_logger(__name__)
@@ -81,7 +81,7 @@ class ResumableTrainer(ScalingTrainer):
         self._remove_earlier(checkpoint)
         begun = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
         try:
-            with naming_workers():
+            with naming_processes(), naming_workers():
                 return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
         except OF_THE_FIRST_STEP as exc:
             if self.state.global_step > begun or is_own_fault(exc):

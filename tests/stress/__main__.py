@@ -14,7 +14,10 @@ from pathlib import Path
 from stress.campaign import Campaign
 from stress.slices import State, cases_until_caught, read_state, run_slice
 
-CAMPAIGNS = {"resumes": "stress.resumes.campaign:Resumes"}  # name -> "module:class"
+CAMPAIGNS = {
+    "resumes": "stress.resumes.campaign:Resumes",
+    "loaders": "stress.resumes.loaders:Loaders",
+}  # name -> "module:class"
 SAVE_SECONDS = 20.0
 
 

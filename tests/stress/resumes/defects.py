@@ -1,20 +1,27 @@
 """Defects planted on purpose: what a resumed run must not do."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
 from student import trainer
 from student.data.order import GlobalBatchSampler
+from student.runs import resumable
 from student.runs.resumable import ResumableTrainer
 
 
 @contextmanager
 def epoch_not_given() -> Iterator[None]:
-    """The sampler does not hear of the epoch that a run resumes in."""
-    with mock.patch.object(trainer._Steps, "on_epoch_begin", lambda *args, **kwargs: None):
+    """The sampler of a run that resumes does not hear of its epochs."""
+    plain = trainer._Steps.on_epoch_begin
+
+    def begin(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not self.trainer._initial_global_step:
+            plain(self, *args, **kwargs)
+
+    with mock.patch.object(trainer._Steps, "on_epoch_begin", begin):
         yield
 
 
@@ -49,6 +56,12 @@ def schedule_one_step_off() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def worker_errors_stay_wrapped() -> Iterator[None]:
+    with mock.patch.object(resumable, "naming_workers", nullcontext):
+        yield
+
+
 Defects = Mapping[str, Callable[[], AbstractContextManager[object]]]
 
 OF_A_RESUME: Defects = MappingProxyType({
@@ -57,3 +70,5 @@ OF_A_RESUME: Defects = MappingProxyType({
     "the random state is not restored": random_state_not_restored,
     "the schedule is one step off": schedule_one_step_off,
 })  # fmt: skip
+
+OF_A_LOADER: Defects = MappingProxyType({"a worker's error stays wrapped": worker_errors_stay_wrapped})

@@ -20,6 +20,7 @@ from shards.cli.launcher import leave
 from shards.progress import commanded
 from student.data.responses import CachedResponses
 from student.options import DistillArguments
+from student.runs.outside import naming_processes
 from student.trainer import DistillTrainer
 
 WEIGHTS = "weights.safetensors"
@@ -86,10 +87,14 @@ def _train(
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+    for callback in callbacks:
+        callback.prepare()
 
     def command() -> None:
         trainer = _trainer(ground, kind, leg, out, callbacks, flags)
-        with commanded(quiet=True, level=30):
+        with commanded(quiet=True, level=30), naming_processes():
             trainer.train(resume_from_checkpoint=any(out.glob("checkpoint-*")))
             if rank == 0:
                 save_file({n: t.contiguous() for n, t in trainer.model.state_dict().items()}, out / WEIGHTS)
@@ -115,7 +120,7 @@ def _trainer(
         settings["max_steps"] = leg.stop[1]
     args = DistillArguments(**settings | flags)
     model = ground.student(dropout=kind.dropout)
-    data = CachedResponses(caches, train_on="both")
+    data = CachedResponses(args.shards, train_on="both", room=args.room)
     trainer = DistillTrainer(model, args, data, callbacks=[_Stops(leg.stop), *callbacks])
     _record_what_passes(trainer, out / f"passed-{args.process_index}.jsonl")
     return trainer
