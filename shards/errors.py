@@ -76,6 +76,14 @@ class NonFiniteLogits(ModelError):
     """A model gave a logit or a hidden state that is NaN or infinite."""
 
 
+class BadStep(AlignDistilError, ValueError):
+    """A step of a training gave a loss, a gradient or weights that are not finite, or far above those before."""
+
+
+class ProcessLost(AlignDistilError, RuntimeError):
+    """Another process of this run, or a worker of it, ended."""
+
+
 class TeacherUnavailable(AlignDistilError, ValueError):
     """The cache lacks something that the requested teacher is composed from."""
 

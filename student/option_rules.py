@@ -41,6 +41,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, HIGHEST_SEED),
     "data_seed": (0, HIGHEST_SEED),
     "ddp_timeout": (1, math.inf),
+    "spike_factor": (1, math.inf),
 }
 """Lowest and highest value, both legal if finite. A value of None is left to transformers."""
 

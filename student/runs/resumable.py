@@ -34,7 +34,7 @@ from student.recipe import CHANGED, OF_GROUPS, change_text
 from student.runs import checkpoints
 from student.runs.before import require_disk, try_saving
 from student.runs.identity import student_identity
-from student.runs.outside import OF_THE_FIRST_STEP, naming_workers
+from student.runs.outside import OF_THE_FIRST_STEP, naming_processes, naming_workers
 from student.runs.processes import alone
 from student.runs.schedule import require_steps_that_move
 
@@ -93,7 +93,7 @@ class ResumableTrainer(SafeLoads, ScalingTrainer):
         self._remove_earlier(checkpoint)
         begun = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
         try:
-            with naming_workers():
+            with naming_processes(), naming_workers():
                 return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
         except OF_THE_FIRST_STEP as exc:
             if self.state.global_step > begun or is_own_fault(exc):
@@ -177,7 +177,7 @@ class ResumableTrainer(SafeLoads, ScalingTrainer):
             schedule.base_lrs = [group["initial_lr"] for group in asked]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Trainer._save_checkpoint. Marks the checkpoint when complete; only then uploads it and removes older ones."""
+        """Trainer._save_checkpoint. Marks the checkpoint when complete, and only then uploads it. Older ones stay."""
         args, out = self.args, Path(self._get_output_dir(trial))
         folder = out / f"checkpoint-{self.state.global_step}"
         asked = {"save_total_limit": args.save_total_limit, "push_to_hub": args.push_to_hub}
@@ -196,8 +196,13 @@ class ResumableTrainer(SafeLoads, ScalingTrainer):
                 checkpoints.sign(folder, self.run_identity(), weights_only=args.save_only_model)
         if args.push_to_hub:
             self._push_from_checkpoint(str(folder))
+
+    def rotate_checkpoints(self) -> None:
+        """Remove the oldest checkpoints, so that save_total_limit of them and the best one are left."""
+        args = self.args
         if args.should_save:
-            rotate_checkpoints(str(out), args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+            out = str(args.output_dir)
+            rotate_checkpoints(out, args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer.create_optimizer; raises OptionError if the optimizer is not installed or lacks the given options."""

@@ -31,6 +31,7 @@ from student.options import DistillArguments
 from student.precision import precision_text
 from student.runs.checkpoints import checkpoint_to_resume, step_of
 from student.runs.learned import require_teacher, take_fit
+from student.runs.outside import naming_processes
 from student.runs.processes import alone
 from student.runs.schedule import steps_texts
 from student.train.distance import distance_text, measure
@@ -199,7 +200,7 @@ def _add_lora(model: Any, args: DistillArguments) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     (args,) = parse_dataclasses(HfArgumentParser, DistillArguments, "student.train", __doc__, arguments)
-    with commanded(quiet=args.quiet, level=asked_level(args)):
+    with commanded(quiet=args.quiet, level=asked_level(args)), naming_processes():
         train(args)
         leave(dist)
 
