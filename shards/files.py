@@ -1,10 +1,12 @@
 """Files of this machine: temporary names, sizes, sha256, and what is surely on the disk. Only Python."""
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
 import os
 import platform
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,6 +58,18 @@ def file_sizes(folder: Path) -> dict[str, int]:
         return {}
     with os.scandir(folder) as found:
         return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes. Raises OSError, also for a pipe or a device, which could
+    block or never end."""
+    with about(path), os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "expected a file, got a pipe or a device", str(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"expected at most {most:,} bytes, got {found.st_size:,}", str(path))
+        return file.read(most)
 
 
 def file_sha256(path: Path, read: Callable[[int], None] = lambda size: None) -> str:

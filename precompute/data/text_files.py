@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from shards import strict_json
 from shards.errors import DataError
 from shards.files import about
 
@@ -82,12 +83,12 @@ def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[WhereRow]:
 
 def _parse(text: bytes, where: str, expected: str) -> Any:
     try:
-        return json.loads(text.decode("utf-8-sig"))
+        return strict_json.loads(text.decode("utf-8-sig"), constants=True, large=True)
     except json.JSONDecodeError as exc:
         place = f"line {exc.lineno} column {exc.colno}" if exc.lineno > 1 else f"column {exc.colno}"
         fault = f"{exc.msg.removesuffix(' at')} at {place}"
         raise DataError(f"{where}: expected {expected}, got text that is not JSON ({fault})") from exc
-    except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
         raise DataError(f"{where}: expected {expected}, got text that is not JSON ({exc})") from exc
 
 

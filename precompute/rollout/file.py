@@ -1,22 +1,22 @@
 """The output file of a rollout: how it is written, locked, continued after a kill and finished.
 
-FILE.jsonl.partial         first, empty: its lock keeps other rollouts out. Then, batch by batch: the rows in the order
-                           of sampling
-FILE.jsonl.identity.json   second, after locking: the identity of the samples
+.FILE.jsonl.aligndistil-lock   first and until the end: keeps other rollouts out
+FILE.jsonl.identity.json   second: the identity of the samples
+FILE.jsonl.partial         then, batch by batch: the rows in the order of sampling
 FILE.jsonl                 last: all rows, in the order of the data; the partial file is removed
 """
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shards import strict_json
 from shards.errors import CacheConflict
 from shards.files import about
 from shards.format.manifest import read_json, refuse_difference
-from shards.format.writer import exclusive, write_json, write_text
+from shards.format.writer import write_json, write_text
 
 Key = tuple[int, int]
 """Prompt number, sample number."""
@@ -39,23 +39,10 @@ class SampleFile:
     def is_done(self) -> bool:
         return self.path.exists()
 
-    @contextlib.contextmanager
-    def begun(self) -> Iterator[None]:
-        """Create and lock the partial file, and write the identity of the samples.
-
-        Raises CacheConflict if another rollout is running, or has just ended with other inputs.
-        """
+    def begin(self) -> None:
+        """Write the identity of the samples."""
+        write_json(self.path.parent, self.sidecar.name, self.identity)
         self.partial.touch()
-        with exclusive(self.partial):
-            try:
-                self._require_ours()  # again: another one may have started or ended since the first check
-            except CacheConflict:
-                if not self.partial.stat().st_size:  # created above
-                    self.clean()
-                raise
-            if not self.is_done:
-                write_json(self.path.parent, self.sidecar.name, self.identity)
-            yield
 
     def keep(self, order: Sequence[Key], batch_size: int) -> list[dict[str, Any]]:
         """The rows that are already written, in whole batches; cuts the file off after them.
@@ -102,7 +89,7 @@ class SampleFile:
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            row = json.loads(line)
+            row: dict[str, Any] = strict_json.loads(line)
             key_of(row)
         except (ValueError, TypeError, KeyError) as exc:
             raise CacheConflict(f"{self.partial} line {number}: expected a sample, got {line[:40]!r}") from exc

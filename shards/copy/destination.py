@@ -53,6 +53,11 @@ class Destination:
     def is_folder(self) -> bool:
         return isinstance(self.store, FolderStore)
 
+    @property
+    def option(self) -> str:
+        """What the user gave `work` by."""
+        return "DST" if self.is_folder else "cache_dir"
+
     def present(self, manifest: Manifest) -> Mapping[str, int]:
         """The files that are there: name -> bytes. Raises CacheConflict unless they can be of the same cache."""
         sizes, where = self.store.sizes(), f"{self.store.url}: holds another cache"

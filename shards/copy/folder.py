@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from shards.errors import CacheMissing
 from shards.files import about, file_sizes, flush, temporary_name
+from shards.locks.lock import require_held
 
 PIECE_BYTES = 1 << 22
 
@@ -74,6 +75,7 @@ def _copy_pieces(source: BinaryIO, sink: BinaryIO) -> None:
 def _named(path: Path, target: Path, create: bool) -> bool:
     """Give a file on the disk a second name. False if the name is taken, and `create`."""
     flush(path)
+    require_held(target)
     try:
         if create:
             os.link(path, target)  # unlike a rename, it replaces nothing

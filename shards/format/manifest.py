@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shards import strict_json
 from shards.errors import CacheConflict, CacheDamaged, CacheMissing, first_line
+from shards.files import read_regular
 from shards.format.plan import Plan, require_format
 
 PLAN_FILE = "plan.json"
@@ -23,6 +25,8 @@ VOCABULARY_FILE = "vocabulary.json"
 TOKENIZER_FILE = "tokenizer.json"
 PROVENANCE_FILE = "provenance.json"
 SHARD_GLOB = "part-*.arrow"
+MAX_JSON_BYTES = 2**29
+"""A manifest of two million shards has as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,27 +88,23 @@ def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
     where: what messages call the file; default: its path.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path, MAX_JSON_BYTES)
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise CacheMissing(f"{path.parent}: expected a cache, found no {path.name}") from exc
     except OSError as exc:
-        raise CacheDamaged(f"{where or path}: expected JSON, got {exc}") from exc
+        raise CacheDamaged(f"{where or path}: expected JSON, got {exc.strerror}") from exc
     return parse_json(content, where or str(path))
 
 
 def parse_json(content: bytes, where: str) -> dict[str, Any]:
     """The JSON object in these bytes. Raises CacheDamaged if they hold anything else."""
     try:
-        data = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as exc:
+        data = strict_json.loads(content)
+    except ValueError as exc:
         raise CacheDamaged(f"{where}: expected JSON, got {exc}") from exc
     if not isinstance(data, dict):
         raise CacheDamaged(f"{where}: expected a JSON object, got {type(data).__name__}")
     return data
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name}, which JSON does not have")
 
 
 def read_manifest(folder: Path, name: str | None = None) -> Manifest:
@@ -130,6 +130,17 @@ def require_files(manifest: Manifest, sizes: Mapping[str, int], where: str) -> N
             raise CacheDamaged(f"{where}/{entry.file}: expected {entry.bytes} bytes, got {sizes[entry.file]}")
 
 
+def read_vocabulary(path: Path, where: str | None = None) -> dict[str, int]:
+    """The token-to-id map in a file. Raises as `read_json`, and CacheDamaged for ids that are no whole numbers."""
+    found = read_json(path, where)
+    if not all(type(token_id) is int for token_id in found.values()):
+        token = next(token for token, token_id in found.items() if type(token_id) is not int)
+        raise CacheDamaged(
+            f"{where or path}: expected a number for each token, got {found[token]!r:.40} for {token!r:.40}"
+        )
+    return found
+
+
 def read_plan(path: Path) -> Plan:
     """The plan in a file of a begun or finished build. Raises CacheMissing, CacheDamaged."""
     data = read_json(path)
@@ -148,14 +159,17 @@ def read_tokenizer(folder: Path, plan: Plan, name: str | None = None) -> str | N
         return None
     where = f"{name or folder}/{TOKENIZER_FILE}"
     try:
-        content = (folder / TOKENIZER_FILE).read_bytes()
+        content = read_regular(folder / TOKENIZER_FILE, MAX_JSON_BYTES)
     except FileNotFoundError as exc:
         raise CacheMissing(f"{name or folder}: expected a cache, found no {TOKENIZER_FILE}") from exc
     except OSError as exc:
         raise CacheDamaged(f"{where}: expected a readable file, got {first_line(exc)}") from exc
     if (found := hashlib.sha256(content).hexdigest()) != plan.tokenizer_sha256:
         raise CacheDamaged(f"{where}: expected sha256 {plan.tokenizer_sha256}, got {found}")
-    return content.decode()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as exc:
+        raise CacheDamaged(f"{where}: expected text in UTF-8, got {exc}") from exc
 
 
 def _require_exact(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:

@@ -1,23 +1,24 @@
-"""Writes files whole or not at all (temporary name, fsync, rename); locks a folder against other builds."""
+"""Writes files whole or not at all (temporary name, fsync, rename), as long as their folder is still ours."""
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from shards.errors import CacheConflict
-from shards.files import TEMPORARY_GLOB, about, flush, is_still, matching, paths_under, temporary_name
+from shards.errors import CacheConflict, OptionError, WrongValues
+from shards.files import TEMPORARY_GLOB, about, flush, matching, paths_under, temporary_name
+from shards.format import schema
+from shards.format.content import rules
 from shards.format.encoding import arrays, codec
+from shards.format.encoding.layout import MAX_BATCH_BYTES
 from shards.format.index import INDEX_FILE, RowIndex
 from shards.format.plan import Plan, ShardPlan
 from shards.format.scores import Response
-from shards.say import warn
+from shards.locks.lock import require_held
 
 COMPRESSION_LEVEL = 3
 BUFFER_BYTES = 1 << 18
@@ -25,16 +26,34 @@ BUFFER_BYTES = 1 << 18
 
 
 def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[Response]) -> None:
-    """Write one shard of `plan`, its rows in order, as an Arrow IPC file of zstd-compressed record batches."""
+    """Write one shard of `plan`, its rows in order, as an Arrow IPC file of zstd-compressed record batches.
+
+    Raises WrongValues, naming file, row and column, for a row that breaks a rule of docs/format.md.
+    """
+    for number, response in enumerate(responses, shard.first_row):
+        require_sound(response, plan, f"{folder / shard.file} row {number} ({response.sample_id!r})")
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL), use_threads=False)
     temporary = temporary_name(folder, shard.file)
     with about(temporary), pa.BufferedOutputStream(pa.OSFile(str(temporary), "wb"), BUFFER_BYTES) as sink:
         writer = pa.ipc.new_file(sink, plan.arrow_schema, options=options)
         for start in range(0, len(responses), plan.rows_per_batch):
             batch = codec.encode(responses[start : start + plan.rows_per_batch], plan, plan.arrow_schema)
+            if batch.nbytes > MAX_BATCH_BYTES:
+                most = f"expected record batches of {MAX_BATCH_BYTES} bytes at most"
+                raise OptionError(f"rows_per_batch: {most}, got {batch.nbytes}")
             writer.write_batch(batch, custom_metadata=arrays.batch_metadata(batch, shard.first_row + start))
         writer.close()  # on success only: a file without its footer is not an Arrow file
     _publish(temporary, folder / shard.file)
+
+
+def require_sound(response: Response, plan: Plan, where: str) -> None:
+    """Raise WrongValues if a row breaks a rule of docs/format.md, whatever it is stored as."""
+    table = schema.columns(plan.roles, plan.pairs, "float32")
+    row = {name: np.ravel(values) for name, values in codec.stored(response, plan, "float32").items()}
+    for _, text in rules.shape_faults(row, plan, table):
+        raise WrongValues(f"{where}: {text}")
+    for _, text in rules.faults(response, plan):
+        raise WrongValues(f"{where}: {text}")
 
 
 def write_index(folder: Path, index: RowIndex) -> str:
@@ -87,30 +106,6 @@ def flush_files(paths: Iterable[Path]) -> None:
         flush(path)
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep other builds out of a folder while this one writes there. Raises CacheConflict if another one does.
-
-    wait: wait for the other one instead; for short work only.
-
-    The lock is an advisory lock of the folder itself. It leaves no file and ends with the process. What was read
-    before the lock may have changed: read it again.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as exc:
-            raise CacheConflict(f"{folder}: expected no other build at work here, found one") from exc
-        except OSError as exc:  # a file system without locks
-            warn(f"{folder}: cannot be locked ({exc}); see that no other build writes there")
-        if not is_still(folder, descriptor):  # a lock on a removed file excludes nobody
-            raise CacheConflict(f"{folder}: expected no other build at work here, found one that has just ended")
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files of an interrupted build."""
     for path in matching(folder, TEMPORARY_GLOB):
@@ -118,7 +113,8 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    """Flush to the disk, then rename, then flush the folder."""
+    """Flush to the disk, then rename, then flush the folder. Raises CacheConflict if this process's lock was lost."""
     flush(temporary)
+    require_held(path)
     temporary.replace(path)
     flush(path.parent)

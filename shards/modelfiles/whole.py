@@ -17,9 +17,16 @@ def file_sizes(folder: Path, *, without: str) -> dict[str, int]:
 
 
 def damage(folder: Path, sizes: Mapping[str, int]) -> str | None:
-    """The first difference from the recorded files and sizes, in words; None if there is none."""
+    """The first difference from the recorded files and sizes, in words; None if there is none.
+
+    The record may be damaged or hostile itself.
+    """
+    if not isinstance(sizes, Mapping):
+        return f"got {type(sizes).__name__} where sizes of files belong"
     for name, size in sizes.items():
         path = folder / name
+        if path.is_absolute() != folder.is_absolute() or ".." in path.parts or type(size) is not int:
+            return f"got {name!r} of {size!r:.20} bytes in its record"
         if not path.is_file():
             return f"found no {name}"
         if (found := path.stat().st_size) != size:

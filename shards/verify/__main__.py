@@ -21,6 +21,7 @@ from shards.cli.flags.quiet_flag import add_quiet_flag
 from shards.errors import CacheDamaged, CacheMissing
 from shards.format import schema
 from shards.format.batches import ShardOpener, load_batch
+from shards.format.content import rules
 from shards.format.encoding import arrays, codec
 from shards.format.encoding.selection import Selection
 from shards.format.index import INDEX_FILE, RowIndex, indexed_columns, read_index
@@ -33,7 +34,7 @@ from shards.places.url import is_url
 from shards.progress import commanded, progress
 from shards.remote import mirror_of, mirrored_manifest
 from shards.say import result, say
-from shards.verify import folder_rules, row_rules
+from shards.verify import folder_rules
 from shards.verify.names import SeenNames
 from shards.verify.rules import RULES, Fault
 
@@ -155,14 +156,14 @@ def _contents(opener: ShardOpener, shard: int, folder: Path, seen: Seen) -> Iter
         yield Fault(rule=6, text=str(error))
         return
     batches = plan.num_batches(shard)
-    if file.num_record_batches != batches:
-        yield Fault(rule=7, text=f"{path}: expected {batches} record batches, got {file.num_record_batches}")
+    if len(file.blocks) != batches:
+        yield Fault(rule=7, text=f"{path}: expected {batches} record batches, got {len(file.blocks)}")
         return
     for index in range(batches):
         first_row = plan.first_row(shard, index)
         where = f"{path} record batch {index}"
         try:
-            batch, metadata = load_batch(file, index, first_row, plan.num_rows(shard, index), where)
+            batch, metadata = load_batch(file, index, first_row, plan.most_values(shard, index), where)
         except CacheDamaged as error:
             yield Fault(rule=7, text=str(error))
             continue
@@ -189,17 +190,13 @@ def _rows(batch: pa.RecordBatch, plan: Plan, first_row: int, path: Path, seen: S
 
 def _row(row: Mapping[str, Any], number: int, plan: Plan, seen: Seen) -> Iterator[tuple[int, str]]:
     """(rule, fault) up to the first stage with a fault in the row."""
-    faults = [(rule, text) for rule, check in row_rules.RAW_STAGE for text in check(row, plan)]
+    faults = [*rules.shape_faults(row, plan, plan.columns())]
     yield from faults
     if faults:
         return
-    response = codec.decode_row(row, plan, Selection.everything(plan))
+    (response,) = codec.responses([row], codec.decode_scores([row], plan, Selection.everything(plan)))
     seen.names.add(response, number)
-    for stage in row_rules.STAGES:
-        faults = [(rule, text) for rule, check in stage for text in check(response, plan)]
-        yield from faults
-        if faults:
-            return
+    yield from rules.faults(response, plan)
 
 
 def report(folder: str, room: Room) -> bool:

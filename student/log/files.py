@@ -15,6 +15,13 @@ RECORD_FILE = "aligndistil.json"
 """In a student's folder: teacher and loss, beside the model card, which says the same to people."""
 
 
+SAMPLES_FILE = "samples.jsonl"
+"""With --record_samples: the samples of each optimizer step, in order."""
+
+STOPPED_FILE = "stopped.json"
+"""In the folder of a run that stopped at a bad step: which one, and its samples with the loss of each micro-batch."""
+
+
 def checkpoints_of(out: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first."""
     found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in matching(out, "checkpoint-*") if path.is_dir()]

@@ -15,7 +15,11 @@ from pathlib import Path
 from stress.campaign import Campaign
 from stress.slices import State, cases_until_caught, read_state, run_slice
 
-CAMPAIGNS = {}  # name -> "module:class"
+CAMPAIGNS = {
+    "mutants": "stress.mutants.campaign:Mutants",
+    "resumes": "stress.resumes.campaign:Resumes",
+    "loaders": "stress.resumes.loaders:Loaders",
+}  # name -> "module:class"
 SAVE_SECONDS = 20.0
 
 

@@ -17,7 +17,7 @@ from shards.format.encoding import compact
 from shards.format.encoding.arrays import Flat, flatten
 from shards.format.encoding.selection import Selection, leaning
 from shards.format.plan import Plan
-from shards.format.schema import Column, Pair, Role
+from shards.format.schema import Column, Pair, Role, Values
 from shards.format.scores import Response, Scores
 
 Row = Mapping[str, Any]
@@ -28,7 +28,7 @@ def encode(responses: Sequence[Response], plan: Plan, arrow_schema: pa.Schema) -
 
     Raises OptionError for values that the plan's codec cannot represent.
     """
-    rows = [_stored(response, plan) for response in responses]
+    rows = [stored(response, plan, plan.values) for response in responses]
     arrays = []
     for column in plan.columns():
         values = [row[column.name] for row in rows]
@@ -44,7 +44,8 @@ def decode(
 ) -> list[Response]:
     """The rows of a record batch, with the values of these roles and pairs only (default: all)."""
     selection = Selection.everything(plan, roles, pairs)
-    return [decode_row(row, plan, selection) for row in split_rows(flatten(batch), selection.columns(plan))]
+    rows = split_rows(flatten(batch), selection.columns(plan))
+    return responses(rows, decode_scores(rows, plan, selection))
 
 
 def split_rows(columns: Mapping[str, Flat], table: Iterable[Column]) -> list[dict[str, Any]]:
@@ -53,17 +54,11 @@ def split_rows(columns: Mapping[str, Flat], table: Iterable[Column]) -> list[dic
     return [dict(zip(split, values, strict=True)) for values in zip(*split.values(), strict=True)]
 
 
-def decode_row(row: Row, plan: Plan, selection: Selection) -> Response:
-    """A row of `split_rows` as a Response, for a selection with names; arrays may be read-only views."""
-    return Response(
-        sample_id=row[schema.SAMPLE_ID],
-        pair_id=row[schema.PAIR_ID],
-        chosen=row[schema.CHOSEN],
-        response_start=row[schema.RESPONSE_START],
-        input_ids=row[schema.INPUT_IDS],
-        loss_mask=row[schema.LOSS_MASK],
-        scores=decode_scores([row], plan, selection),
-    )
+def responses(rows: Sequence[Row], scores: Scores) -> list[Response]:
+    """Rows of `split_rows` as Responses; scores: of all of them. Arrays are views, maybe read-only."""
+    plain = [name for name in Response.__slots__ if name != "scores"]
+    parts = scores.split([len(row[schema.SUPPORT_COUNT]) for row in rows])
+    return [Response(**{name: row[name] for name in plain}, scores=part) for row, part in zip(rows, parts, strict=True)]
 
 
 def decode_scores(rows: Sequence[Row], plan: Plan, selection: Selection) -> Scores:
@@ -102,10 +97,10 @@ def decode_next(columns: Row, plan: Plan, roles: Sequence[Role]) -> dict[Role, n
     return {role: compact.from_codes(codes[role], unit_N) for role in roles}
 
 
-def _stored(response: Response, plan: Plan) -> dict[str, Any]:
-    """Column name -> value or array."""
+def stored(response: Response, plan: Plan, values: Values) -> dict[str, Any]:
+    """Column name -> value or array, in the columns of these values."""
     scores = response.scores
-    per_value = _float32_columns if plan.values == "float32" else _compact_columns
+    per_value = _float32_columns if values == "float32" else _compact_columns
     return {
         **{field: getattr(response, field) for field in Response.__slots__ if field != "scores"},
         schema.SUPPORT_COUNT: scores.support_count,
