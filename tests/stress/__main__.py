@@ -15,7 +15,7 @@ from pathlib import Path
 from stress.campaign import Campaign
 from stress.slices import State, cases_until_caught, read_state, run_slice
 
-CAMPAIGNS = {}  # name -> "module:class"
+CAMPAIGNS = {"locks": "stress.locks.campaign:Locks"}  # name -> "module:class"
 SAVE_SECONDS = 20.0
 
 
