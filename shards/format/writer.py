@@ -115,6 +115,10 @@ def remove_temporary_files(folder: Path) -> None:
 def _publish(temporary: Path, path: Path) -> None:
     """Flush to the disk, then rename, then flush the folder. Raises CacheConflict if this process's lock was lost."""
     flush(temporary)
-    require_held(path)
+    try:
+        require_held(path)
+    except CacheConflict:
+        temporary.unlink(missing_ok=True)  # it lies in another command's folder
+        raise
     temporary.replace(path)
     flush(path.parent)

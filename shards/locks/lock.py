@@ -54,6 +54,9 @@ class _Held:
         if found != self.owner:
             raise CacheConflict(f"{self.name}: expected the lock of this command, found that of {found or 'another'}")
 
+    def forget(self) -> None:
+        os.close(self.descriptor)
+
     def release(self) -> None:
         with contextlib.suppress(OSError):  # a file that stays stops nobody
             if _names(self.file, self.descriptor):
@@ -68,7 +71,7 @@ _HELD: list[_Held] = []
 def _forget() -> None:
     """In a fork, such as a loader worker: it must not keep a lock after its parent's end, nor end it before."""
     for held in _HELD:
-        os.close(held.descriptor)
+        held.forget()
     _HELD.clear()
 
 
@@ -168,8 +171,8 @@ def _opened(file: Path) -> int:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:
-            if tries == MOST_TRIES - 1:
+        except (FileNotFoundError, FileExistsError):  # the second from mkdir: the folder was there just now
+            if tries == MOST_TRIES - 1 or file.parent.is_file():
                 raise
         except OSError as exc:
             if exc.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
