@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pyarrow as pa
 
 from shards.errors import CacheConflict, OptionError, WrongValues
 from shards.files import TEMPORARY_GLOB, about, flush, matching, paths_under, temporary_name
-from shards.format import schema
 from shards.format.content import rules
 from shards.format.encoding import arrays, codec
 from shards.format.encoding.layout import MAX_BATCH_BYTES
@@ -30,8 +30,9 @@ def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[
 
     Raises WrongValues, naming file, row and column, for a row that breaks a rule of docs/format.md.
     """
+    exact = replace(plan, values="float32")  # what is stored may be rounded, but not what is about to be
     for number, response in enumerate(responses, shard.first_row):
-        require_sound(response, plan, f"{folder / shard.file} row {number} ({response.sample_id!r})")
+        require_sound(response, exact, f"{folder / shard.file} row {number} ({response.sample_id!r})")
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL), use_threads=False)
     temporary = temporary_name(folder, shard.file)
     with about(temporary), pa.BufferedOutputStream(pa.OSFile(str(temporary), "wb"), BUFFER_BYTES) as sink:
@@ -47,10 +48,9 @@ def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[
 
 
 def require_sound(response: Response, plan: Plan, where: str) -> None:
-    """Raise WrongValues if a row breaks a rule of docs/format.md, whatever it is stored as."""
-    table = schema.columns(plan.roles, plan.pairs, "float32")
-    row = {name: np.ravel(values) for name, values in codec.stored(response, plan, "float32").items()}
-    for _, text in rules.shape_faults(row, plan, table):
+    """Raise WrongValues if a row breaks a rule of docs/format.md; plan: for float32 values."""
+    row = {name: np.ravel(values) for name, values in codec.stored(response, plan).items()}
+    for _, text in rules.shape_faults(row, plan, plan.columns()):
         raise WrongValues(f"{where}: {text}")
     for _, text in rules.faults(response, plan):
         raise WrongValues(f"{where}: {text}")
