@@ -61,9 +61,7 @@ def test_a_buffer_that_claims_more_than_it_can_hold_is_refused_by_name(fake, cla
     for buffer in buffers_of(fake):
         content = (fake.folder / PART).read_bytes()
         overwrite(fake.folder / PART, buffer.offset, struct.pack("<q", claim))
-        expected = (
-            f"{fake.folder / PART} record batch 0 column {buffer.column}: expected bytes of {buffer.part} to be"
-        )
+        expected = f"{fake.folder / PART} record batch 0 column {buffer.column}: expected bytes of {buffer.part} to be"
         assert refused(fake).startswith(expected) and refused(fake).endswith(f"got {claim}")
         (fake.folder / PART).write_bytes(content)
 

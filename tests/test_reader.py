@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fake_cache import make_cache
+from faults import edit_manifest
 from test_codec import require_equal
 
 from shards import ShardCache, TeacherSpec
@@ -127,11 +128,8 @@ def test_a_shard_of_another_size_is_named_when_the_cache_is_opened(copy):
 
 def fix_size(folder, file):
     """Write the file's current size into the manifest."""
-    manifest = json.loads((folder / MANIFEST_FILE).read_text())
-    for shard in manifest["shards"]:
-        if shard["file"] == file:
-            shard["bytes"] = (folder / file).stat().st_size
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    size = (folder / file).stat().st_size
+    edit_manifest(folder, lambda m: [shard.update(bytes=size) for shard in m["shards"] if shard["file"] == file])
 
 
 @pytest.mark.parametrize("kept", [0, 7, 1000, -1, -100])

@@ -25,6 +25,7 @@ from precompute.feeding.stages import Times
 from precompute.models.made_from import direction_warnings
 from shards.cli.space import require_space
 from shards.errors import CacheDamaged
+from shards.format.encoding.seal import sealed
 from shards.format.finishing import Findings, finished
 from shards.format.index import INDEX_FILE
 from shards.format.manifest import (
@@ -34,6 +35,7 @@ from shards.format.manifest import (
     TOKENIZER_FILE,
     VOCABULARY_FILE,
     Manifest,
+    covered,
     require_files,
 )
 from shards.format.plan import Plan
@@ -44,6 +46,7 @@ from shards.format.writer import (
     require_absent_or_same,
     write_bytes,
     write_json,
+    write_manifest,
 )
 from shards.places.out import Out
 from shards.say import say, speaks, warn
@@ -84,7 +87,7 @@ class Build:
             INDEX_FILE: index,
             VOCABULARY_FILE: json_bytes(inputs.vocabulary),
             **({} if tokenizer is None else {TOKENIZER_FILE: tokenizer}),
-            PROVENANCE_FILE: json_bytes({"models": inputs.places, "data": options.data_sources.places}),
+            PROVENANCE_FILE: sealed(json_bytes({"models": inputs.places, "data": options.data_sources.places})),
         }
         for file in self.place.present():  # without a plan they may be the user's own files
             if file in files:
@@ -147,10 +150,12 @@ class Build:
 
     def finish(self, plan: Plan, parts: Sequence[Findings], times: Sequence[Times]) -> Manifest:
         """Write the manifest. parts: what was found when the shards were read back; times: of each process."""
+        for file in covered(plan):
+            self.place.bring(file)
         manifest = finished(self.out, plan, parts)
         say(summary_text(manifest))
         say(times_text(sum(times, Times()), len(times)))
-        write_json(self.out, MANIFEST_FILE, manifest.to_json())
+        write_manifest(self.out, manifest)
         self.place.publish(MANIFEST_FILE, last=True)
         say(f"{self.place}: done")
         return manifest
