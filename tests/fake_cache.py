@@ -20,6 +20,7 @@ from shards.format.schema import ROLES, Pair, Role, Values
 from shards.format.scores import Response
 from shards.format.writer import (
     json_bytes,
+    plan_bytes,
     write_bytes,
     write_index,
     write_json,
@@ -132,7 +133,7 @@ def write_cache(
         write_text(folder, TOKENIZER_FILE, tokenizer)
     places = {role: f"/models/{role}" for role in plan.roles}
     write_bytes(folder, PROVENANCE_FILE, sealed(json_bytes({"models": places, "data": "preferences.jsonl"})))
-    write_json(folder, PLAN_FILE, plan.to_json())
+    write_bytes(folder, PLAN_FILE, plan_bytes(plan))
     for shard in plan.shards:
         write_shard(folder, shard, plan, responses[shard.first_row : shard.first_row + shard.rows])
     finish_cache(folder, plan)

@@ -17,7 +17,7 @@ from shards import ShardCache, TeacherSpec
 from shards.errors import AlignDistilError, CacheDamaged, CacheMissing
 from shards.format import schema
 from shards.format.encoding import arrays
-from shards.format.manifest import MANIFEST_FILE, PLAN_FILE
+from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, read_plan
 from shards.format.schema import Pair
 
 
@@ -333,8 +333,7 @@ def test_only_the_columns_that_are_read_must_be_sound(copy, fake):
 
 
 def test_the_plan_alone_is_what_the_manifest_was_planned_as(fake):
-    plan = json.loads((fake.folder / PLAN_FILE).read_text())
-    assert plan == fake.plan.to_json() == ShardCache(fake.folder).plan.to_json()
+    assert read_plan(fake.folder / PLAN_FILE).to_json() == fake.plan.to_json() == ShardCache(fake.folder).plan.to_json()
 
 
 def test_record_batches_that_changed_places_are_noticed(copy):

@@ -24,7 +24,7 @@ from shards.format.nodes import StrengthNodes
 from shards.format.plan import Plan, ShardPlan, canonical_json
 from shards.format.schema import Role
 from shards.format.scores import Response, Scores, segment_starts
-from shards.format.writer import write_index, write_json, write_manifest, write_shard
+from shards.format.writer import plan_bytes, write_bytes, write_index, write_json, write_manifest, write_shard
 
 EXPONENTS = np.linspace(1.05, 3.5, 32)
 """Exponents of the power laws: entropies from five nats to a third of one."""
@@ -186,7 +186,7 @@ def make_plan(options: LoadingOptions, shards: tuple[ShardPlan, ...], rows_per_b
 def write_planned(folder: Path, plan: Plan, responses: list[Response]) -> None:
     """Write the files of a plan except the index, which exists."""
     write_json(folder, VOCABULARY_FILE, _vocabulary(plan.vocabulary_size))
-    write_json(folder, PLAN_FILE, plan.to_json())
+    write_bytes(folder, PLAN_FILE, plan_bytes(plan))
     findings = Findings.nothing(plan)
     for number, shard in enumerate(plan.shards):
         write_shard(folder, shard, plan, responses[shard.first_row : shard.first_row + shard.rows])

@@ -42,10 +42,10 @@ from shards.format.plan import Plan
 from shards.format.writer import (
     exclusive,
     json_bytes,
+    plan_bytes,
     remove_temporary_files,
     require_absent_or_same,
     write_bytes,
-    write_json,
     write_manifest,
 )
 from shards.places.out import Out
@@ -94,7 +94,7 @@ class Build:
                 require_absent_or_same(self.place.bring(file), files[file])
         for file, content in files.items():
             write_bytes(self.out, file, content)
-        write_json(self.out, PLAN_FILE, plan.to_json())
+        write_bytes(self.out, PLAN_FILE, plan_bytes(plan))
         for file in (*files, PLAN_FILE):
             self.place.publish(file, last=file == PLAN_FILE)
         remove_temporary_files(self.out)

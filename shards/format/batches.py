@@ -197,7 +197,11 @@ def load_batch(
 
 def _broken(file: OpenShard, batch: int, most: Mapping[schema.Level, int]) -> str:
     """The column of a record batch that cannot be decompressed, if there is one, for the message."""
-    for buffer in file.form.read(file.source, file.blocks[batch], most):
+    try:
+        buffers = file.form.read(file.source, file.blocks[batch], most)
+    except Malformed:  # changed since it was checked
+        return ""
+    for buffer in buffers:
         if buffer.claimed in (buffer.stored, buffer.stored - 8):  # not compressed
             continue
         stored = file.source.read_at(buffer.stored, buffer.offset)

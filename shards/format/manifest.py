@@ -195,7 +195,7 @@ def require_files(manifest: Manifest, sizes: Mapping[str, int], where: str) -> N
 
 def read_plan(path: Path) -> Plan:
     """The plan in a file of a begun or finished build. Raises CacheMissing, CacheDamaged."""
-    data = read_json(path)
+    data, _ = _read_sealed(path, str(path))
     plan = Plan.from_json(data, str(path))
     _require_exact(data, plan.to_json(), str(path))
     return plan

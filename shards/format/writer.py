@@ -40,6 +40,11 @@ def shard_bytes(plan: Plan, batches: Iterable[tuple[pa.RecordBatch, Mapping[byte
     return sink.getvalue()
 
 
+def plan_bytes(plan: Plan) -> bytes:
+    """The content of plan.json."""
+    return sealed(json_bytes(plan.to_json()))
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """The last step of a build."""
     write_bytes(folder, MANIFEST_FILE, sealed(json_bytes(manifest.to_json())))

@@ -94,7 +94,7 @@ def _faults(manifest: Manifest, folder: Path, mirror: Mirror | None) -> Iterator
     """Rules 2 to 22."""
     plan = manifest.plan
     if not (yield from _arrives(mirror, PLAN_FILE, 2)):
-        yield from folder_rules.plan_file(plan, folder, exact=manifest.files is not None)
+        yield from folder_rules.plan_file(manifest, folder)
     if not (yield from _arrives(mirror, VOCABULARY_FILE, 3)):
         yield from folder_rules.vocabulary(manifest, folder)
     if plan.tokenizer_sha256 is None or not (yield from _arrives(mirror, TOKENIZER_FILE, 3)):
