@@ -20,8 +20,8 @@ from shards.format.manifest import (
     PROVENANCE_FILE,
     VOCABULARY_FILE,
     Manifest,
-    read_json,
     read_manifest,
+    read_provenance,
     read_vocabulary,
     require_files,
 )
@@ -86,12 +86,12 @@ class ShardCache:
     @cached_property
     def vocabulary(self) -> Mapping[str, int]:
         """The token-to-id map of the models' tokenizer."""
-        return read_vocabulary(self.bring(VOCABULARY_FILE), f"{self.name}/{VOCABULARY_FILE}")
+        return read_vocabulary(self.bring(VOCABULARY_FILE).parent, self.manifest, self.name)
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:
         """The paths of models and data when the cache was built; not part of its identity."""
-        return read_json(self.bring(PROVENANCE_FILE), f"{self.name}/{PROVENANCE_FILE}")
+        return read_provenance(self.bring(PROVENANCE_FILE).parent, self.name)
 
     @cached_property
     def index(self) -> RowIndex:

@@ -7,12 +7,22 @@ import hashlib
 import os
 import platform
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from shards.errors import AlignDistilError
 
 TEMPORARY_GLOB = ".*.aligndistil-tmp"
+
+
+class Sums(NamedTuple):
+    """What is recorded of a file. The crc32 says which bit was flipped where the sha256 says that one was."""
+
+    bytes: int
+    crc32: int
+    sha256: str
 
 
 def temporary_name(folder: Path, file: str, use: str = "") -> Path:
@@ -80,6 +90,20 @@ def file_sha256(path: Path, read: Callable[[int], None] = lambda size: None) -> 
             digest.update(piece)
             read(len(piece))
     return digest.hexdigest()
+
+
+def file_sums(path: Path) -> Sums:
+    """Size, crc32 and sha256 of a file, read once."""
+    digest, crc32, size = hashlib.sha256(), 0, 0
+    with about(path), path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+            crc32, size = zlib.crc32(piece, crc32), size + len(piece)
+    return Sums(size, crc32, digest.hexdigest())
+
+
+def sums_of(content: bytes) -> Sums:
+    return Sums(len(content), zlib.crc32(content), hashlib.sha256(content).hexdigest())
 
 
 def flush(path: Path) -> None:

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 from fake_cache import with_scores
 
-from shards.files import file_sha256
+from shards.files import file_sums
+from shards.format.encoding.seal import SEAL_KEYS, sealed
 from shards.format.manifest import MANIFEST_FILE
 from shards.format.schema import Pair
-from shards.format.writer import write_json
+from shards.format.writer import json_bytes, write_bytes
 from shards.verify.__main__ import verify
 from shards.verify.rules import RULES
 
@@ -34,9 +35,20 @@ def require_only(folder, rule):
 
 
 def edit_manifest(folder, change):
-    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    manifest = manifest_fields(folder)
     change(manifest)
-    write_json(folder, MANIFEST_FILE, manifest)
+    write_fields(folder, manifest)
+
+
+def manifest_fields(folder):
+    """The manifest as JSON, without its seal."""
+    fields = json.loads((folder / MANIFEST_FILE).read_text())
+    return {key: value for key, value in fields.items() if key not in SEAL_KEYS}
+
+
+def write_fields(folder, fields):
+    """Write the manifest with a seal that is right, as somebody would who knows how."""
+    write_bytes(folder, MANIFEST_FILE, sealed(json_bytes(fields)))
 
 
 def set_entry(folder, shard, **changed):
@@ -44,9 +56,9 @@ def set_entry(folder, shard, **changed):
 
 
 def fix_entry(folder, shard):
-    """Write the shard's current bytes and sha256 into the manifest."""
+    """Write the shard's current sums into the manifest."""
     path = folder / f"part-{shard:05d}.arrow"
-    set_entry(folder, shard, bytes=path.stat().st_size, sha256=file_sha256(path))
+    set_entry(folder, shard, **file_sums(path)._asdict())
 
 
 def rewrite_shard(folder, change):

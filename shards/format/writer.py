@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from shards.files import TEMPORARY_GLOB, about, flush, matching, paths_under, te
 from shards.format.content import rules
 from shards.format.encoding import arrays, codec
 from shards.format.encoding.layout import MAX_BATCH_BYTES
+from shards.format.encoding.seal import sealed
 from shards.format.index import INDEX_FILE, RowIndex
+from shards.format.manifest import MANIFEST_FILE, Manifest
 from shards.format.plan import Plan, ShardPlan
 from shards.format.scores import Response
 from shards.locks.lock import require_held
@@ -33,17 +35,9 @@ def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[
     exact = replace(plan, values="float32")  # what is stored may be rounded, but not what is about to be
     for number, response in enumerate(responses, shard.first_row):
         require_sound(response, exact, f"{folder / shard.file} row {number} ({response.sample_id!r})")
-    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL), use_threads=False)
     temporary = temporary_name(folder, shard.file)
     with about(temporary), pa.BufferedOutputStream(pa.OSFile(str(temporary), "wb"), BUFFER_BYTES) as sink:
-        writer = pa.ipc.new_file(sink, plan.arrow_schema, options=options)
-        for start in range(0, len(responses), plan.rows_per_batch):
-            batch = codec.encode(responses[start : start + plan.rows_per_batch], plan, plan.arrow_schema)
-            if batch.nbytes > MAX_BATCH_BYTES:
-                most = f"expected record batches of {MAX_BATCH_BYTES} bytes at most"
-                raise OptionError(f"rows_per_batch: {most}, got {batch.nbytes}")
-            writer.write_batch(batch, custom_metadata=arrays.batch_metadata(batch, shard.first_row + start))
-        writer.close()  # on success only: a file without its footer is not an Arrow file
+        _write_batches(sink, plan, _encoded(shard, plan, responses))
     _publish(temporary, folder / shard.file)
 
 
@@ -54,6 +48,44 @@ def require_sound(response: Response, plan: Plan, where: str) -> None:
         raise WrongValues(f"{where}: {text}")
     for _, text in rules.faults(response, plan):
         raise WrongValues(f"{where}: {text}")
+
+
+def shard_bytes(plan: Plan, batches: Iterable[tuple[pa.RecordBatch, Mapping[bytes, bytes]]]) -> pa.Buffer:
+    """The content of a shard with these record batches and their metadata."""
+    sink = pa.BufferOutputStream()
+    _write_batches(sink, plan, batches)
+    return sink.getvalue()
+
+
+def plan_bytes(plan: Plan) -> bytes:
+    """The content of plan.json."""
+    return sealed(json_bytes(plan.to_json()))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """The last step of a build."""
+    write_bytes(folder, MANIFEST_FILE, sealed(json_bytes(manifest.to_json())))
+
+
+def _encoded(
+    shard: ShardPlan, plan: Plan, responses: Sequence[Response]
+) -> Iterator[tuple[pa.RecordBatch, Mapping[bytes, bytes]]]:
+    for start in range(0, len(responses), plan.rows_per_batch):
+        batch = codec.encode(responses[start : start + plan.rows_per_batch], plan, plan.arrow_schema)
+        if batch.nbytes > MAX_BATCH_BYTES:
+            most = f"expected record batches of {MAX_BATCH_BYTES} bytes at most"
+            raise OptionError(f"rows_per_batch: {most}, got {batch.nbytes}")
+        yield batch, arrays.batch_metadata(batch, shard.first_row + start)
+
+
+def _write_batches(
+    sink: pa.NativeFile, plan: Plan, batches: Iterable[tuple[pa.RecordBatch, Mapping[bytes, bytes]]]
+) -> None:
+    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL), use_threads=False)
+    writer = pa.ipc.new_file(sink, plan.arrow_schema, options=options)
+    for batch, metadata in batches:
+        writer.write_batch(batch, custom_metadata=metadata)
+    writer.close()  # on success only: a file without its footer is not an Arrow file
 
 
 def write_index(folder: Path, index: RowIndex) -> str:

@@ -5,7 +5,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from shards.spread import spread
 from stress.campaign import Campaign, Outcome, held, hung, missed
@@ -20,10 +19,15 @@ READS = 3
 
 E_ = errno
 ERRORS = {
-    **dict.fromkeys(("write", "pwrite64", "writev", "ftruncate", "fallocate", "copy_file_range", "sendfile"), (E_.ENOSPC, E_.EIO)),
+    **dict.fromkeys(
+        ("write", "pwrite64", "writev", "ftruncate", "fallocate", "copy_file_range", "sendfile"), (E_.ENOSPC, E_.EIO)
+    ),
     **dict.fromkeys(("fsync", "fdatasync"), (E_.EIO, E_.ENOSPC)),
     **dict.fromkeys(("open to write", "openat to write", "creat"), (E_.ENOSPC, E_.EACCES, E_.EMFILE, E_.EROFS, E_.EIO)),
-    **dict.fromkeys(("mkdir", "mkdirat", "rename", "renameat", "renameat2", "link", "linkat"), (E_.ENOSPC, E_.EACCES, E_.EROFS, E_.EIO)),
+    **dict.fromkeys(
+        ("mkdir", "mkdirat", "rename", "renameat", "renameat2", "link", "linkat"),
+        (E_.ENOSPC, E_.EACCES, E_.EROFS, E_.EIO),
+    ),
     **dict.fromkeys(("unlink", "unlinkat", "rmdir"), (E_.EACCES, E_.EIO, E_.EROFS)),
     **dict.fromkeys(("open", "openat"), (E_.EIO, E_.EMFILE, E_.EACCES)),
     **dict.fromkeys(("read", "pread64", "readv", "getdents64"), (E_.EIO,)),

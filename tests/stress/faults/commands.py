@@ -10,9 +10,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TRAINING = "--use_cpu true --dataloader_pin_memory false --report_to none --disable_tqdm true --max_steps 2".split()
-TRAINING += "--logging_steps 1 --save_strategy steps --save_steps 1 --save_total_limit 1 --learning_rate 1e-2".split()
-BUILD = "--responses both --top_k 5 --max_top_k 12 --device cpu".split()
+TRAINING = [
+    "--use_cpu",
+    "true",
+    "--dataloader_pin_memory",
+    "false",
+    "--report_to",
+    "none",
+    "--disable_tqdm",
+    "true",
+    "--max_steps",
+    "2",
+]
+TRAINING += [
+    "--logging_steps",
+    "1",
+    "--save_strategy",
+    "steps",
+    "--save_steps",
+    "1",
+    "--save_total_limit",
+    "1",
+    "--learning_rate",
+    "1e-2",
+]
+BUILD = ["--responses", "both", "--top_k", "5", "--max_top_k", "12", "--device", "cpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +84,7 @@ def _train(places: Places) -> Sequence[object]:
 
 def _teachers(places: Places) -> Sequence[object]:
     data = ("--reference", places.inputs / "reference", "--data", places.inputs / "pairs.jsonl")
-    small = "--per_device_train_batch_size 4 --gradient_checkpointing false --max_length 64".split()
+    small = ["--per_device_train_batch_size", "4", "--gradient_checkpointing", "false", "--max_length", "64"]
     return *data, "--out", places.here / "out", *TRAINING, *small
 
 
@@ -92,9 +114,19 @@ COMMANDS = {
     command.name: command
     for command in (
         Command(name="build", module="precompute.build", flags=_build, imports=("precompute.build.build",)),
-        Command(name="train", module="student.train", flags=_train, imports=("student.trainer", "student.train.saving", "student.train.reference", "student.train.distance")),
+        Command(
+            name="train",
+            module="student.train",
+            flags=_train,
+            imports=("student.trainer", "student.train.saving", "student.train.reference", "student.train.distance"),
+        ),
         Command(name="teachers", module="precompute.teachers", flags=_teachers, imports=("precompute.teachers.dpo",)),
-        Command(name="rollout", module="precompute.rollout", flags=_rollout, imports=("precompute.rollout.inputs", "precompute.rollout.file", "precompute.rollout.vllm_engine")),
+        Command(
+            name="rollout",
+            module="precompute.rollout",
+            flags=_rollout,
+            imports=("precompute.rollout.inputs", "precompute.rollout.file", "precompute.rollout.vllm_engine"),
+        ),
         Command(name="copy", module="shards.copy", flags=_copy, imports=("shards.copy.copying",)),
         Command(name="verify", module="shards.verify", flags=lambda places: [places.inputs / "cache"]),
         Command(name="learn", module="shards.learn", flags=lambda places: [places.inputs / "cache"]),

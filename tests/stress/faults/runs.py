@@ -1,12 +1,10 @@
 """Runs a command in a fork, watched or not, from an empty folder or from what is there."""
 
-import errno
 import importlib
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from stress import forked
