@@ -199,7 +199,7 @@ def test_an_interval_is_students():
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_tiny_run_has_every_method_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    # a constant strength and an adaptive one; that the others compose is seen below, and that they train in test_training
+    # a constant strength and an adaptive one; that all compose is seen below, and that they train in test_training.py
     presets = {name: dataclasses.replace(methods.PRESETS[name], values=(1.0,)) for name in ("linear", "aligndistil")}
     few = presets | {"learned, dpo/reverse": STUDENTS["learned, dpo/reverse"]}
     for name, value in {
