@@ -14,7 +14,7 @@ from pathlib import Path
 from stress.campaign import Campaign
 from stress.slices import State, cases_until_caught, read_state, run_slice
 
-CAMPAIGNS = {}  # name -> "module:class"
+CAMPAIGNS = {"content": "stress.content:Content"}  # name -> "module:class"
 SAVE_SECONDS = 20.0
 
 

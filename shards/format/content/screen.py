@@ -4,7 +4,7 @@ They look at minima, maxima and lengths over all rows at once, and say only yes 
 says which row, column and value: it has the last word. Every check here is as lax as its rule, or laxer.
 
 Left to `shards.verify` and to the writer, because they need an exponential or more of every value, or other rows: the
-mass of all positions (16; here of every `SAMPLED`-th), the next token's log-prob (17), D_t's bounds by the masses (18;
+mass of all positions (16; here of a few of each row), the next token's log-prob (17), D_t's bounds by the masses (18;
 here 0 and 2), the tail's shape (19), and names that repeat (9).
 
 Dimensions: R rows, T tokens, N positions and M kept tokens over all rows.
@@ -32,7 +32,7 @@ lowest_of, highest_of = (
     np.maximum.reduce,
 )  # as an array's min and max, in half the time if it is short
 SAMPLED = 64
-"""The mass is summed at one of so many positions, beginning with the first."""
+"""The mass is summed at the first position of each row and at one of so many others."""
 
 
 def misshapen(rows: Rows, table: Sequence[Column], plan: Plan) -> bool:
@@ -69,8 +69,8 @@ def wrong_tokens(rows: Rows, plan: Plan) -> bool:
     return any(map(_wrong_place, rows)) or any(map(_wrong_name, rows))
 
 
-def wrong_scores(scores: Scores, plan: Plan) -> bool:
-    """Whether decoded values of rows of the right shape are impossible."""
+def wrong_scores(scores: Scores, size_R: Sequence[int], plan: Plan) -> bool:
+    """Whether decoded values of rows of the right shape, size_R positions each, are impossible."""
     count_N = scores.support_count
     starts_N = segment_starts(count_N)
     highest = highest_logprob(plan)
@@ -79,7 +79,7 @@ def wrong_scores(scores: Scores, plan: Plan) -> bool:
         or not all(_finite(values_M, highest) for values_M in scores.logprobs.values())
         or not all(_finite(values_N, highest) for values_N in scores.next_logprob.values())
         or _wrong_tails(scores, highest, count_N == plan.vocabulary_size)
-        or _wrong_mass(scores, starts_N, plan)
+        or _wrong_mass(scores, _sampled(size_R), starts_N, plan)
     )
 
 
@@ -120,17 +120,23 @@ def _wrong_tails(scores: Scores, highest: float, full_N: np.ndarray) -> bool:
     return not all(np.where(full_N[:, None], np.isneginf(v), np.isfinite(v)).all() for v in partitions)
 
 
-def _wrong_mass(scores: Scores, starts_N: np.ndarray, plan: Plan) -> bool:
-    """Whether at some positions the kept tokens and the tail have not a mass of 1, or without a tail more than 1."""
-    count_S = scores.support_count[::SAMPLED]
+def _sampled(size_R: Sequence[int]) -> np.ndarray:
+    """The positions whose mass is summed, (S,)."""
+    ends = np.cumsum(size_R)
+    return np.append(ends - size_R, np.arange(SAMPLED, ends[-1], SAMPLED))
+
+
+def _wrong_mass(scores: Scores, some_S: np.ndarray, starts_N: np.ndarray, plan: Plan) -> bool:
+    """Whether at these positions the kept tokens and the tail have not a mass of 1, or without a tail more than 1."""
+    count_S = scores.support_count[some_S]
     starts_S = segment_starts(count_S)
-    places = np.repeat(starts_N[::SAMPLED] - starts_S, count_S)
+    places = np.repeat(starts_N[some_S] - starts_S, count_S)
     places += np.arange(len(places))
     mass_RS = np.add.reduceat(np.exp([values_M[places] for values_M in scores.logprobs.values()]), starts_S, axis=1)
     tolerance = mass_tolerance(int(highest_of(count_S)), plan)
     for role, mass_S in zip(scores.logprobs, mass_RS, strict=True):
         if role in scores.tail_logprob:
-            mass_S += np.exp(scores.tail_logprob[role][::SAMPLED])
+            mass_S += np.exp(scores.tail_logprob[role][some_S])
             if not lowest_of(mass_S) >= 1 - tolerance:
                 return True
     return not highest_of(mass_RS, axis=None) <= 1 + tolerance
