@@ -152,12 +152,17 @@ def write_manifest(folder: Path, plan: Plan) -> None:
     write_json(folder, MANIFEST_FILE, finished(folder, plan, [findings]).to_json())
 
 
-def rewrite(fake: FakeCache, folder: Path, row: int, change: Callable[[Response], Response]) -> None:
-    """Write the cache again into `folder`, complete and with correct checksums, with one row changed in its shard."""
+def rewrite(
+    fake: FakeCache, folder: Path, row: int, change: Callable[[Response], Response], *, index: bool = False
+) -> None:
+    """Write the cache again into `folder`, complete and with correct checksums, with one row changed.
+
+    index: in the index too, not only in its shard.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     responses = list(fake.responses)
     responses[row] = change(responses[row])
-    write_cache(folder, fake.plan, fake.vocabulary, responses, indexed=fake.responses)
+    write_cache(folder, fake.plan, fake.vocabulary, responses, indexed=responses if index else fake.responses)
 
 
 def with_scores(response: Response, **changed: Any) -> Response:

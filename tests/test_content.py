@@ -91,13 +91,6 @@ def test_an_index_with_a_value_that_no_row_may_have_is_refused(fakes, tmp_path, 
         read_index(folder, plan)
 
 
-def test_an_index_of_other_lengths_than_the_plans_is_refused(fakes):
-    fake = fakes["float32"]
-    plan = replace(fake.plan, shards=(replace(fake.plan.shards[0], positions=fake.plan.positions + 1),))
-    with pytest.raises(CacheDamaged, match=r"index.arrow: num_positions: expected a sum of"):
-        read_index(fake.folder, plan)
-
-
 COMPACT = {name: fault for name, fault in FAULTS.items() if name in READ}
 
 

@@ -79,7 +79,7 @@ def wrong_scores(scores: Scores, size_R: Sequence[int], plan: Plan) -> bool:
         or not all(_finite(values_M, highest) for values_M in scores.logprobs.values())
         or not all(_finite(values_N, highest) for values_N in scores.next_logprob.values())
         or _wrong_tails(scores, highest, count_N == plan.vocabulary_size)
-        or _wrong_mass(scores, _sampled(size_R), starts_N, plan)
+        or (bool(scores.logprobs) and _wrong_mass(scores, _sampled(size_R), starts_N, plan))
     )
 
 
