@@ -5,6 +5,7 @@ opens with one read. It is written before the first shard, from the tokenised da
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,4 +85,18 @@ def _decoded(content: bytes, plan: Plan, where: str) -> RowIndex:
         raise CacheDamaged(f"{where}: expected the columns of format version {schema.FORMAT_VERSION}, got others")
     if table.num_rows != plan.rows:
         raise CacheDamaged(f"{where}: expected {plan.rows} rows, got {table.num_rows}")
-    return RowIndex(**{name: table.column(name).to_numpy() for name in INDEX_SCHEMA.names})
+    found = RowIndex(**{name: table.column(name).to_numpy() for name in INDEX_SCHEMA.names})
+    for fault in _faults(found):
+        raise CacheDamaged(f"{where} {fault}")
+    return found
+
+
+def _faults(index: RowIndex) -> Iterator[str]:
+    """Values that no row may have, as far as the index tells."""
+    rows = np.zeros(len(index.pair_id), np.int32)
+    lowest = {schema.PAIR_ID: rows, "num_positions": rows + 1, "num_tokens": index.num_positions + 1}
+    for name, bounds in lowest.items():
+        values = getattr(index, name)
+        if (values < bounds).any():
+            row = int(np.argmax(values < bounds))
+            yield f"row {row}: {name}: expected {bounds[row]} or more, got {values[row]}"
