@@ -14,6 +14,7 @@ from precompute.feeding.budget import AUTO
 from precompute.processes import Processes
 from shards.cli.device import resolve_device
 from shards.cli.space import require_writable
+from shards.files import make_folder
 from shards.format.manifest import Manifest
 from shards.format.plan import Plan
 from shards.places.out import Out, open_out
@@ -48,7 +49,7 @@ def _build(options: BuildOptions, place: Out, processes: Processes) -> Manifest:
     if options.batch_tokens == AUTO:
         found = processes.together(work.fitting_batch_tokens)
         work = work.with_batch_tokens(min(processes.gather(found)))
-    place.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(place.folder)
     with contextlib.ExitStack() as stack:
         processes.together(lambda: alone(place, stack) if processes.is_first else None)
         # nobody else writes here from now on; another build may have written until now

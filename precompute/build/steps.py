@@ -25,6 +25,7 @@ from precompute.feeding.stages import Times
 from precompute.models.made_from import direction_warnings
 from shards.cli.space import require_space
 from shards.errors import CacheDamaged
+from shards.files import remove_temporary_files
 from shards.format.finishing import Findings, finished
 from shards.format.index import INDEX_FILE
 from shards.format.manifest import (
@@ -40,7 +41,6 @@ from shards.format.plan import Plan
 from shards.format.writer import (
     exclusive,
     json_bytes,
-    remove_temporary_files,
     require_absent_or_same,
     write_bytes,
     write_json,

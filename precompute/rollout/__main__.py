@@ -25,6 +25,7 @@ from shards.cli.launcher import launched_processes
 from shards.cli.outside import naming_saves
 from shards.cli.space import require_writable
 from shards.errors import OptionError
+from shards.files import make_folder
 from shards.progress import commanded, progress
 from shards.say import say, warn
 
@@ -46,7 +47,7 @@ def rollout(options: RolloutOptions) -> Path:
         warn(warning)
     engine = load_engine(options, inputs)
     with naming_saves("out"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     with file.begun():
         if file.is_done:
             return _found(file)

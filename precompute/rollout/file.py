@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import CacheConflict
+from shards.files import remove_temporary_files
 from shards.format.manifest import read_json, refuse_difference
 from shards.format.writer import exclusive, write_json, write_text
 
@@ -52,6 +53,8 @@ class SampleFile:
                 if not self.partial.stat().st_size:  # created above
                     self.clean()
                 raise
+            for path in (self.path, self.sidecar):
+                remove_temporary_files(path.parent, path.name)
             if not self.is_done:
                 write_json(self.path.parent, self.sidecar.name, self.identity)
             yield

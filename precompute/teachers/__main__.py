@@ -32,6 +32,7 @@ from shards.cli.outside import naming_saves
 from shards.cli.space import require_here, require_writable
 from shards.cli.text import counted, skipped_text
 from shards.errors import OptionError
+from shards.files import make_folder
 from shards.format.schema import Role
 from shards.format.writer import exclusive
 from shards.modelfiles.find import ModelFolder, resolve
@@ -95,7 +96,7 @@ def train(options: TeacherOptions, args: "DPOArguments", inputs: TeacherInputs, 
     for warning in inputs.warnings if processes.is_first else ():
         warn(warning)
     with naming_saves("out"):
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
     with contextlib.ExitStack() as stack:
         lock = exclusive(out) if processes.is_first else contextlib.nullcontext()
         processes.together(lambda: stack.enter_context(lock))  # from here on no other run changes the folder

@@ -12,9 +12,9 @@ from shards.copy.card import CARD_FILE, card
 from shards.copy.destination import Destination
 from shards.copy.folder import FolderStore
 from shards.copy.source import Source
-from shards.files import temporary_name
+from shards.files import make_folder, remove_temporary_files, temporary_name
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, ShardEntry
-from shards.format.writer import exclusive, remove_temporary_files
+from shards.format.writer import exclusive
 from shards.places.hub import HubStore
 from shards.places.stores import Store
 from shards.progress import progress
@@ -50,7 +50,7 @@ class Copy:
         require_writable(destination.work, self._option)
         staged = 1.0 if destination.is_folder else min(1.0, (self.jobs + 1) / max(1, len(left)))
         note = require_space(destination.work, staged * sum(entry.bytes for entry in left), self._option)
-        destination.work.mkdir(parents=True, exist_ok=True)
+        make_folder(destination.work)
         with exclusive(destination.work):
             remove_temporary_files(destination.work)
             for file in self.source.beside:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from shards.errors import CacheConflict
-from shards.files import TEMPORARY_GLOB, flush, is_still, temporary_name
+from shards.files import flush, is_still, temporary_name
 from shards.format.encoding import arrays, codec
 from shards.format.index import INDEX_FILE, RowIndex
 from shards.format.plan import Plan, ShardPlan
@@ -32,7 +32,7 @@ def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[
             batch = codec.encode(responses[start : start + plan.rows_per_batch], plan, plan.arrow_schema)
             writer.write_batch(batch, custom_metadata=arrays.batch_metadata(batch, shard.first_row + start))
         writer.close()  # on success only: a file without its footer is not an Arrow file
-    _publish(temporary, folder / shard.file)
+    publish(temporary, folder / shard.file)
 
 
 def write_index(folder: Path, index: RowIndex) -> str:
@@ -61,7 +61,7 @@ def write_bytes(folder: Path, file: str, content: bytes) -> None:
     """Write a file atomically."""
     temporary = temporary_name(folder, file)
     temporary.write_bytes(content)
-    _publish(temporary, folder / file)
+    publish(temporary, folder / file)
 
 
 def require_absent_or_same(path: Path, content: bytes) -> None:
@@ -70,10 +70,17 @@ def require_absent_or_same(path: Path, content: bytes) -> None:
         raise CacheConflict(f"{path}: expected nothing of this name where no build was begun, found another file")
 
 
+def publish(temporary: Path, path: Path) -> None:
+    """Flush to the disk, then rename, then flush the folder."""
+    flush(temporary)
+    temporary.replace(path)
+    flush(path.parent)
+
+
 def publish_folder(temporary: Path, path: Path) -> None:
     """Flush every file of a folder to the disk, then rename the folder to `path`, which does not exist yet."""
     flush_files(sorted(temporary.rglob("*")))
-    _publish(temporary, path)
+    publish(temporary, path)
 
 
 def flush_files(paths: Iterable[Path]) -> None:
@@ -104,16 +111,3 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def remove_temporary_files(folder: Path) -> None:
-    """Remove the temporary files of an interrupted build."""
-    for path in folder.glob(TEMPORARY_GLOB):
-        path.unlink()
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Flush to the disk, then rename, then flush the folder."""
-    flush(temporary)
-    temporary.replace(path)
-    flush(path.parent)

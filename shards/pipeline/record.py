@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import CacheConflict, CacheDamaged, OptionError
-from shards.files import file_sha256
+from shards.files import file_sha256, make_folder, remove_temporary_files
 from shards.format.manifest import differences, read_json
 from shards.format.writer import exclusive, write_json
 from shards.pipeline.step import Step
@@ -63,8 +63,9 @@ class Record:
             if content is None:
                 raise CacheConflict(f"step {step.name}: ended without an error, but there is no {path}")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             with exclusive(self.folder, wait=True):  # another file of steps may share the folder
+                remove_temporary_files(self.folder, RECORD_FILE)
                 done = {"command": _command(step), "inputs": dict(inputs), "outputs": outputs}
                 self._steps = self._read() | {step.name: done}
                 write_json(self.folder, RECORD_FILE, {"format": FORMAT, "steps": self._steps})

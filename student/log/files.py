@@ -2,6 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
+
+from shards.files import temporary_name
+from shards.format.writer import publish
 
 STATE_FILE = "trainer_state.json"
 """transformers' own: the log so far. In the run's folder since its first step, and in every checkpoint."""
@@ -11,6 +15,13 @@ RUN_FILE = "distill_run.json"
 
 RECORD_FILE = "aligndistil.json"
 """In a student's folder: teacher and loss, beside the model card, which says the same to people."""
+
+
+def write_state(out: Path, state: Any) -> None:
+    """Write the log of a run, a TrainerState, so that its file is whole at any time."""
+    temporary = temporary_name(out, STATE_FILE)
+    state.save_to_json(str(temporary))
+    publish(temporary, out / STATE_FILE)
 
 
 def checkpoints_of(out: Path) -> list[Path]:

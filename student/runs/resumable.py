@@ -14,7 +14,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import rotate_checkpoints
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
@@ -104,13 +103,15 @@ class ResumableTrainer(ScalingTrainer):
         require_disk(self, self.num_steps - (0 if checkpoint is None else checkpoints.step_of(checkpoint)))
 
     def _remove_earlier(self, checkpoint: Path | None) -> None:
-        """With overwrite_output_dir, remove the checkpoints of earlier runs unless this one resumes from them."""
+        """Remove unfinished checkpoints; with overwrite_output_dir all, unless this run resumes from one of them."""
         out = Path(str(self.args.output_dir))
         self.accelerator.wait_for_everyone()  # until no rank reads them any more
         goes_on = checkpoint is not None and checkpoint.resolve().parent == out.resolve()
-        if self.args.overwrite_output_dir and self.args.should_save and not goes_on:
+        if self.args.should_save:
             with naming_saves(str(out)):
-                checkpoints.remove_all(out)
+                checkpoints.remove_unfinished(out)
+                if self.args.overwrite_output_dir and not goes_on:
+                    checkpoints.remove_all(out)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Trainer._run_epoch, except for a run that has done all its steps: Trainer would do one more.
@@ -156,7 +157,7 @@ class ResumableTrainer(ScalingTrainer):
         if args.push_to_hub:
             self._push_from_checkpoint(str(folder))
         if args.should_save:
-            rotate_checkpoints(str(out), args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+            checkpoints.remove_surplus(out, args.save_total_limit, self.state.best_model_checkpoint, folder)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer.create_optimizer; raises OptionError if the optimizer is not installed or lacks the given options."""

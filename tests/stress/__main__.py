@@ -15,7 +15,9 @@ from pathlib import Path
 from stress.campaign import Campaign
 from stress.slices import State, cases_until_caught, read_state, run_slice
 
-CAMPAIGNS = {}  # name -> "module:class"
+CAMPAIGNS = {
+    "kills": "stress.kills.campaign:Kills",
+}  # name -> "module:class"
 SAVE_SECONDS = 20.0
 
 

@@ -1,0 +1,83 @@
+"""The commands that are killed, with tiny models: their flags, and what a kill may and may not leave behind."""
+
+import os
+import posix
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+Words = Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command line, the same from the first start to the last.
+
+    words   the flags, for an output at a path
+    out     name of the output in the folder of a case
+    """
+
+    name: str
+    main: Callable[[Words], None]
+    words: Callable[[Path], Words]
+    out: str
+
+    def run(self, folder: Path) -> None:
+        """In a fork: as `python -m` does it."""
+        from shards.cli.command import run_command
+
+        os.fsync = posix.fsync  # tests take it away
+        run_command(lambda: self.main([str(word) for word in self.words(folder / self.out)]))
+
+
+def flags(**given: object) -> list[str]:
+    found = []
+    for name, value in given.items():
+        found += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What all commands read."""
+
+    models: dict[str, Path]
+    data: Path
+    cache: Path
+
+
+def commands(given: Inputs) -> list[Command]:
+    """Small enough for a second, large enough for several shards, checkpoints and batches."""
+    from precompute.build.__main__ import main as build
+    from precompute.rollout.__main__ import main as rollout
+    from precompute.rollout.sampling import TransformersEngine
+    from precompute.teachers.__main__ import main as teachers
+    from shards.copy.__main__ import main as copy
+    from student.train.__main__ import main as train
+
+    def counted(words: Words) -> None:
+        plain = TransformersEngine.sample
+        with mock.patch.object(TransformersEngine, "sample", lambda *args: print("sampled a batch") or plain(*args)):
+            rollout(words)
+
+    models = [f"{role}={folder}" for role, folder in given.models.items()]
+    quick = {"use_cpu": "true", "report_to": "none", "disable_tqdm": "true", "dataloader_pin_memory": "false"}
+    return [
+        Command(name="build", main=build, out="cache", words=lambda out: flags(
+            models=models, data=given.data, out=out, responses="both", top_k=5, max_top_k=12, tokens_per_shard=15,
+        )),
+        Command(name="train", main=train, out="student", words=lambda out: flags(
+            shards=given.cache, eval_shards=given.cache, output_dir=out, train_on="both", global_batch_size=4,
+            per_device_train_batch_size=4, max_steps=3, save_steps=1, save_total_limit=1, warmup_steps=1,
+            learning_rate=0.01, resume_from_checkpoint="true", **quick,
+        )),
+        Command(name="teachers", main=teachers, out="teachers", words=lambda out: flags(
+            reference=given.models["reference"], data=given.data, out=out, learning_rate=0.02, max_steps=2,
+            per_device_train_batch_size=4, save_steps=1, save_total_limit=1, activation_checkpointing="false", **quick,
+        )),
+        Command(name="rollout", main=counted, out="rollout/samples.jsonl", words=lambda out: flags(
+            model=given.models["reference"], data=given.data, out=out, max_new_tokens=4, batch_size=2, device="cpu",
+        )),
+        Command(name="copy", main=copy, out="copy", words=lambda out: [str(given.cache), str(out), "--jobs", "1"]),
+    ]  # fmt: skip
