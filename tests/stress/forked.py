@@ -87,9 +87,14 @@ def killed(pid: int, log: Path, seconds: float) -> Ended:
     end = time.monotonic() + seconds
     while time.monotonic() < end and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
         time.sleep(POLL_SECONDS)
+    kill(pid)
+    return wait(pid, log, SECONDS_TO_DIE)
+
+
+def kill(pid: int) -> None:
+    """End a fork, and all that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    return wait(pid, log, SECONDS_TO_DIE)
 
 
 def run(function: Callable[[], int | None], log: Path, seconds: float = 120) -> Ended:

@@ -1,16 +1,18 @@
 """Kills: a command is killed once or several times, then ends; what is left must be as if nothing had happened."""
 
+import atexit
 import functools
 import os
 import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from stress import forked
 from stress.campaign import Campaign, Outcome, held, hung, missed
-from stress.kills.commands import Inputs, commands
+from stress.kills.bucket import BucketJob, moments_of_requests
+from stress.kills.commands import Inputs, commands, to_buckets
 from stress.kills.defects import DEFECTS
 from stress.kills.jobs import AtTime, FolderJob, Job
 from stress.kills.order import Disk
@@ -23,7 +25,10 @@ RULES = {
     "teachers": TeacherRules(),
 }  # fmt: skip
 MARKERS = ("manifest.json", "distill_run.json", "made_from.json")
-AT_RANDOM = {"build": 0.25, "copy": 0.1, "rollout": 0.1, "train": 0.3, "teachers": 0.25}
+AT_RANDOM = {
+    "build": 0.2, "copy": 0.1, "rollout": 0.1, "train": 0.25, "teachers": 0.25, "build to a bucket": 0.05,
+    "copy to a bucket": 0.05,
+}  # fmt: skip
 """How the kills at random times are shared out."""
 KILLS = 1_000
 FURTHER = (0, 0, 1, 2)
@@ -34,11 +39,12 @@ class Kills(Campaign):
     """Cases: the law of order of each command, then every step at every moment, then random times up to KILLS."""
 
     name, unit = "kills", "cases"
-    names: ClassVar[tuple[str, ...]] = tuple(RULES)
+    names: ClassVar[tuple[str, ...]] = tuple(AT_RANDOM)
     defects: ClassVar[Mapping[str, Callable[[], AbstractContextManager[object]]]] = DEFECTS
 
     def __init__(self, ground: Path, seed: int) -> None:
-        self.ground, self.seed = ground, seed
+        self.ground, self.seed = ground.resolve(), seed
+        ground = self.ground
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         trio, data, cache = ground / "trio", ground / "pairs.jsonl", ground / "build" / "cache"
         roles = ("reference", "dpo", "reverse")
@@ -50,19 +56,35 @@ class Kills(Campaign):
         assert with_cache.whole
 
     @functools.cache  # noqa: B019 - lives as long as the campaign
-    def job(self, name: str) -> FolderJob:
-        job = FolderJob(command=self._commands[name], rules=RULES[name], ground=self.ground)
+    def job(self, name: str) -> Job:
+        job: FolderJob | BucketJob
+        if name in RULES:
+            job = FolderJob(command=self._commands[name], rules=RULES[name], ground=self.ground)
+        else:
+            main, words = to_buckets(self._inputs)[name]
+            whole = {path.name: path.read_bytes() for path in self._inputs.cache.iterdir()}
+            job = BucketJob(name, main, words, self._server, self.ground, whole)
         job.prepare()
         return job
+
+    @functools.cached_property
+    def _server(self) -> Any:
+        from object_server import ObjectServer
+
+        server = ObjectServer()
+        atexit.register(server.close)
+        return server
 
     @functools.cached_property
     def cases(self) -> list[tuple[str, Point | AtTime | None]]:
         """Command, and where it is killed first; None for the law of order."""
         rng = random.Random(self.seed)
-        found: list[tuple[str, Point | AtTime | None]] = [(name, None) for name in self.names]
+        found: list[tuple[str, Point | AtTime | None]] = [(name, None) for name in self.names if name in RULES]
+        without = len(found)
         for name in self.names:
-            found += [(name, point) for point in points(self.job(name).steps, moments_of_calls, rng)]
-        left = KILLS - len(found) + len(self.names)
+            moments = moments_of_calls if name in RULES else moments_of_requests
+            found += [(name, point) for point in points(self.job(name).steps, moments, rng)]
+        left = max(0, KILLS + without - len(found))
         for name in self.names:
             found += [(name, AtTime(rng.random())) for _ in range(round(left * AT_RANDOM[name]))]
         return found
@@ -74,6 +96,7 @@ class Kills(Campaign):
         name, first = self.cases[number]
         job = self.job(name)
         if first is None:
+            assert isinstance(job, FolderJob)
             return in_order(job)
         rng = random.Random(f"{self.seed} {number}")
         further = [Point(None, rng.randrange(1, len(job.steps)), "before") for _ in range(rng.choice(FURTHER))]

@@ -25,10 +25,14 @@ class Command:
 
     def run(self, folder: Path) -> None:
         """In a fork: as `python -m` does it."""
-        from shards.cli.command import run_command
+        as_command(self.main, self.words(folder / self.out))
 
-        os.fsync = posix.fsync  # tests take it away
-        run_command(lambda: self.main([str(word) for word in self.words(folder / self.out)]))
+
+def as_command(main: Callable[[Words], None], words: Words) -> None:
+    from shards.cli.command import run_command
+
+    os.fsync = posix.fsync  # tests take it away
+    run_command(lambda: main([str(word) for word in words]))
 
 
 def flags(**given: object) -> list[str]:
@@ -47,6 +51,23 @@ class Inputs:
     cache: Path
 
 
+def to_buckets(given: Inputs) -> dict[str, tuple[Callable[[Words], None], Callable[[str, Path], Words]]]:
+    """Commands that write to a URL, with a cache_dir."""
+    from precompute.build.__main__ import main as build
+    from shards.copy.__main__ import main as copy
+
+    return {
+        "build to a bucket": (build, lambda url, here: [*_build(given, url), "--cache_dir", str(here)]),
+        "copy to a bucket": (copy, lambda url, here: [str(given.cache), url, "--jobs", "1", "--cache_dir", str(here)]),
+    }
+
+
+def _build(given: Inputs, out: object) -> Words:
+    models = [f"{role}={folder}" for role, folder in given.models.items()]
+    how = {"responses": "both", "top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
+    return flags(models=models, data=given.data, out=out, **how)
+
+
 def commands(given: Inputs) -> list[Command]:
     """Small enough for a second, large enough for several shards, checkpoints and batches."""
     from precompute.build.__main__ import main as build
@@ -61,12 +82,9 @@ def commands(given: Inputs) -> list[Command]:
         with mock.patch.object(TransformersEngine, "sample", lambda *args: print("sampled a batch") or plain(*args)):
             rollout(words)
 
-    models = [f"{role}={folder}" for role, folder in given.models.items()]
     quick = {"use_cpu": "true", "report_to": "none", "disable_tqdm": "true", "dataloader_pin_memory": "false"}
     return [
-        Command(name="build", main=build, out="cache", words=lambda out: flags(
-            models=models, data=given.data, out=out, responses="both", top_k=5, max_top_k=12, tokens_per_shard=15,
-        )),
+        Command(name="build", main=build, out="cache", words=lambda out: _build(given, out)),
         Command(name="train", main=train, out="student", words=lambda out: flags(
             shards=given.cache, eval_shards=given.cache, output_dir=out, train_on="both", global_batch_size=4,
             per_device_train_batch_size=4, max_steps=3, save_steps=1, save_total_limit=1, warmup_steps=1,

@@ -60,7 +60,7 @@ class Disk:
             yield from self._removed(path)
 
     def _given(self, source: str, path: str) -> Iterator[str]:
-        if not _is_kept(path):
+        if not self._is_kept(path):
             return
         marks = PurePath(path).name in self.markers
         if not marks and PurePath(path).parent.name.startswith(UNSIGNED):
@@ -72,8 +72,8 @@ class Disk:
 
     def _removed(self, path: str) -> Iterator[str]:
         self._forget(path)
-        if _is_kept(path):
-            for folder in filter(_is_kept, sorted(self.given)):
+        if self._is_kept(path):
+            for folder in filter(self._is_kept, sorted(self.given)):
                 yield f"{self._short(path)} removed before the names in {self._short(folder)} were flushed"
 
     def _forget(self, path: str) -> None:
@@ -82,16 +82,16 @@ class Disk:
 
     def _named(self, path: str, *found: set[str]) -> None:
         """A new name matters if it stays: a temporary one is given another later, or removed."""
-        if not PurePath(path).name.startswith("."):
+        if not (name := PurePath(path).name).startswith(".") and name != STAGED:
             for names in found:
                 names.add(str(PurePath(path).parent))
 
+    def _is_kept(self, path: str) -> bool:
+        parts = PurePath(path.removeprefix(self.folder)).parts
+        return not any(part.startswith(".") or part == STAGED for part in parts)
+
     def _short(self, path: str) -> str:
         return path.removeprefix(f"{PurePath(self.folder).parent}/")
-
-
-def _is_kept(path: str) -> bool:
-    return not any(part.startswith(".") or part == STAGED for part in PurePath(path).parts)
 
 
 def _moved(path: str, old: str, new: str) -> str:
