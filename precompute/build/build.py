@@ -55,8 +55,9 @@ def _build(options: BuildOptions, place: Out, processes: Processes) -> Manifest:
         # nobody else writes here from now on; another build may have written until now
         earlier = processes.together(lambda: read_earlier(place, work.inputs.identity))
         if isinstance(earlier, Manifest):
-            return _already_built(place, earlier, processes)
-        manifest = _run(work, Build(place=place, options=work.options, inputs=work.inputs), earlier, processes)
+            manifest = _already_built(place, earlier, processes)
+        else:
+            manifest = _run(work, Build(place=place, options=work.options, inputs=work.inputs), earlier, processes)
         if processes.is_first:
             place.clear()
         return manifest

@@ -121,8 +121,9 @@ class ClusterBuild:
         # nobody else writes here from now on; another build may have written until now
         earlier = read_earlier(place, inputs.identity)
         if isinstance(earlier, Manifest):
-            return recognised(place, earlier)
-        manifest = self._write(Build(place=place, options=self.options, inputs=inputs), earlier)
+            manifest = recognised(place, earlier)
+        else:
+            manifest = self._write(Build(place=place, options=self.options, inputs=inputs), earlier)
         place.clear()
         return manifest
 

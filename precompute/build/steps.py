@@ -24,7 +24,7 @@ from precompute.build.report import (
 from precompute.feeding.stages import Times
 from precompute.models.made_from import direction_warnings
 from shards.cli.space import require_space
-from shards.errors import CacheDamaged
+from shards.errors import CacheConflict, CacheDamaged
 from shards.files import remove_temporary_files
 from shards.format.finishing import Findings, finished
 from shards.format.index import INDEX_FILE
@@ -159,6 +159,9 @@ class Build:
 def recognised(place: Out, manifest: Manifest) -> Manifest:
     """The manifest of a finished cache. Raises CacheMissing, CacheDamaged unless every shard is present."""
     require_files(manifest, place.present(), place.name)
+    if place.is_url:
+        with contextlib.suppress(CacheConflict), exclusive(place.folder):  # else another one is at work there
+            place.clear()
     say(f"{place}: already built from the same inputs, nothing to do")
     return manifest
 

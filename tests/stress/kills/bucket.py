@@ -1,6 +1,7 @@
 """Builds and copies to a bucket: they are killed at every request, before, during and after each PUT."""
 
 import http.client
+import importlib
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from stress.forked import Ended
 from stress.kills.commands import Words, as_command
 from stress.kills.jobs import SECONDS, AtTime, difference
 from stress.kills.rules import whole_or_absent
-from stress.kills.tracer import Moment, Point
+from stress.kills.syscalls.tracer import Moment, Point
 
 SOMEONE = {"Authorization": "AWS4-HMAC-SHA256 Credential=SOMEONE/20260101/us-east-1/s3/aws4_request, Signature=0"}
 """moto asks who it is, and believes everything."""
@@ -35,7 +36,7 @@ class BucketJob:
     """
 
     name: str
-    main: Callable[[Words], None]
+    module: str
     words: Callable[[str, Path], Words]
     server: Any
     ground: Path
@@ -52,6 +53,7 @@ class BucketJob:
 
     def prepare(self) -> None:
         """Run it undisturbed: its requests and its time."""
+        importlib.import_module(self.module)
         self.clear()
         begun = time.monotonic()
         ended = self.run(None)
@@ -106,7 +108,7 @@ class BucketJob:
 
     def _run(self) -> None:
         os.environ.update(self.server.environment)
-        as_command(self.main, self.words(f"s3://{self.bucket}/one", self.here))
+        as_command(self.module, self.words(f"s3://{self.bucket}/one", self.here))
 
     def _contents(self) -> dict[str, bytes]:
         """name -> content; without obstore, whose threads a fork would not have."""

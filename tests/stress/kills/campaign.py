@@ -15,10 +15,10 @@ from stress.kills.bucket import BucketJob, moments_of_requests
 from stress.kills.commands import Inputs, commands, to_buckets
 from stress.kills.defects import DEFECTS
 from stress.kills.jobs import AtTime, FolderJob, Job
-from stress.kills.order import Disk
 from stress.kills.rules import CacheRules, RolloutRules, TeacherRules, TrainRules
-from stress.kills.steps import kind_of, moments_of_calls, points
-from stress.kills.tracer import Point
+from stress.kills.syscalls.order import Disk
+from stress.kills.syscalls.steps import kind_of, moments_of_calls, points
+from stress.kills.syscalls.tracer import Point
 
 RULES = {
     "build": CacheRules(), "copy": CacheRules(), "rollout": RolloutRules(), "train": TrainRules(),
@@ -50,7 +50,7 @@ class Kills(Campaign):
         roles = ("reference", "dpo", "reverse")
         self._inputs = Inputs(models={role: trio / role for role in roles}, data=data, cache=ground / "cache")
         _make(self._inputs, ground)
-        self._commands = {command.name: command for command in commands(self._inputs)}
+        self._commands = commands(self._inputs)
         with_cache = self.job("build")
         cache.rename(self._inputs.cache)
         assert with_cache.whole
@@ -59,11 +59,11 @@ class Kills(Campaign):
     def job(self, name: str) -> Job:
         job: FolderJob | BucketJob
         if name in RULES:
-            job = FolderJob(command=self._commands[name], rules=RULES[name], ground=self.ground)
+            job = FolderJob(name, self._commands[name], RULES[name], self.ground)
         else:
-            main, words = to_buckets(self._inputs)[name]
+            module, words = to_buckets(self._inputs)[name]
             whole = {path.name: path.read_bytes() for path in self._inputs.cache.iterdir()}
-            job = BucketJob(name, main, words, self._server, self.ground, whole)
+            job = BucketJob(name, module, words, self._server, self.ground, whole)
         job.prepare()
         return job
 

@@ -1,5 +1,6 @@
 """A job: a command that is killed in a folder of its own, what a kill may leave there, and what has to come out."""
 
+import importlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -9,10 +10,10 @@ from typing import Any, Protocol
 
 from stress import forked
 from stress.forked import Ended
-from stress.kills.calls import Call
 from stress.kills.commands import Command
-from stress.kills.steps import namer
-from stress.kills.tracer import Point, traced
+from stress.kills.syscalls.calls import Call
+from stress.kills.syscalls.steps import namer
+from stress.kills.syscalls.tracer import Point, traced
 
 SECONDS = 60.0
 """Of one run; it takes two at most."""
@@ -52,6 +53,7 @@ class Job(Protocol):
 class FolderJob:
     """A command that writes to a folder. rules: what it may leave, and where it goes on (`rules.py`)."""
 
+    name: str
     command: Command
     rules: Any
     ground: Path
@@ -59,10 +61,6 @@ class FolderJob:
     whole: dict[str, bytes] = field(default_factory=dict)
     calls: Sequence[Call] = ()
     steps: Sequence[str] = ()
-
-    @property
-    def name(self) -> str:
-        return self.command.name
 
     @property
     def folder(self) -> Path:
@@ -74,6 +72,8 @@ class FolderJob:
 
     def prepare(self) -> None:
         """Run it undisturbed: its files, its calls and its time."""
+        for module in (self.command.module, *self.command.loads):
+            importlib.import_module(module)
         self.clear()
         begun = time.monotonic()
         ended = self.record()

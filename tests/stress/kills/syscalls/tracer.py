@@ -11,7 +11,7 @@ from typing import Literal
 
 from stress import forked
 from stress.forked import Ended
-from stress.kills.calls import DATA, Call, Info, decode, stop_at_calls
+from stress.kills.syscalls.calls import DATA, Call, Info, decode, stop_at_calls
 
 Moment = Literal["before", "half", "after"]
 """half: the file has half of the bytes that the call wrote."""

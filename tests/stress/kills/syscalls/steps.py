@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from stress.kills.calls import DATA, Call
-from stress.kills.tracer import Moment, Point
+from stress.kills.syscalls.calls import DATA, Call
+from stress.kills.syscalls.tracer import Moment, Point
 
 OF_ONE_RUN = (
     (re.compile(r"\.+([^/ ]+?)(\.[^/. ]+-\d+[^/ ]*)?\.aligndistil-tmp"), r".\1.tmp"),

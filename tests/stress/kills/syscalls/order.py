@@ -9,7 +9,7 @@ At the end of the command everything is.
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 
-from stress.kills.calls import DATA, FLUSHES, Call
+from stress.kills.syscalls.calls import DATA, FLUSHES, Call
 
 UNSIGNED = "checkpoint-"
 """Beginning of the names of folders whose files count when a marker says so, however they got their names."""
