@@ -1,15 +1,31 @@
 """Files of this machine: temporary names, sizes, sha256, and what is surely on the disk. Only Python."""
 
+import contextlib
+import errno
+import fnmatch
 import glob
 import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Callable
+import stat
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+from shards.errors import AlignDistilError
 
 TEMPORARY_SUFFIX = ".aligndistil-tmp"
 TEMPORARY_GLOB = f".*{TEMPORARY_SUFFIX}"
+
+
+class Sums(NamedTuple):
+    """What is recorded of a file. The crc32 says which bit was flipped where the sha256 says that one was."""
+
+    bytes: int
+    crc32: int
+    sha256: str
 
 
 def temporary_name(folder: Path, file: str, use: str = "") -> Path:
@@ -20,6 +36,35 @@ def temporary_name(folder: Path, file: str, use: str = "") -> Path:
     return folder / f".{file}.{platform.node()}-{os.getpid()}{use}{TEMPORARY_SUFFIX}"
 
 
+@contextlib.contextmanager
+def about(path: Path | str) -> Iterator[None]:
+    """Errors of the system name this file, unless they name one: those of reading, writing and flushing name none."""
+    try:
+        yield
+    except AlignDistilError:
+        raise
+    except OSError as exc:
+        if exc.filename is None:
+            exc.filename = str(path)
+        raise
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The paths directly in a folder whose names match, sorted; none if there is no such folder.
+
+    Raises OSError for a folder that cannot be read, which Path.glob takes for an empty one.
+    """
+    if not folder.is_dir():
+        return []
+    return [folder / name for name in sorted(os.listdir(folder)) if fnmatch.fnmatchcase(name, pattern)]
+
+
+def paths_under(folder: Path) -> list[Path]:
+    """All files and folders below a folder, sorted. Raises OSError as `matching`; Path.rglob would leave some out."""
+    found = matching(folder, "*")
+    return sorted([*found, *(path for inner in found if inner.is_dir() for path in paths_under(inner))])
+
+
 def file_sizes(folder: Path) -> dict[str, int]:
     """The files directly in a folder: name -> bytes; none if there is no such folder."""
     if not folder.is_dir():
@@ -28,21 +73,48 @@ def file_sizes(folder: Path) -> dict[str, int]:
         return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes. Raises OSError, also for a pipe or a device, which could
+    block or never end."""
+    with about(path), os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "expected a file, got a pipe or a device", str(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"expected at most {most:,} bytes, got {found.st_size:,}", str(path))
+        return file.read(most)
+
+
 def file_sha256(path: Path, read: Callable[[int], None] = lambda size: None) -> str:
     """sha256 of a file, in hex; the file is read in pieces. read: told the bytes of each piece."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with about(path), path.open("rb") as file:
         while piece := file.read(1 << 22):
             digest.update(piece)
             read(len(piece))
     return digest.hexdigest()
 
 
+def file_sums(path: Path) -> Sums:
+    """Size, crc32 and sha256 of a file, read once."""
+    digest, crc32, size = hashlib.sha256(), 0, 0
+    with about(path), path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+            crc32, size = zlib.crc32(piece, crc32), size + len(piece)
+    return Sums(size, crc32, digest.hexdigest())
+
+
+def sums_of(content: bytes) -> Sums:
+    return Sums(len(content), zlib.crc32(content), hashlib.sha256(content).hexdigest())
+
+
 def flush(path: Path) -> None:
     """Wait until the content of a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with about(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -61,7 +133,7 @@ def remove_temporary_files(folder: Path, file: str | None = None) -> None:
     For whoever keeps others out: a temporary file of a command that is at work would be removed too.
     """
     pattern = TEMPORARY_GLOB if file is None else f".{glob.escape(file)}.*{TEMPORARY_SUFFIX}"
-    for path in folder.glob(pattern):
+    for path in matching(folder, pattern):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

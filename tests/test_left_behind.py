@@ -69,8 +69,8 @@ def test_the_temporary_files_of_one_name_are_removed_and_no_others(tmp_path):
 def test_a_rollout_removes_what_a_killed_one_left_beside_its_file(tmp_path):
     for name in ("samples.jsonl", "samples.jsonl.identity.json"):
         (tmp_path / f".{name}.vm-1.aligndistil-tmp").write_text("half")
-    with SampleFile(tmp_path / "samples.jsonl", IDENTITY).begun():
-        assert names(tmp_path) == ["samples.jsonl.identity.json", "samples.jsonl.partial"]
+    SampleFile(tmp_path / "samples.jsonl", IDENTITY).begin()
+    assert names(tmp_path) == ["samples.jsonl.identity.json", "samples.jsonl.partial"]
 
 
 def test_a_pipeline_removes_what_a_killed_one_left_of_its_record(tmp_path):

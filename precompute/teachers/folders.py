@@ -12,7 +12,7 @@ from typing import Any
 
 from precompute.models.made_from import MADE_FROM_FILE, require_same_inputs
 from shards.errors import CacheConflict, CacheDamaged
-from shards.files import flush, make_folder
+from shards.files import flush, make_folder, matching, paths_under
 from shards.format.manifest import read_json
 from shards.format.schema import Role
 from shards.format.writer import flush_files, write_json
@@ -57,7 +57,7 @@ def remove_surplus(work: Path, limit: int | None, newest: Path) -> None:
 
 def sign_checkpoint(folder: Path, record: Mapping[str, Any]) -> None:
     """Mark a checkpoint as complete, once its files are on the disk."""
-    flush_files(sorted(folder.rglob("*")))
+    flush_files(paths_under(folder))
     write_json(folder, MADE_FROM_FILE, {**record, "files": file_sizes(folder, without=MADE_FROM_FILE)})
 
 
@@ -110,4 +110,4 @@ def step_of(checkpoint: Path) -> int:
 
 def _checkpoints(work: Path) -> list[Path]:
     """The checkpoints, by ascending step."""
-    return sorted((p for p in work.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdecimal()), key=step_of)
+    return sorted((p for p in matching(work, f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdecimal()), key=step_of)

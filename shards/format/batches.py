@@ -1,7 +1,8 @@
 """Opens shards and reads record batches, and refuses a file with another schema, build or crc32."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 from shards.errors import CacheDamaged, OptionError
 from shards.format import schema
 from shards.format.encoding import arrays
+from shards.format.encoding.flatbuffer import Malformed
+from shards.format.encoding.layout import Block, Form, read_blocks
 from shards.format.plan import Plan
 from shards.places.mirror import Mirror
 
@@ -19,20 +22,34 @@ ROUNDS = 20
 """How often a shard may be removed by others between its arrival and its opening."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenShard:
+    """A shard that is open for reading some of its columns. blocks: where its record batches are; form: of each."""
+
+    reader: pa.ipc.RecordBatchFileReader
+    source: pa.NativeFile
+    blocks: Sequence[Block]
+    form: Form
+
+
 class BatchReader:
     """Reads record batches of a build's shards, only the columns asked for. Nothing is memory-mapped.
 
     mirror: brings shards of a cache in a store into the folder when they are needed; None if they are all there.
+    entries: the kept tokens of each shard, where they are known.
 
     Instances can be pickled and used after a fork, since files are opened when they are needed.
     """
 
-    def __init__(self, folder: Path, plan: Plan, mirror: Mirror | None = None) -> None:
+    def __init__(
+        self, folder: Path, plan: Plan, mirror: Mirror | None = None, entries: Sequence[int] | None = None
+    ) -> None:
         self.folder = folder
         self.plan = plan
         self.mirror = mirror
+        self.entries = entries
         self._openers: dict[tuple[str, ...], ShardOpener] = {}
-        self._files: OrderedDict[tuple[int, tuple[str, ...]], pa.ipc.RecordBatchFileReader] = OrderedDict()
+        self._files: OrderedDict[tuple[int, tuple[str, ...]], OpenShard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_openers": {}, "_files": OrderedDict()}
@@ -45,7 +62,8 @@ class BatchReader:
         where = f"{self.name(shard)} record batch {batch}"
         try:
             file, first_row = self._open(shard, tuple(names)), self.plan.first_row(shard, batch)
-            found, metadata = load_batch(file, batch, first_row, self.plan.num_rows(shard, batch), where)
+            most = self.plan.most_values(shard, batch, None if self.entries is None else self.entries[shard])
+            found, metadata = load_batch(file, batch, first_row, most, where)
             return arrays.check_crc32(found, metadata, where)
         except CacheDamaged as exc:
             altered = self.mirror and self.mirror.altered(self.plan.shards[shard].file)
@@ -58,7 +76,7 @@ class BatchReader:
         file = self.plan.shards[shard].file
         return str(self.folder / file) if self.mirror is None else self.mirror.name(file)
 
-    def _open(self, shard: int, names: tuple[str, ...]) -> pa.ipc.RecordBatchFileReader:
+    def _open(self, shard: int, names: tuple[str, ...]) -> OpenShard:
         key = (shard, names)
         if key not in self._files:
             if names not in self._openers:
@@ -69,7 +87,7 @@ class BatchReader:
         self._files.move_to_end(key)
         return self._files[key]
 
-    def _opened(self, shard: int, opener: "ShardOpener") -> pa.ipc.RecordBatchFileReader:
+    def _opened(self, shard: int, opener: "ShardOpener") -> OpenShard:
         file = self.plan.shards[shard].file
         if self.mirror is None:
             return opener.open(self.folder / file)
@@ -107,23 +125,35 @@ class ShardOpener:
         if names is not None:
             fields = sorted(self._schema.get_field_index(name) for name in names)
             self._schema = pa.schema([self._schema.field(i) for i in fields], metadata=self._schema.metadata)
+        self._form = Form(plan.columns(), names)
         self._options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
 
-    def open(self, path: Path, name: str | None = None) -> pa.ipc.RecordBatchFileReader:
+    def open(self, path: Path, name: str | None = None) -> OpenShard:
         """Raises CacheDamaged, calling the file `name`, unless it is an Arrow file of this build."""
+        try:
+            source = _source(path)
+        except OSError as exc:
+            raise CacheDamaged(f"{name or path}: expected an Arrow IPC file, got {one_line(exc)}") from exc
+        return self.read(source, name or str(path))
+
+    def read(self, source: pa.NativeFile, name: str) -> OpenShard:
+        """The same of what is open already."""
         error: Exception | None = None
         try:
-            file = pa.ipc.open_file(_source(path), options=self._options)
+            blocks = read_blocks(source)
+            file = pa.ipc.open_file(source, options=self._options)
             if file.schema.equals(self._schema) and _owner(file.schema) == self.plan.sha256:
-                return file
+                return OpenShard(reader=file, source=source, blocks=blocks, form=self._form)
+        except Malformed as exc:
+            raise CacheDamaged(f"{name}: {exc}") from exc
         except (pa.ArrowException, OSError, ValueError) as exc:
             error = exc
-        raise CacheDamaged(f"{name or path}: {self._fault(path, error)}") from error
+        raise CacheDamaged(f"{name}: {self._fault(source, error)}") from error
 
-    def _fault(self, path: Path, error: Exception | None) -> str:
+    def _fault(self, source: pa.NativeFile, error: Exception | None) -> str:
         """What is wrong with a file that could not be opened."""
         try:
-            found = pa.ipc.open_file(pa.OSFile(str(path), "rb")).schema
+            found = pa.ipc.open_file(source).schema
             differing = None if found.equals(self.plan.arrow_schema) else _difference(self.plan.arrow_schema, found)
             owner = _owner(found)
         except (pa.ArrowException, OSError, ValueError) as exc:  # ValueError: a name that is not UTF-8
@@ -136,17 +166,26 @@ class ShardOpener:
 
 
 def load_batch(
-    file: pa.ipc.RecordBatchFileReader, batch: int, first_row: int, rows: int, where: str
+    file: OpenShard, batch: int, first_row: int, most: Mapping[schema.Level, int], where: str
 ) -> tuple[pa.RecordBatch, dict[bytes, bytes]]:
     """A record batch and its metadata, safe to compute with.
 
-    Raises CacheDamaged unless it is readable and holds `rows` rows, beginning with the cache's row `first_row`.
+    most: the most values of each level; the rows exactly. Raises CacheDamaged, before anything is allocated, for a
+    column that claims more, and unless the batch is readable and begins with the cache's row `first_row`.
     """
+    rows = most["row"]
+    if batch >= len(file.blocks):
+        raise CacheDamaged(f"{where}: expected a readable record batch, got a file of {len(file.blocks)}")
     try:
-        found = file.get_batch_with_custom_metadata(batch)
+        file.form.check(file.source, file.blocks[batch], most)
+        found = file.reader.get_batch_with_custom_metadata(batch)
         found.batch.validate(full=True)  # altered lengths or offsets would make us read past the end of a buffer
+    except Malformed as exc:
+        raise CacheDamaged(f"{where} {exc}") from exc
     except (pa.ArrowException, OSError, ValueError) as exc:
-        raise CacheDamaged(f"{where}: expected a readable record batch, got {one_line(exc)}") from exc
+        raise CacheDamaged(
+            f"{where}{_broken(file, batch, most)}: expected a readable record batch, got {one_line(exc)}"
+        ) from exc
     if found.batch.num_rows != rows:
         raise CacheDamaged(f"{where}: expected {rows} rows, got {found.batch.num_rows}")
     metadata = dict(found.custom_metadata or {})
@@ -156,10 +195,27 @@ def load_batch(
     return found.batch, metadata
 
 
-def _source(path: Path) -> pa.NativeFile | pa.Buffer:
+def _broken(file: OpenShard, batch: int, most: Mapping[schema.Level, int]) -> str:
+    """The column of a record batch that cannot be decompressed, if there is one, for the message."""
+    try:
+        buffers = file.form.read(file.source, file.blocks[batch], most)
+    except Malformed:  # changed since it was checked
+        return ""
+    for buffer in buffers:
+        if buffer.claimed in (buffer.stored, buffer.stored - 8):  # not compressed
+            continue
+        stored = file.source.read_at(buffer.stored, buffer.offset)
+        try:
+            pa.Codec("zstd").decompress(stored[8:], buffer.claimed)
+        except (pa.ArrowException, OSError):
+            return f" column {buffer.column}"
+    return ""
+
+
+def _source(path: Path) -> pa.NativeFile:
     """The file at `path`: a small one as a whole in memory, a large one read in parts as needed."""
     file = pa.OSFile(str(path), "rb")
-    return file.read_buffer() if file.size() <= SMALL_SHARD_BYTES else file
+    return pa.BufferReader(file.read_buffer()) if file.size() <= SMALL_SHARD_BYTES else file
 
 
 def _owner(found: pa.Schema) -> str:

@@ -15,7 +15,10 @@ import pyarrow as pa
 from shards.errors import CacheDamaged
 from shards.format import schema
 from shards.format.nodes import StrengthNodes
-from shards.format.schema import FORMAT_NAME, FORMAT_VERSION, VALUES, Column, Pair, Role, Values
+from shards.format.schema import FORMAT_NAME, FORMAT_VERSION, VALUES, Column, Level, Pair, Role, Values
+
+MAX_VALUES = 2**31 - 1
+"""Of a column in a record batch: its row offsets are int32."""
 
 
 def shard_file(number: int) -> str:
@@ -87,6 +90,29 @@ class Plan:
     def first_row(self, shard: int, batch: int) -> int:
         """The cache's row number of a record batch's first row."""
         return self.shards[shard].first_row + batch * self.rows_per_batch
+
+    def most_values(self, shard: int, batch: int, entries: int | None = None) -> dict[Level, int]:
+        """The most values that a record batch can have at each level; for the rows, how many it has.
+
+        entries: the kept tokens of its shard, if they are known.
+        """
+        planned, rows = self.shards[shard], self.num_rows(shard, batch)
+        positions = planned.positions - (planned.rows - rows)  # the other rows have one or more
+        found: dict[Level, int] = {
+            "row": rows,
+            "token": rows * self._max_tokens,
+            "position": positions,
+            "node": positions * (len(self.nodes) - 1),
+            "entry": positions * self.vocabulary_size if entries is None else entries,
+        }
+        return {level: min(number, MAX_VALUES) for level, number in found.items()}
+
+    @cached_property
+    def _max_tokens(self) -> int:
+        """The most tokens of a row: max_length, if it is among the recorded options."""
+        options = self.identity.get("options")
+        found = options.get("max_length") if isinstance(options, Mapping) else None
+        return found if isinstance(found, int) and found > 0 else MAX_VALUES
 
     @cached_property
     def positions(self) -> int:
@@ -167,8 +193,8 @@ class Plan:
         try:
             plan = cls(
                 identity=dict(data["identity"]),
-                roles=tuple(data["roles"]),
-                pairs=tuple(Pair.parse(text) for text in data["pairs"]),
+                roles=_texts(data["roles"]),
+                pairs=tuple(map(Pair.parse, _texts(data["pairs"]))),
                 nodes=StrengthNodes(gains=tuple(data["gain_nodes"]), strengths=tuple(data["strength_nodes"])),
                 vocabulary_size=int(data["vocabulary_size"]),
                 values=data["values"],
@@ -212,6 +238,12 @@ class Plan:
     def sha256(self) -> str:
         """Identity of the build; every shard has it in its metadata."""
         return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
+
+
+def _texts(values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise TypeError(f"{values!r:.80} where a list of texts belongs")
+    return tuple(values)
 
 
 def require_format(data: Mapping[str, Any], where: str) -> None:

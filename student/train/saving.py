@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from shards.cli.outside import naming, naming_saves
-from shards.files import TEMPORARY_SUFFIX, flush
+from shards.files import TEMPORARY_SUFFIX, flush, matching, paths_under
 from shards.format.writer import flush_files, write_text
+from shards.locks.lock import require_held
 from shards.modelfiles.find import ModelFolder
 from student.load import load_model
 from student.log.files import write_state
@@ -23,11 +24,13 @@ WEIGHTS_GLOB = "model*.safetensors*"
 
 
 def save(trainer: Any, tokenizer: Any, source: ModelFolder) -> None:
-    """Save weights (adapters merged), tokenizer, model card and the run's state. Raises OptionError for a full disk.
+    """Save weights (adapters merged), tokenizer, model card and the run's state. Raises OptionError for a full disk,
+    CacheConflict if another command has the folder by now.
 
     The student is whole or has no config.json. source: what the student started from.
     """
     out = Path(trainer.args.output_dir)
+    require_held(out)
     staged = out / STAGED
     with naming_saves(str(out)):
         if trainer.is_world_process_zero():
@@ -70,10 +73,10 @@ def _save_to(trainer: Any, tokenizer: Any, source: ModelFolder, folder: Path) ->
 
 def put_in_place(staged: Path, out: Path) -> None:
     """Give the files of a student their names; its config.json is the first to go and the last to come."""
-    flush_files(staged.rglob("*"))
+    flush_files(paths_under(staged))
     (out / CONFIG_FILE).unlink(missing_ok=True)
     names = sorted((path.name for path in staged.iterdir()), key=lambda name: (name == CONFIG_FILE, name))
-    for old in out.glob(WEIGHTS_GLOB):  # of a student in another number of files
+    for old in matching(out, WEIGHTS_GLOB):  # of a student in another number of files
         if old.name not in names:
             old.unlink()
     for name in names:

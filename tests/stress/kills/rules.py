@@ -15,7 +15,7 @@ class CacheRules:
     differs = ()
 
     def left(self, out: Path, whole: Whole) -> str:
-        found = {path.name: path.read_bytes() for path in out.glob("[!.]*")}
+        found = {path.name: path.read_bytes() for path in out.glob("[!._]*")}
         wanted = {Path(name).name: content for name, content in whole.items()}
         return whole_or_absent(found, wanted)
 

@@ -13,6 +13,8 @@ from stress.kills.syscalls.calls import DATA, FLUSHES, Call
 
 UNSIGNED = "checkpoint-"
 """Beginning of the names of folders whose files count when a marker says so, however they got their names."""
+LOCK = "_aligndistil-lock"
+"""Goes with its command, and is worth nothing after it."""
 STAGED = "model"
 """A folder that gets another name when it is whole; until then its files do not count, as in a hidden one."""
 
@@ -41,6 +43,8 @@ class Disk:
 
     def _take(self, call: Call) -> Iterator[str]:
         *_, path = call.paths
+        if PurePath(path).name == LOCK:
+            return
         if call.name in DATA or call.name in ("truncate", "ftruncate", "fallocate"):
             self.content.add(path)
         elif call.name in FLUSHES:
@@ -82,13 +86,13 @@ class Disk:
 
     def _named(self, path: str, *found: set[str]) -> None:
         """A new name matters if it stays: a temporary one is given another later, or removed."""
-        if not (name := PurePath(path).name).startswith(".") and name != STAGED:
+        if not (name := PurePath(path).name).startswith(".") and name not in (STAGED, LOCK):
             for names in found:
                 names.add(str(PurePath(path).parent))
 
     def _is_kept(self, path: str) -> bool:
         parts = PurePath(path.removeprefix(self.folder)).parts
-        return not any(part.startswith(".") or part == STAGED for part in parts)
+        return not any(part.startswith(".") or part in (STAGED, LOCK) for part in parts)
 
     def _short(self, path: str) -> str:
         return path.removeprefix(f"{PurePath(self.folder).parent}/")
