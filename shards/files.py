@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import fnmatch
+import glob
 import hashlib
 import os
 import platform
+import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,7 +16,8 @@ from typing import NamedTuple
 
 from shards.errors import AlignDistilError
 
-TEMPORARY_GLOB = ".*.aligndistil-tmp"
+TEMPORARY_SUFFIX = ".aligndistil-tmp"
+TEMPORARY_GLOB = f".*{TEMPORARY_SUFFIX}"
 
 
 class Sums(NamedTuple):
@@ -30,7 +33,7 @@ def temporary_name(folder: Path, file: str, use: str = "") -> Path:
 
     Processes of two machines may have one number in the same folder. use: tells the uses of one process apart.
     """
-    return folder / f".{file}.{platform.node()}-{os.getpid()}{use}.aligndistil-tmp"
+    return folder / f".{file}.{platform.node()}-{os.getpid()}{use}{TEMPORARY_SUFFIX}"
 
 
 @contextlib.contextmanager
@@ -114,6 +117,24 @@ def flush(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with the parents that it lacks, and wait until their names are on the disk."""
+    lacking = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in lacking:
+        flush(path.parent)
+
+
+def remove_temporary_files(folder: Path, file: str | None = None) -> None:
+    """Remove what a killed command left in a folder under temporary names; of one file only, if it is named.
+
+    For whoever keeps others out: a temporary file of a command that is at work would be removed too.
+    """
+    pattern = TEMPORARY_GLOB if file is None else f".{glob.escape(file)}.*{TEMPORARY_SUFFIX}"
+    for path in matching(folder, pattern):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_still(path: Path, descriptor: int) -> bool:
