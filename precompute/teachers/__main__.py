@@ -32,6 +32,7 @@ from shards.cli.outside import naming_saves
 from shards.cli.space import require_here, require_writable
 from shards.cli.text import counted, skipped_text
 from shards.errors import OptionError
+from shards.files import about
 from shards.format.schema import Role
 from shards.locks.lock import exclusive, holds
 from shards.modelfiles.find import ModelFolder, resolve
@@ -117,7 +118,7 @@ def train(options: TeacherOptions, args: "DPOArguments", inputs: TeacherInputs, 
         tell(f"{'note':>11}  {note}")
     for warning in inputs.warnings if processes.is_first else ():
         warn(warning)
-    with naming_saves("out"):
+    with naming_saves("out"), about(out):
         out.mkdir(parents=True, exist_ok=True)
     done = {role: is_done(out / role, record) for role, record in inputs.records.items()}
     starts = {role: last_checkpoint(training_folder(out, role), record) for role, record in inputs.records.items()}

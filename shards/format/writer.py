@@ -1,8 +1,9 @@
 """Writes files whole or not at all (temporary name, fsync, rename), as long as their folder is still ours."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[
     for number, response in enumerate(responses, shard.first_row):
         require_sound(response, plan, f"{folder / shard.file} row {number} ({response.sample_id!r})")
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", COMPRESSION_LEVEL), use_threads=False)
-    temporary = temporary_name(folder, shard.file)
-    with about(temporary), pa.BufferedOutputStream(pa.OSFile(str(temporary), "wb"), BUFFER_BYTES) as sink:
+    buffered = pa.BufferedOutputStream
+    with _whole(folder / shard.file) as temporary, buffered(pa.OSFile(str(temporary), "wb"), BUFFER_BYTES) as sink:
         writer = pa.ipc.new_file(sink, plan.arrow_schema, options=options)
         for start in range(0, len(responses), plan.rows_per_batch):
             batch = codec.encode(responses[start : start + plan.rows_per_batch], plan, plan.arrow_schema)
@@ -43,7 +44,6 @@ def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[
                 raise OptionError(f"rows_per_batch: {most}, got {batch.nbytes}")
             writer.write_batch(batch, custom_metadata=arrays.batch_metadata(batch, shard.first_row + start))
         writer.close()  # on success only: a file without its footer is not an Arrow file
-    _publish(temporary, folder / shard.file)
 
 
 def require_sound(response: Response, plan: Plan, where: str) -> None:
@@ -80,10 +80,8 @@ def write_text(folder: Path, file: str, text: str) -> None:
 
 def write_bytes(folder: Path, file: str, content: bytes) -> None:
     """Write a file atomically."""
-    temporary = temporary_name(folder, file)
-    with about(temporary):
+    with _whole(folder / file) as temporary:
         temporary.write_bytes(content)
-    _publish(temporary, folder / file)
 
 
 def require_absent_or_same(path: Path, content: bytes) -> None:
@@ -110,6 +108,20 @@ def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files of an interrupted build."""
     for path in matching(folder, TEMPORARY_GLOB):
         path.unlink()
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`: a file that takes its name if the context ends well, and is removed otherwise."""
+    temporary = temporary_name(path.parent, path.name)
+    try:
+        with about(temporary):
+            yield temporary
+        _publish(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _publish(temporary: Path, path: Path) -> None:

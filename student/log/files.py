@@ -24,5 +24,7 @@ STOPPED_FILE = "stopped.json"
 
 def checkpoints_of(out: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first."""
-    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in matching(out, "checkpoint-*") if path.is_dir()]
+    found = [
+        (re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in matching(out, "checkpoint-*") if path.is_dir()
+    ]
     return [path for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True)]

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from shards.cli.outside import naming, naming_saves
 from shards.cli.space import require_training_fits
+from shards.files import about
 from student.log.files import STATE_FILE, checkpoints_of
 from student.loss.forward import base_model
 from student.runs.card import write_model_card
@@ -26,9 +27,9 @@ def try_saving(trainer: Any) -> None:
     if not args.should_save:
         return
     out = Path(args.output_dir)
-    with naming_saves("output_dir"):
+    with naming_saves("output_dir"), about(out):
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".trial-") as folder, naming("saving the student"):
+        with tempfile.TemporaryDirectory(dir=out, prefix=".trial-") as folder, naming(f"saving the student in {out}"):
             with _quietly():
                 model.save_pretrained(folder, state_dict={})
             for adapter in getattr(trainer.model, "peft_config", {}).values():

@@ -15,7 +15,7 @@ from shards.cli.launcher import leave
 from shards.cli.outside import naming_saves
 from shards.cli.trust_text import GOOD_TEXT, sampled, trust_lines
 from shards.errors import OptionError, first_line
-from shards.files import matching
+from shards.files import about, matching
 from shards.modelfiles.adapter import lora_config
 from shards.modelfiles.find import resolve
 from shards.progress import commanded
@@ -108,7 +108,7 @@ def _require_output(args: DistillArguments, source: Path) -> None:
     if (args.eval_strategy != "no" or args.eval_on_start) and not args.eval_shards:
         raise OptionError("eval_shards: expected caches to evaluate on, got none")
     if int(os.environ.get("RANK", "0")) == 0:
-        with naming_saves("output_dir"):
+        with naming_saves("output_dir"), about(out):
             out.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=out).close()
         _require_unused(args, out)
@@ -207,4 +207,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    said = "interrupted; with --resume_from_checkpoint true the same command continues from the last checkpoint"
+    run_command(main, interrupted=said)

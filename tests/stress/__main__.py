@@ -16,6 +16,7 @@ from stress.campaign import Campaign
 from stress.slices import State, cases_until_caught, read_state, run_slice
 
 CAMPAIGNS = {
+    "faults": "stress.faults.campaign:Faults",
     "mutants": "stress.mutants.campaign:Mutants",
     "resumes": "stress.resumes.campaign:Resumes",
     "loaders": "stress.resumes.loaders:Loaders",

@@ -1,6 +1,5 @@
 """System calls about files: their numbers on x86-64, which file each is about, and the errors each can end with."""
 
-import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,20 @@ NUMBERS = {
 NAMES = {number: name for name, number in NUMBERS.items()}
 
 BY_DESCRIPTOR = {"sendfile": 0, "copy_file_range": 2, "mmap": 4} | dict.fromkeys(
-    ("read", "write", "pread64", "pwrite64", "readv", "writev", "fsync", "fdatasync", "ftruncate", "fallocate", "getdents64"), 0
+    (
+        "read",
+        "write",
+        "pread64",
+        "pwrite64",
+        "readv",
+        "writev",
+        "fsync",
+        "fdatasync",
+        "ftruncate",
+        "fallocate",
+        "getdents64",
+    ),
+    0,
 )
 """The argument that is the descriptor of the file."""
 BY_PATH = dict.fromkeys(("open", "creat", "mkdir", "rmdir", "link", "unlink", "rename"), 0) | dict.fromkeys(

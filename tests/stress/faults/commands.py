@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TRAINING = "--use_cpu true --dataloader_pin_memory false --report_to none --disable_tqdm true --max_steps 2".split()
-TRAINING += "--logging_steps 1 --save_strategy steps --save_steps 1 --save_total_limit 1 --learning_rate 1e-2".split()
-BUILD = "--responses both --top_k 5 --max_top_k 12 --device cpu".split()
+TRAINING = ["--use_cpu", "true", "--dataloader_pin_memory", "false", "--report_to", "none", "--disable_tqdm", "true", "--max_steps", "2"]
+TRAINING += ["--logging_steps", "1", "--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "1", "--learning_rate", "1e-2"]
+LLAMA = "transformers.models.llama.modeling_llama"
+BUILD = ["--responses", "both", "--top_k", "5", "--max_top_k", "12", "--device", "cpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Command:
 
     def run(self, places: Places) -> None:
         """In a fork: as python -m does it."""
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))  # not a test's
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ["TMPDIR"], tempfile.tempdir = str(places.tmp), None
         os.chdir(places.here)
@@ -62,7 +64,7 @@ def _train(places: Places) -> Sequence[object]:
 
 def _teachers(places: Places) -> Sequence[object]:
     data = ("--reference", places.inputs / "reference", "--data", places.inputs / "pairs.jsonl")
-    small = "--per_device_train_batch_size 4 --gradient_checkpointing false --max_length 64".split()
+    small = ["--per_device_train_batch_size", "4", "--gradient_checkpointing", "false", "--max_length", "64"]
     return *data, "--out", places.here / "out", *TRAINING, *small
 
 
@@ -91,14 +93,32 @@ def _report(places: Places) -> Sequence[object]:
 COMMANDS = {
     command.name: command
     for command in (
-        Command(name="build", module="precompute.build", flags=_build, imports=("precompute.build.build",)),
-        Command(name="train", module="student.train", flags=_train, imports=("student.trainer", "student.train.saving", "student.train.reference", "student.train.distance")),
-        Command(name="teachers", module="precompute.teachers", flags=_teachers, imports=("precompute.teachers.dpo",)),
-        Command(name="rollout", module="precompute.rollout", flags=_rollout, imports=("precompute.rollout.inputs", "precompute.rollout.file", "precompute.rollout.vllm_engine")),
+        Command(name="build", module="precompute.build", flags=_build, imports=("precompute.build.build", LLAMA)),
+        Command(
+            name="train",
+            module="student.train",
+            flags=_train,
+            imports=(
+                "student.trainer",
+                "student.train.saving",
+                "student.train.reference",
+                "student.train.distance",
+                LLAMA,
+            ),
+        ),
+        Command(
+            name="teachers", module="precompute.teachers", flags=_teachers, imports=("precompute.teachers.dpo", LLAMA)
+        ),
+        Command(
+            name="rollout",
+            module="precompute.rollout",
+            flags=_rollout,
+            imports=("precompute.rollout.inputs", "precompute.rollout.file", "precompute.rollout.vllm_engine", LLAMA),
+        ),
         Command(name="copy", module="shards.copy", flags=_copy, imports=("shards.copy.copying",)),
         Command(name="verify", module="shards.verify", flags=lambda places: [places.inputs / "cache"]),
         Command(name="learn", module="shards.learn", flags=lambda places: [places.inputs / "cache"]),
-        Command(name="evaluate", module="student.evaluate", flags=_evaluate, imports=("student.evaluate.judge",)),
+        Command(name="evaluate", module="student.evaluate", flags=_evaluate, imports=("student.evaluate.judge", LLAMA)),
         Command(name="inspect", module="shards.inspect", flags=_page, imports=("shards.inspect.page",)),
         Command(name="report", module="student.report", flags=_report, imports=("student.report.page",)),
     )

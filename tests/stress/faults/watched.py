@@ -13,7 +13,6 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 from stress.faults.calls import NUMBERS, Call, seen
 
@@ -43,7 +42,11 @@ def why_not() -> str | None:
         except OSError:
             os._exit(1)
         os._exit(0)
-    return "expected a kernel that lets a parent answer system calls (seccomp), got none" if os.waitpid(pid, 0)[1] else None
+    return (
+        "expected a kernel that lets a parent answer system calls (seccomp), got none"
+        if os.waitpid(pid, 0)[1]
+        else None
+    )
 
 
 def install(names: Collection[str]) -> int:
