@@ -146,11 +146,11 @@ def test_what_names_no_file_itself_names_the_file_that_was_at_work(fails, tmp_pa
 
 
 def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
-    def failing(path):
+    def failing(path, *_):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     assert matching(tmp_path, "*") == matching(tmp_path / "none", "*") == []
-    monkeypatch.setattr("shards.files.os.listdir", failing)
+    monkeypatch.setattr(type(tmp_path), "iterdir", failing)
     for ask in (
         lambda: weights_sha256(tmp_path, "model"),
         lambda: require_weights("m", tmp_path, "model"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from shards import strict_json
 from shards.errors import ModelError, first_line
-from shards.files import file_sha256, matching, read_regular
+from shards.files import about, file_sha256, matching, read_regular
 from shards.progress import progress
 
 ADAPTER_CONFIG = "adapter_config.json"

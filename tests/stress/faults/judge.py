@@ -15,8 +15,10 @@ UNFINISHED = re.compile(r"^checkpoint-\d+$|^training$|^\.|\.partial$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undisturbed:
-    """What a command leaves and says when nothing fails. contents: path -> hash, or None if two runs differ there.
-    bytes: of all files."""
+    """What a command leaves and says when nothing fails.
+
+    contents: path -> hash, or None if two runs differ there. bytes: of all files.
+    """
 
     contents: Mapping[str, str | None]
     lines: frozenset[str]
@@ -24,7 +26,7 @@ class Undisturbed:
 
 
 def is_stable(path: str) -> bool:
-    """Whether the file of a command has the same bytes in every run: not a log with times, nor the record of its size."""
+    """Whether a file has the same bytes in every run: not a log with times, nor the record of its size."""
     name = Path(path).name
     return name not in ("trainer_state.json", "training_args.bin") and not path.endswith("/distill_run.json")
 
