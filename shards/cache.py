@@ -20,8 +20,8 @@ from shards.format.manifest import (
     PROVENANCE_FILE,
     VOCABULARY_FILE,
     Manifest,
-    read_json,
     read_manifest,
+    read_provenance,
     read_vocabulary,
     require_files,
 )
@@ -86,12 +86,12 @@ class ShardCache:
     @cached_property
     def vocabulary(self) -> Mapping[str, int]:
         """The token-to-id map of the models' tokenizer."""
-        return read_vocabulary(self.bring(VOCABULARY_FILE), f"{self.name}/{VOCABULARY_FILE}")
+        return read_vocabulary(self.bring(VOCABULARY_FILE).parent, self.manifest, self.name)
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:
         """The paths of models and data when the cache was built; not part of its identity."""
-        return read_json(self.bring(PROVENANCE_FILE), f"{self.name}/{PROVENANCE_FILE}")
+        return read_provenance(self.bring(PROVENANCE_FILE).parent, self.name)
 
     @cached_property
     def index(self) -> RowIndex:
@@ -130,7 +130,8 @@ class ShardCache:
 
     def _scores(self, rows: Sequence[int], stored: Sequence[codec.Row], selection: Selection) -> Scores:
         """The scores of rows as stored, concatenated. Raises CacheDamaged for values that no row may hold."""
-        if screen.misshapen(stored, selection.columns(self.plan), self.plan) or screen.wrong_tokens(stored, self.plan):
+        table = selection.columns(self.plan)
+        if screen.misshapen(stored, table, self.plan) or screen.wrong_tokens(stored, self.plan):
             self._refuse(rows)
         scores = codec.decode_scores(stored, self.plan, selection)
         if screen.wrong_scores(scores, self.plan):
@@ -161,8 +162,11 @@ class ShardCache:
         return [found[place] for place in places]
 
     def read_columns(self, rows: Sequence[int] | np.ndarray, selection: Any) -> list[codec.Row]:
-        """The columns of a selection for each of `rows`, as they are stored. Raises as `read`."""
-        return self._rows([int(row) for row in rows], selection)
+        """The columns of levels row and token of a selection, for each of `rows`. Raises as `read`."""
+        stored = self._rows([int(row) for row in rows], selection)
+        if stored and screen.wrong_tokens(stored, self.plan):
+            self._refuse([int(row) for row in rows])
+        return stored
 
     def check(self, spec: TeacherSpec) -> None:
         """Raise TeacherUnavailable, saying what is missing, if this cache cannot give the teacher of `spec`."""

@@ -3,16 +3,29 @@
 import contextlib
 import errno
 import fnmatch
+import glob
 import hashlib
 import os
 import platform
+import shutil
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from shards.errors import AlignDistilError
 
-TEMPORARY_GLOB = ".*.aligndistil-tmp"
+TEMPORARY_SUFFIX = ".aligndistil-tmp"
+TEMPORARY_GLOB = f".*{TEMPORARY_SUFFIX}"
+
+
+class Sums(NamedTuple):
+    """What is recorded of a file. The crc32 says which bit was flipped where the sha256 says that one was."""
+
+    bytes: int
+    crc32: int
+    sha256: str
 
 
 def temporary_name(folder: Path, file: str, use: str = "") -> Path:
@@ -20,7 +33,7 @@ def temporary_name(folder: Path, file: str, use: str = "") -> Path:
 
     Processes of two machines may have one number in the same folder. use: tells the uses of one process apart.
     """
-    return folder / f".{file}.{platform.node()}-{os.getpid()}{use}.aligndistil-tmp"
+    return folder / f".{file}.{platform.node()}-{os.getpid()}{use}{TEMPORARY_SUFFIX}"
 
 
 @contextlib.contextmanager
@@ -82,6 +95,20 @@ def file_sha256(path: Path, read: Callable[[int], None] = lambda size: None) -> 
     return digest.hexdigest()
 
 
+def file_sums(path: Path) -> Sums:
+    """Size, crc32 and sha256 of a file, read once."""
+    digest, crc32, size = hashlib.sha256(), 0, 0
+    with about(path), path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+            crc32, size = zlib.crc32(piece, crc32), size + len(piece)
+    return Sums(size, crc32, digest.hexdigest())
+
+
+def sums_of(content: bytes) -> Sums:
+    return Sums(len(content), zlib.crc32(content), hashlib.sha256(content).hexdigest())
+
+
 def flush(path: Path) -> None:
     """Wait until the content of a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -90,6 +117,24 @@ def flush(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with the parents that it lacks, and wait until their names are on the disk."""
+    lacking = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in lacking:
+        flush(path.parent)
+
+
+def remove_temporary_files(folder: Path, file: str | None = None) -> None:
+    """Remove what a killed command left in a folder under temporary names; of one file only, if it is named.
+
+    For whoever keeps others out: a temporary file of a command that is at work would be removed too.
+    """
+    pattern = TEMPORARY_GLOB if file is None else f".{glob.escape(file)}.*{TEMPORARY_SUFFIX}"
+    for path in matching(folder, pattern):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_still(path: Path, descriptor: int) -> bool:

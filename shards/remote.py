@@ -49,9 +49,12 @@ def mirror_of(url: str, room: Room | None = None) -> Mirror:
 
 
 def mirrored_manifest(mirror: Mirror) -> Manifest:
-    """The manifest of a mirror's cache; from now on its shards are checked on arrival."""
+    """The manifest of a mirror's cache; from now on its files are checked on arrival."""
     manifest = read_manifest(mirror.folder, str(mirror))
-    mirror.expected = {entry.file: (entry.bytes, entry.sha256) for entry in manifest.entries}
+    beside = manifest.files or {}
+    mirror.expected = {entry.file: (entry.bytes, entry.sha256) for entry in manifest.entries} | {
+        name: (sums.bytes, sums.sha256) for name, sums in beside.items()
+    }
     return manifest
 
 

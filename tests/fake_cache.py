@@ -13,14 +13,24 @@ import torch
 
 from precompute.scoring.support import SupportRule, summarise
 from shards.format import writer
+from shards.format.encoding.seal import sealed
 from shards.format.finishing import Findings, finished
 from shards.format.index import RowIndex
-from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, PROVENANCE_FILE, TOKENIZER_FILE, VOCABULARY_FILE
+from shards.format.manifest import PLAN_FILE, PROVENANCE_FILE, TOKENIZER_FILE, VOCABULARY_FILE
 from shards.format.nodes import StrengthNodes
 from shards.format.plan import Plan, ShardPlan, canonical_json
 from shards.format.schema import ROLES, Pair, Role, Values
 from shards.format.scores import Response
-from shards.format.writer import write_index, write_json, write_shard, write_text
+from shards.format.writer import (
+    json_bytes,
+    plan_bytes,
+    write_bytes,
+    write_index,
+    write_json,
+    write_manifest,
+    write_shard,
+    write_text,
+)
 
 DEFAULT_PAIRS = (Pair("dpo", "reverse"), Pair("reference", "reference"))
 Dense = Mapping[Role, np.ndarray]
@@ -125,12 +135,12 @@ def write_cache(
         plan = replace(plan, tokenizer_sha256=hashlib.sha256(tokenizer.encode()).hexdigest())
         write_text(folder, TOKENIZER_FILE, tokenizer)
     places = {role: f"/models/{role}" for role in plan.roles}
-    write_json(folder, PROVENANCE_FILE, {"models": places, "data": "preferences.jsonl"})
-    write_json(folder, PLAN_FILE, plan.to_json())
+    write_bytes(folder, PROVENANCE_FILE, sealed(json_bytes({"models": places, "data": "preferences.jsonl"})))
+    write_bytes(folder, PLAN_FILE, plan_bytes(plan))
     with unchecked():
         for shard in plan.shards:
             write_shard(folder, shard, plan, responses[shard.first_row : shard.first_row + shard.rows])
-    write_manifest(folder, plan)
+    finish_cache(folder, plan)
     return plan
 
 
@@ -139,12 +149,12 @@ def unchecked() -> AbstractContextManager[object]:
     return mock.patch.object(writer, "require_sound", lambda *given: None)
 
 
-def write_manifest(folder: Path, plan: Plan) -> None:
+def finish_cache(folder: Path, plan: Plan) -> None:
     """The last step of a build: the table of the shards and the statistics, from the files themselves."""
     findings = Findings.nothing(plan)
     for number in range(len(plan.shards)):
         findings.read_back(folder, plan, number)
-    write_json(folder, MANIFEST_FILE, finished(folder, plan, [findings]).to_json())
+    write_manifest(folder, finished(folder, plan, [findings]))
 
 
 def rewrite(fake: FakeCache, folder: Path, row: int, change: Callable[[Response], Response]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fake_cache import make_cache, write_cache
+from faults import edit_manifest, manifest_fields, write_fields
 
 import shards.format.plan
 from shards import ShardCache
@@ -125,7 +126,7 @@ def test_a_table_of_shards_that_differs_is_not_printed_as_a_whole(few_and_many, 
 
 def test_however_the_shards_are_dealt_out_the_manifest_is_the_same(few_and_many):
     fake = few_and_many[1]
-    expected = json.loads((fake.folder / MANIFEST_FILE).read_text())
+    expected = manifest_fields(fake.folder)
     generator = np.random.default_rng(0)
     for processes in (1, 2, 5):
         numbers = generator.permutation(len(fake.plan.shards))
@@ -242,11 +243,11 @@ def test_a_manifest_or_plan_that_no_build_made_is_refused_by_every_reader(tmp_pa
     fake = make_cache(tmp_path, pairs=4)
     changed, text = ILLEGAL[name]
     plan = planned(fake.plan, **changed)
-    manifest = json.loads((tmp_path / MANIFEST_FILE).read_text())
-    entries = [{k: s[k] for k in ("entries", "bytes", "sha256")} for s in manifest["shards"]]
+    manifest = manifest_fields(tmp_path)
+    entries = [{k: s[k] for k in ("entries", "bytes", "sha256", "crc32")} for s in manifest["shards"]]
     table = [{**shard, **entry} for shard, entry in zip(plan.to_json()["shards"], entries, strict=True)]
     manifest = {**manifest, **plan.to_json(), "build_sha256": plan.sha256, "shards": table}
-    write_json(tmp_path, MANIFEST_FILE, manifest)
+    write_fields(tmp_path, manifest)
     write_json(tmp_path, PLAN_FILE, plan.to_json())
     with pytest.raises(CacheDamaged) as error:
         ShardCache(tmp_path)
@@ -263,9 +264,7 @@ COMMANDS = ("shards.inspect", "shards.learn")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_end_in_one_line_for_a_shard_outside_of_the_folder(tmp_path, command):
     fake = make_cache(tmp_path / "cache", pairs=1)
-    manifest = json.loads((fake.folder / MANIFEST_FILE).read_text())
-    manifest["shards"][0]["file"] = "../part-00000.arrow"
-    write_json(fake.folder, MANIFEST_FILE, manifest)
+    edit_manifest(fake.folder, lambda manifest: manifest["shards"][0].update(file="../part-00000.arrow"))
     run = [sys.executable, "-m", command, str(fake.folder)]
     done = subprocess.run(run, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -286,9 +285,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_manifest_of_other_types_is_refused_in_one_line(tmp_path, name):
     make_cache(tmp_path, pairs=1)
-    manifest = json.loads((tmp_path / MANIFEST_FILE).read_text())
-    HOSTILE[name](manifest)
-    write_json(tmp_path, MANIFEST_FILE, manifest)
+    edit_manifest(tmp_path, HOSTILE[name])
     with pytest.raises(CacheDamaged) as error:
         ShardCache(tmp_path)
     assert str(error.value).startswith(f"{tmp_path / MANIFEST_FILE}: expected ")

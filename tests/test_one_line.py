@@ -9,8 +9,8 @@ import pytest
 from shards.cli.command import run_command
 from shards.cli.outside import naming_saves
 from shards.errors import OptionError, first_line
-from shards.files import file_sha256, matching
-from shards.format.writer import remove_temporary_files, write_text
+from shards.files import file_sha256, matching, remove_temporary_files
+from shards.format.writer import write_text
 from shards.modelfiles.folder import require_weights, weights_sha256
 from shards.modelfiles.whole import file_sizes
 from student.log.files import checkpoints_of

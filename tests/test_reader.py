@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fake_cache import make_cache
+from faults import edit_manifest
 from test_codec import require_equal
 
 from shards import ShardCache, TeacherSpec
 from shards.errors import AlignDistilError, CacheDamaged, CacheMissing
 from shards.format import schema
 from shards.format.encoding import arrays
-from shards.format.manifest import MANIFEST_FILE, PLAN_FILE
+from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, read_plan
 from shards.format.schema import Pair
 
 
@@ -127,11 +128,8 @@ def test_a_shard_of_another_size_is_named_when_the_cache_is_opened(copy):
 
 def fix_size(folder, file):
     """Write the file's current size into the manifest."""
-    manifest = json.loads((folder / MANIFEST_FILE).read_text())
-    for shard in manifest["shards"]:
-        if shard["file"] == file:
-            shard["bytes"] = (folder / file).stat().st_size
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    size = (folder / file).stat().st_size
+    edit_manifest(folder, lambda m: [shard.update(bytes=size) for shard in m["shards"] if shard["file"] == file])
 
 
 @pytest.mark.parametrize("kept", [0, 7, 1000, -1, -100])
@@ -335,8 +333,7 @@ def test_only_the_columns_that_are_read_must_be_sound(copy, fake):
 
 
 def test_the_plan_alone_is_what_the_manifest_was_planned_as(fake):
-    plan = json.loads((fake.folder / PLAN_FILE).read_text())
-    assert plan == fake.plan.to_json() == ShardCache(fake.folder).plan.to_json()
+    assert read_plan(fake.folder / PLAN_FILE).to_json() == fake.plan.to_json() == ShardCache(fake.folder).plan.to_json()
 
 
 def test_record_batches_that_changed_places_are_noticed(copy):

@@ -19,12 +19,12 @@ import numpy as np
 from benchmarks.loading.options import LoadingOptions
 from shards.format.finishing import Findings, finished
 from shards.format.index import RowIndex
-from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, VOCABULARY_FILE
+from shards.format.manifest import PLAN_FILE, VOCABULARY_FILE
 from shards.format.nodes import StrengthNodes
 from shards.format.plan import Plan, ShardPlan, canonical_json
 from shards.format.schema import Role
 from shards.format.scores import Response, Scores, segment_starts
-from shards.format.writer import write_index, write_json, write_shard
+from shards.format.writer import plan_bytes, write_bytes, write_index, write_json, write_manifest, write_shard
 
 EXPONENTS = np.linspace(1.05, 3.5, 32)
 """Exponents of the power laws: entropies from five nats to a third of one."""
@@ -186,12 +186,12 @@ def make_plan(options: LoadingOptions, shards: tuple[ShardPlan, ...], rows_per_b
 def write_planned(folder: Path, plan: Plan, responses: list[Response]) -> None:
     """Write the files of a plan except the index, which exists."""
     write_json(folder, VOCABULARY_FILE, _vocabulary(plan.vocabulary_size))
-    write_json(folder, PLAN_FILE, plan.to_json())
+    write_bytes(folder, PLAN_FILE, plan_bytes(plan))
     findings = Findings.nothing(plan)
     for number, shard in enumerate(plan.shards):
         write_shard(folder, shard, plan, responses[shard.first_row : shard.first_row + shard.rows])
         findings.read_back(folder, plan, number)
-    write_json(folder, MANIFEST_FILE, finished(folder, plan, [findings]).to_json())
+    write_manifest(folder, finished(folder, plan, [findings]))
 
 
 def _vocabulary(size: int) -> dict[str, int]:

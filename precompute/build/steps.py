@@ -25,6 +25,8 @@ from precompute.feeding.stages import Times
 from precompute.models.made_from import direction_warnings
 from shards.cli.space import require_space, require_writable
 from shards.errors import CacheConflict, CacheDamaged
+from shards.files import remove_temporary_files
+from shards.format.encoding.seal import sealed
 from shards.format.finishing import Findings, finished
 from shards.format.index import INDEX_FILE
 from shards.format.manifest import (
@@ -34,17 +36,18 @@ from shards.format.manifest import (
     TOKENIZER_FILE,
     VOCABULARY_FILE,
     Manifest,
+    covered,
     require_files,
 )
 from shards.format.plan import Plan
 from shards.format.writer import (
     json_bytes,
-    remove_temporary_files,
+    plan_bytes,
     require_absent_or_same,
     write_bytes,
-    write_json,
+    write_manifest,
 )
-from shards.locks.lock import exclusive, holds
+from shards.locks.lock import clear_left, exclusive, holds
 from shards.places.out import Out
 from shards.say import say, speaks, warn
 
@@ -84,14 +87,14 @@ class Build:
             INDEX_FILE: index,
             VOCABULARY_FILE: json_bytes(inputs.vocabulary),
             **({} if tokenizer is None else {TOKENIZER_FILE: tokenizer}),
-            PROVENANCE_FILE: json_bytes({"models": inputs.places, "data": options.data_sources.places}),
+            PROVENANCE_FILE: sealed(json_bytes({"models": inputs.places, "data": options.data_sources.places})),
         }
         for file in self.place.present():  # without a plan they may be the user's own files
             if file in files:
                 require_absent_or_same(self.place.bring(file), files[file])
         for file, content in files.items():
             write_bytes(self.out, file, content)
-        write_json(self.out, PLAN_FILE, plan.to_json())
+        write_bytes(self.out, PLAN_FILE, plan_bytes(plan))
         for file in (*files, PLAN_FILE):
             self.place.publish(file, last=file == PLAN_FILE)
         remove_temporary_files(self.out)
@@ -147,10 +150,12 @@ class Build:
 
     def finish(self, plan: Plan, parts: Sequence[Findings], times: Sequence[Times]) -> Manifest:
         """Write the manifest. parts: what was found when the shards were read back; times: of each process."""
+        for file in covered(plan):
+            self.place.bring(file)
         manifest = finished(self.out, plan, parts)
         say(summary_text(manifest))
         say(times_text(sum(times, Times()), len(times)))
-        write_json(self.out, MANIFEST_FILE, manifest.to_json())
+        write_manifest(self.out, manifest)
         self.place.publish(MANIFEST_FILE, last=True)
         say(f"{self.place}: done")
         return manifest
@@ -159,6 +164,10 @@ class Build:
 def recognised(place: Out, manifest: Manifest) -> Manifest:
     """The manifest of a finished cache. Raises CacheMissing, CacheDamaged unless every shard is present."""
     require_files(manifest, place.present(), place.name)
+    if not place.is_url:
+        clear_left(place.folder)
+    elif holds(place.folder):
+        place.clear()
     say(f"{place}: already built from the same inputs, nothing to do")
     return manifest
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from shards import strict_json
 from shards.errors import CacheConflict
-from shards.files import about
+from shards.files import about, remove_temporary_files
 from shards.format.manifest import read_json, refuse_difference
 from shards.format.writer import write_json, write_text
 
@@ -43,6 +43,8 @@ class SampleFile:
         """Write the identity of the samples."""
         write_json(self.path.parent, self.sidecar.name, self.identity)
         self.partial.touch()
+        for path in (self.path, self.sidecar):
+            remove_temporary_files(path.parent, path.name)
 
     def keep(self, order: Sequence[Key], batch_size: int) -> list[dict[str, Any]]:
         """The rows that are already written, in whole batches; cuts the file off after them.

@@ -6,7 +6,7 @@ Its front matter tells `datasets` which files are the shards, since the folder h
 from pathlib import Path
 from typing import Any
 
-from shards.format.manifest import PROVENANCE_FILE, SHARD_GLOB, Manifest, read_json
+from shards.format.manifest import SHARD_GLOB, Manifest, read_provenance
 from shards.format.schema import Role
 from shards.places.url import Url
 
@@ -19,7 +19,7 @@ def card(manifest: Manifest, folder: Path, url: Url, license: str | None) -> str
     """README.md of a cache. folder: with its provenance.json, of which only names on the hub are shown."""
     plan = manifest.plan
     total = sum(entry.bytes for entry in manifest.entries)
-    models = "".join(_model(role, plan.identity, read_json(folder / PROVENANCE_FILE)) for role in plan.roles)
+    models = "".join(_model(role, plan.identity, read_provenance(folder)) for role in plan.roles)
     inside = url.prefix.split("/", 2)[2:]
     shards = "/".join([*inside, SHARD_GLOB])
     return f"""---

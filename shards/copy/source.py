@@ -1,6 +1,5 @@
 """The cache that is copied: its small files, and its shards one by one, each checked as it is read."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from shards.copy.folder import FolderStore
 from shards.errors import CacheDamaged, CacheMissing
-from shards.files import file_sha256
+from shards.files import file_sha256, file_sums
 from shards.format.index import INDEX_FILE, read_index
 from shards.format.manifest import (
     MANIFEST_FILE,
@@ -19,13 +18,13 @@ from shards.format.manifest import (
     Manifest,
     ShardEntry,
     differences,
-    read_json,
     read_manifest,
     read_plan,
+    read_provenance,
     read_tokenizer,
+    read_vocabulary,
     require_files,
 )
-from shards.format.plan import canonical_json
 from shards.places.out import calling
 from shards.places.publisher import bring
 from shards.places.stores import Store
@@ -88,9 +87,10 @@ def _check_small_files(folder: Path, manifest: Manifest) -> None:
         raise CacheDamaged(f"{folder / PLAN_FILE}: {name}: expected {expected} as in the manifest, got {found}")
     read_index(folder, plan)
     read_tokenizer(folder, plan)
-    tokens = canonical_json(read_json(folder / VOCABULARY_FILE))
-    found, expected = hashlib.sha256(tokens).hexdigest(), plan.identity["tokenizer"]["vocabulary_sha256"]
-    if found != expected:
-        raise CacheDamaged(f"{folder / VOCABULARY_FILE}: expected a map with sha256 {expected}, got {found}")
+    read_vocabulary(folder, manifest)
+    for file, recorded in (manifest.files or {}).items():
+        if (sums := file_sums(folder / file)) != recorded:
+            raise CacheDamaged(f"{folder / file}: expected sha256 {recorded.sha256}, got {sums.sha256}")
     if not (folder / PROVENANCE_FILE).exists():
         raise CacheMissing(f"{folder}: expected a cache, found no {PROVENANCE_FILE}")
+    read_provenance(folder)

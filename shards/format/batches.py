@@ -130,23 +130,30 @@ class ShardOpener:
 
     def open(self, path: Path, name: str | None = None) -> OpenShard:
         """Raises CacheDamaged, calling the file `name`, unless it is an Arrow file of this build."""
-        error: Exception | None = None
         try:
             source = _source(path)
+        except OSError as exc:
+            raise CacheDamaged(f"{name or path}: expected an Arrow IPC file, got {one_line(exc)}") from exc
+        return self.read(source, name or str(path))
+
+    def read(self, source: pa.NativeFile, name: str) -> OpenShard:
+        """The same of what is open already."""
+        error: Exception | None = None
+        try:
             blocks = read_blocks(source)
             file = pa.ipc.open_file(source, options=self._options)
             if file.schema.equals(self._schema) and _owner(file.schema) == self.plan.sha256:
                 return OpenShard(reader=file, source=source, blocks=blocks, form=self._form)
         except Malformed as exc:
-            raise CacheDamaged(f"{name or path}: {exc}") from exc
+            raise CacheDamaged(f"{name}: {exc}") from exc
         except (pa.ArrowException, OSError, ValueError) as exc:
             error = exc
-        raise CacheDamaged(f"{name or path}: {self._fault(path, error)}") from error
+        raise CacheDamaged(f"{name}: {self._fault(source, error)}") from error
 
-    def _fault(self, path: Path, error: Exception | None) -> str:
+    def _fault(self, source: pa.NativeFile, error: Exception | None) -> str:
         """What is wrong with a file that could not be opened."""
         try:
-            found = pa.ipc.open_file(pa.OSFile(str(path), "rb")).schema
+            found = pa.ipc.open_file(source).schema
             differing = None if found.equals(self.plan.arrow_schema) else _difference(self.plan.arrow_schema, found)
             owner = _owner(found)
         except (pa.ArrowException, OSError, ValueError) as exc:  # ValueError: a name that is not UTF-8
@@ -176,7 +183,9 @@ def load_batch(
     except Malformed as exc:
         raise CacheDamaged(f"{where} {exc}") from exc
     except (pa.ArrowException, OSError, ValueError) as exc:
-        raise CacheDamaged(f"{where}: expected a readable record batch, got {one_line(exc)}") from exc
+        raise CacheDamaged(
+            f"{where}{_broken(file, batch, most)}: expected a readable record batch, got {one_line(exc)}"
+        ) from exc
     if found.batch.num_rows != rows:
         raise CacheDamaged(f"{where}: expected {rows} rows, got {found.batch.num_rows}")
     metadata = dict(found.custom_metadata or {})
@@ -184,6 +193,23 @@ def load_batch(
     if begins != str(first_row).encode():
         raise CacheDamaged(f"{where}: expected the batch that begins with row {first_row}, got {ascii(begins)[2:-1]}")
     return found.batch, metadata
+
+
+def _broken(file: OpenShard, batch: int, most: Mapping[schema.Level, int]) -> str:
+    """The column of a record batch that cannot be decompressed, if there is one, for the message."""
+    try:
+        buffers = file.form.read(file.source, file.blocks[batch], most)
+    except Malformed:  # changed since it was checked
+        return ""
+    for buffer in buffers:
+        if buffer.claimed in (buffer.stored, buffer.stored - 8):  # not compressed
+            continue
+        stored = file.source.read_at(buffer.stored, buffer.offset)
+        try:
+            pa.Codec("zstd").decompress(stored[8:], buffer.claimed)
+        except (pa.ArrowException, OSError):
+            return f" column {buffer.column}"
+    return ""
 
 
 def _source(path: Path) -> pa.NativeFile:

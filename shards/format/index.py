@@ -14,9 +14,9 @@ import pyarrow as pa
 from shards.errors import CacheDamaged, CacheMissing, first_line
 from shards.format import schema
 from shards.format.encoding import arrays
+from shards.format.manifest import INDEX_FILE
 from shards.format.plan import Plan
 
-INDEX_FILE = "index.arrow"
 INDEX_SCHEMA = pa.schema(
     [
         pa.field(schema.PAIR_ID, pa.int64(), nullable=False),

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from shards import strict_json
-from shards.errors import CacheConflict, CacheDamaged, CacheMissing, first_line
-from shards.files import read_regular
-from shards.format.plan import Plan, require_format
+from shards.errors import CacheConflict, CacheDamaged, CacheMissing
+from shards.files import Sums, read_regular
+from shards.format.encoding.seal import SEAL_KEYS, check_seal
+from shards.format.plan import Plan, canonical_json, require_format
 
 PLAN_FILE = "plan.json"
 MANIFEST_FILE = "manifest.json"
 VOCABULARY_FILE = "vocabulary.json"
 TOKENIZER_FILE = "tokenizer.json"
 PROVENANCE_FILE = "provenance.json"
+INDEX_FILE = "index.arrow"
 SHARD_GLOB = "part-*.arrow"
 MAX_JSON_BYTES = 2**29
 """A manifest of two million shards has as many."""
@@ -31,29 +33,38 @@ MAX_JSON_BYTES = 2**29
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardEntry:
-    """One finished shard: its file, its kept tokens, its size and its sha256."""
+    """One finished shard: its file, its kept tokens, its size and its sums. crc32: None in older caches."""
 
     file: str
     entries: int
     bytes: int
     sha256: str
+    crc32: int | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ShardEntry":
-        entries, size = int(data["entries"]), int(data["bytes"])
-        return cls(file=str(data["file"]), entries=entries, bytes=size, sha256=str(data["sha256"]))
+        entries, size, crc32 = int(data["entries"]), int(data["bytes"]), data.get("crc32")
+        crc32 = None if crc32 is None else int(crc32)
+        return cls(file=str(data["file"]), entries=entries, bytes=size, sha256=str(data["sha256"]), crc32=crc32)
 
     def to_json(self) -> dict[str, Any]:
-        return {"file": self.file, "entries": self.entries, "bytes": self.bytes, "sha256": self.sha256}
+        sums = {"bytes": self.bytes, "sha256": self.sha256}
+        return {"file": self.file, "entries": self.entries, **sums} | (
+            {} if self.crc32 is None else {"crc32": self.crc32}
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A finished cache: its plan, an entry for every planned shard in order, and statistics of the values."""
+    """A finished cache: its plan, an entry for every planned shard in order, and statistics of the values.
+
+    files: the sums of the files beside the shards (`covered`); None in older caches, whose manifest has no seal either.
+    """
 
     plan: Plan
     entries: tuple[ShardEntry, ...]
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Sums] | None = None
 
     def to_json(self) -> dict[str, Any]:
         merged = self.plan.to_json()
@@ -61,25 +72,35 @@ class Manifest:
         merged["shards"] = [
             planned.to_json() | entry.to_json() for planned, entry in zip(self.plan.shards, self.entries, strict=True)
         ]
-        return merged | {"statistics": dict(self.statistics)}
+        files = {} if self.files is None else {"files": {name: sums._asdict() for name, sums in self.files.items()}}
+        return merged | files | {"statistics": dict(self.statistics)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str) -> "Manifest":
+        """Read what `to_json` wrote. Raises CacheDamaged, naming the file and what is wrong."""
         require_format(data, where)
         try:
             entries = tuple(map(ShardEntry.from_json, data["shards"]))
             statistics = {name: dict(numbers) for name, numbers in data["statistics"].items()}
             if not statistics or not all(isinstance(n, (int, float)) for s in statistics.values() for n in s.values()):
                 raise ValueError("statistics that are no numbers")
-            build_sha256 = data["build_sha256"]
+            build_sha256, found = data["build_sha256"], data.get("files")
+            files = found and {name: Sums(**sums) for name, sums in found.items()}
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as exc:
             raise CacheDamaged(f"{where}: expected a table of shards and statistics, got {exc!r}") from exc
         plan = Plan.from_json(data, where)  # takes only its own fields of a shard
         if plan.sha256 != build_sha256:
             raise CacheDamaged(f"{where}: expected build_sha256 {build_sha256}, got {plan.sha256} from its fields")
-        manifest = cls(plan=plan, entries=entries, statistics=statistics)
+        manifest = cls(plan=plan, entries=entries, statistics=statistics, files=files)
         _require_exact(data, manifest.to_json(), where)
+        if files is not None and set(files) != set(covered(plan)):
+            raise CacheDamaged(f"{where}: files: expected {', '.join(covered(plan))}, got {', '.join(files)}")
         return manifest
+
+
+def covered(plan: Plan) -> tuple[str, ...]:
+    """The files beside the shards that have sums in the manifest: not provenance.json, on which no byte depends."""
+    return (PLAN_FILE, INDEX_FILE, VOCABULARY_FILE, *(() if plan.tokenizer_sha256 is None else (TOKENIZER_FILE,)))
 
 
 def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
@@ -87,13 +108,16 @@ def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
 
     where: what messages call the file; default: its path.
     """
+    return parse_json(_read(path, where or str(path)), where or str(path))
+
+
+def _read(path: Path, where: str) -> bytes:
     try:
-        content = read_regular(path, MAX_JSON_BYTES)
+        return read_regular(path, MAX_JSON_BYTES)
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise CacheMissing(f"{path.parent}: expected a cache, found no {path.name}") from exc
     except OSError as exc:
-        raise CacheDamaged(f"{where or path}: expected JSON, got {exc.strerror}") from exc
-    return parse_json(content, where or str(path))
+        raise CacheDamaged(f"{where}: expected a readable file, got {exc.strerror}") from exc
 
 
 def parse_json(content: bytes, where: str) -> dict[str, Any]:
@@ -115,7 +139,49 @@ def read_manifest(folder: Path, name: str | None = None) -> Manifest:
     path, where = folder / MANIFEST_FILE, f"{name or folder}/{MANIFEST_FILE}"
     if not path.exists() and (folder / PLAN_FILE).exists():
         raise CacheMissing(f"{folder}: expected a finished cache, found a build that was begun; run it again to finish")
-    return Manifest.from_json(read_json(path, where), where)
+    data, is_sealed = _read_sealed(path, where)
+    manifest = Manifest.from_json(data, where)
+    summed = {entry.crc32 is not None for entry in manifest.entries} | {manifest.files is not None}
+    if summed != {is_sealed}:
+        raise CacheDamaged(f"{where}: expected files, crc32 of shards and a content_sha256, or none of them, got some")
+    return manifest
+
+
+def read_provenance(folder: Path, name: str | None = None) -> dict[str, Any]:
+    """The paths of models and data. Raises CacheMissing, CacheDamaged. name: what messages call the folder."""
+    return _read_sealed(folder / PROVENANCE_FILE, f"{name or folder}/{PROVENANCE_FILE}")[0]
+
+
+def _read_sealed(path: Path, where: str) -> tuple[dict[str, Any], bool]:
+    """The JSON object in a file, without its seal, and whether it has one."""
+    content = _read(path, where)
+    is_sealed, data = check_seal(content, where), parse_json(content, where)
+    return {key: value for key, value in data.items() if not (is_sealed and key in SEAL_KEYS)}, is_sealed
+
+
+def read_vocabulary(folder: Path, manifest: Manifest, name: str | None = None) -> dict[str, int]:
+    """The token-to-id map. Raises CacheMissing, CacheDamaged if it is not the manifest's or no map. name: as above."""
+    where = f"{name or folder}/{VOCABULARY_FILE}"
+    content = _read(folder / VOCABULARY_FILE, where)
+    if manifest.files is None:
+        found = parse_json(content, where)
+        expected = vocabulary_sha256(manifest.plan)
+        sha256 = hashlib.sha256(canonical_json(found)).hexdigest() if expected else None
+    else:
+        expected, sha256 = manifest.files[VOCABULARY_FILE].sha256, hashlib.sha256(content).hexdigest()
+    if sha256 != expected:
+        raise CacheDamaged(f"{where}: expected a map with sha256 {expected}, got {sha256}")
+    found = parse_json(content, where)
+    for token, token_id in found.items():
+        if type(token_id) is not int:
+            raise CacheDamaged(f"{where}: expected a number for each token, got {token_id!r:.40} for {token!r:.40}")
+    return found
+
+
+def vocabulary_sha256(plan: Plan) -> str | None:
+    """Of the canonical JSON of the token-to-id map, as the identity has it."""
+    tokenizer = plan.identity.get("tokenizer")
+    return tokenizer.get("vocabulary_sha256") if isinstance(tokenizer, Mapping) else None
 
 
 def require_files(manifest: Manifest, sizes: Mapping[str, int], where: str) -> None:
@@ -130,20 +196,9 @@ def require_files(manifest: Manifest, sizes: Mapping[str, int], where: str) -> N
             raise CacheDamaged(f"{where}/{entry.file}: expected {entry.bytes} bytes, got {sizes[entry.file]}")
 
 
-def read_vocabulary(path: Path, where: str | None = None) -> dict[str, int]:
-    """The token-to-id map in a file. Raises as `read_json`, and CacheDamaged for ids that are no whole numbers."""
-    found = read_json(path, where)
-    if not all(type(token_id) is int for token_id in found.values()):
-        token = next(token for token, token_id in found.items() if type(token_id) is not int)
-        raise CacheDamaged(
-            f"{where or path}: expected a number for each token, got {found[token]!r:.40} for {token!r:.40}"
-        )
-    return found
-
-
 def read_plan(path: Path) -> Plan:
     """The plan in a file of a begun or finished build. Raises CacheMissing, CacheDamaged."""
-    data = read_json(path)
+    data, _ = _read_sealed(path, str(path))
     plan = Plan.from_json(data, str(path))
     _require_exact(data, plan.to_json(), str(path))
     return plan
@@ -158,12 +213,7 @@ def read_tokenizer(folder: Path, plan: Plan, name: str | None = None) -> str | N
     if plan.tokenizer_sha256 is None:
         return None
     where = f"{name or folder}/{TOKENIZER_FILE}"
-    try:
-        content = read_regular(folder / TOKENIZER_FILE, MAX_JSON_BYTES)
-    except FileNotFoundError as exc:
-        raise CacheMissing(f"{name or folder}: expected a cache, found no {TOKENIZER_FILE}") from exc
-    except OSError as exc:
-        raise CacheDamaged(f"{where}: expected a readable file, got {first_line(exc)}") from exc
+    content = _read(folder / TOKENIZER_FILE, where)
     if (found := hashlib.sha256(content).hexdigest()) != plan.tokenizer_sha256:
         raise CacheDamaged(f"{where}: expected sha256 {plan.tokenizer_sha256}, got {found}")
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from shards.errors import CacheConflict, OptionError
-from shards.files import about
+from shards.files import about, make_folder
 from shards.locks.mounts import local_locks
 from shards.locks.owner import Owner
 from shards.say import warn
@@ -55,6 +55,9 @@ class _Held:
         if found != self.owner:
             raise CacheConflict(f"{self.name}: expected the lock of this command, found that of {found or 'another'}")
 
+    def forget(self) -> None:
+        os.close(self.descriptor)
+
     def release(self) -> None:
         with contextlib.suppress(OSError):  # a file that stays stops nobody
             if _names(self.file, self.descriptor):
@@ -69,7 +72,7 @@ _HELD: list[_Held] = []
 def _forget() -> None:
     """In a fork, such as a loader worker: it must not keep a lock after its parent's end, nor end it before."""
     for held in _HELD:
-        os.close(held.descriptor)
+        held.forget()
     _HELD.clear()
 
 
@@ -96,6 +99,17 @@ def exclusive_file(file: Path, *, name: str | None = None, wait_seconds: float =
     """
     with _locked(file, lock_file_of(file), name or str(file), wait_seconds=wait_seconds):
         yield
+
+
+def clear_left(place: Path) -> None:
+    """Remove the lock file of a folder or file whose command was killed, where nothing is locked any more.
+
+    Nothing if there is none, if a command has the lock, or if it cannot be removed.
+    """
+    file = place / LOCK_FILE if place.is_dir() else lock_file_of(place)
+    if file.exists():
+        with contextlib.suppress(CacheConflict, OptionError, OSError), _locked(place, file, str(place), wait_seconds=0):
+            pass
 
 
 def lock_file_of(file: Path) -> Path:
@@ -169,10 +183,10 @@ def _opened(file: Path) -> int:
     """The lock file, opened for writing; it and its folder are made, which others may remove meanwhile."""
     for tries in range(MOST_TRIES):
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(file.parent)
             return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:
-            if tries == MOST_TRIES - 1:
+        except (FileNotFoundError, FileExistsError):  # the second from mkdir: the folder was there just now
+            if tries == MOST_TRIES - 1 or file.parent.is_file():
                 raise
         except OSError as exc:
             if exc.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):

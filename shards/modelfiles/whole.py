@@ -1,9 +1,9 @@
-"""Compares a folder with a recorded list of file names and sizes; a checkpoint is judged whole by it.
+"""Compares a folder with a recorded list of file names and sizes; a checkpoint is judged whole by it, or surplus.
 
 A kill between two writes, a full disk or an incomplete removal leaves files missing or shorter.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from shards.files import paths_under
@@ -32,3 +32,14 @@ def damage(folder: Path, sizes: Mapping[str, int]) -> str | None:
         if (found := path.stat().st_size) != size:
             return f"got {name} of {found:,} bytes instead of {size:,}"
     return None
+
+
+def surplus(found: Sequence[Path], limit: int | None, kept: Collection[Path]) -> list[Path]:
+    """The oldest checkpoints, beyond a limit of all, but none of `kept`. found: oldest first. limit: none if 0 or None.
+
+    A newer one that was never finished must not take the place of the one that has just been written.
+    """
+    if not limit or limit < 0:
+        return []
+    others = [folder for folder in found if folder not in kept]
+    return others[: max(0, len(found) - max(limit, len(found) - len(others)))]

@@ -24,8 +24,16 @@ from shards.format.batches import ShardOpener, load_batch
 from shards.format.content import rules
 from shards.format.encoding import arrays, codec
 from shards.format.encoding.selection import Selection
-from shards.format.index import INDEX_FILE, RowIndex, indexed_columns, read_index
-from shards.format.manifest import PLAN_FILE, TOKENIZER_FILE, VOCABULARY_FILE, Manifest, read_manifest
+from shards.format.index import INDEX_FILE, RowIndex, indexed_columns
+from shards.format.manifest import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    PROVENANCE_FILE,
+    TOKENIZER_FILE,
+    VOCABULARY_FILE,
+    Manifest,
+    read_manifest,
+)
 from shards.format.plan import Plan
 from shards.format.statistics import Histogram, add_positions, new_histograms, position_columns
 from shards.places.mirror import Mirror
@@ -35,6 +43,7 @@ from shards.progress import commanded, progress
 from shards.remote import mirror_of, mirrored_manifest
 from shards.say import result, say
 from shards.verify import folder_rules
+from shards.verify.located import rows_text
 from shards.verify.names import SeenNames
 from shards.verify.rules import RULES, Fault
 
@@ -67,11 +76,13 @@ def verify(folder: str | Path, room: Room | None = None) -> Iterator[Fault]:
 
     Every file of a URL is fetched, even if there is a copy of it on this machine. room: where the copies are.
     """
+    mirror = None
     try:
         mirror = mirror_of(str(folder), room) if is_url(folder) else None
         manifest = read_manifest(Path(folder)) if mirror is None else mirrored_manifest(mirror)
     except (CacheMissing, CacheDamaged) as error:
-        yield Fault(rule=1, text=str(error))
+        explained = folder_rules.manifest_flip((Path(folder) if mirror is None else mirror.folder) / MANIFEST_FILE)
+        yield Fault(rule=1, text=f"{error}{explained}")
         return
     if mirror is None:
         yield from _faults(manifest, Path(folder), None)
@@ -81,21 +92,20 @@ def verify(folder: str | Path, room: Room | None = None) -> Iterator[Fault]:
 
 
 def _faults(manifest: Manifest, folder: Path, mirror: Mirror | None) -> Iterator[Fault]:
-    """Rules 2 to 21."""
+    """Rules 2 to 22."""
     plan = manifest.plan
     if not (yield from _arrives(mirror, PLAN_FILE, 2)):
-        yield from folder_rules.plan_file(plan, folder)
+        yield from folder_rules.plan_file(manifest, folder)
     if not (yield from _arrives(mirror, VOCABULARY_FILE, 3)):
-        yield from folder_rules.vocabulary(plan, folder)
+        yield from folder_rules.vocabulary(manifest, folder)
     if plan.tokenizer_sha256 is None or not (yield from _arrives(mirror, TOKENIZER_FILE, 3)):
-        yield from folder_rules.tokenizer(plan, folder)
+        yield from folder_rules.tokenizer(manifest, folder)
     yield from folder_rules.stray_files(plan, folder, None if mirror is None else mirror.sizes)
     index = None
     if not (yield from _arrives(mirror, INDEX_FILE, 21)):
-        try:
-            index = read_index(folder, plan)
-        except (CacheMissing, CacheDamaged) as error:
-            yield Fault(rule=21, text=str(error))
+        index = yield from folder_rules.index(manifest, folder)
+    if mirror is None or (PROVENANCE_FILE in mirror.sizes and not (yield from _arrives(mirror, PROVENANCE_FILE, 22))):
+        yield from folder_rules.provenance(folder)
     yield from _shards(manifest, folder, index, mirror)
 
 
@@ -162,15 +172,16 @@ def _contents(opener: ShardOpener, shard: int, folder: Path, seen: Seen) -> Iter
     for index in range(batches):
         first_row = plan.first_row(shard, index)
         where = f"{path} record batch {index}"
+        rows = rows_text(plan, shard, index, 0, plan.num_rows(shard, index) - 1)
         try:
             batch, metadata = load_batch(file, index, first_row, plan.most_values(shard, index), where)
         except CacheDamaged as error:
-            yield Fault(rule=7, text=str(error))
+            yield Fault(rule=7, text=f"{error} ({rows})")
             continue
         try:
             arrays.check_crc32(batch, metadata, where)
         except CacheDamaged as error:
-            yield Fault(rule=8, text=str(error))
+            yield Fault(rule=8, text=f"{error} ({rows})")
             continue
         faults = list(_rows(batch, plan, first_row, path, seen))
         yield from faults

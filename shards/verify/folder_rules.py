@@ -2,53 +2,72 @@
 
 import fnmatch
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from shards.errors import AlignDistilError
-from shards.files import file_sha256
+from shards.files import Sums, file_sums
 from shards.format import schema
-from shards.format.index import RowIndex
+from shards.format.encoding.seal import SEAL_KEYS
+from shards.format.index import INDEX_FILE, RowIndex, read_index
 from shards.format.manifest import (
     MANIFEST_FILE,
     PLAN_FILE,
+    PROVENANCE_FILE,
     SHARD_GLOB,
+    TOKENIZER_FILE,
     VOCABULARY_FILE,
     Manifest,
     differences,
     read_json,
+    read_provenance,
     read_tokenizer,
+    read_vocabulary,
+    vocabulary_sha256,
 )
 from shards.format.plan import Plan, canonical_json
 from shards.format.statistics import Histogram
+from shards.verify import located
+from shards.verify.flipped import Flip, flip_by_sums, flip_of_sealed
 from shards.verify.rules import Fault
 
 STATISTICS_TOLERANCE = 1e-5
 """Allowed error of a recomputed statistic, relative above 1: the library chooses the order of a sum."""
 
 
-def plan_file(plan: Plan, folder: Path) -> Iterator[Fault]:
-    """Rule 2: plan.json exists and equals the plan in the manifest."""
-    path = folder / PLAN_FILE
-    try:
-        for name, found, expected in differences(read_json(path), plan.to_json()):
-            yield Fault(rule=2, text=f"{path}: {name}: expected {expected}, got {found}")
-    except AlignDistilError as error:
-        yield Fault(rule=2, text=str(error))
+def manifest_flip(path: Path) -> str:
+    """What explains that the manifest is damaged, for the end of its fault: one flipped bit, or nothing."""
+    content = path.read_bytes() if path.is_file() else b""
+    return _explained(content, flip_of_sealed(content))
 
 
-def vocabulary(plan: Plan, folder: Path) -> Iterator[Fault]:
-    """Rule 3: vocabulary.json is the token-to-id map of the identity, and V is its largest id + 1."""
-    path = folder / VOCABULARY_FILE
+def plan_file(manifest: Manifest, folder: Path) -> Iterator[Fault]:
+    """Rule 2: plan.json exists and equals the plan in the manifest; but for older caches, to the byte."""
+    path, right = folder / PLAN_FILE, manifest.plan.to_json()
+    explained = _explained_by_sums(path, manifest)
     try:
-        id_by_token = read_json(path)
+        found = {name: value for name, value in read_json(path).items() if name not in SEAL_KEYS}
     except AlignDistilError as error:
-        yield Fault(rule=3, text=str(error))
+        yield Fault(rule=2, text=f"{error}{explained}")
         return
-    found, expected = hashlib.sha256(canonical_json(id_by_token)).hexdigest(), _vocabulary_sha256(plan.identity)
+    for name, value, expected in (faults := list(differences(found, right))):
+        yield Fault(rule=2, text=f"{path}: {name}: expected {expected}, got {value}{explained}")
+    if not faults and manifest.files is not None and file_sums(path) != manifest.files[PLAN_FILE]:
+        expected = manifest.files[PLAN_FILE].sha256
+        yield Fault(rule=2, text=f"{path}: expected sha256 {expected}, got {file_sums(path).sha256}{explained}")
+
+
+def vocabulary(manifest: Manifest, folder: Path) -> Iterator[Fault]:
+    """Rule 3: vocabulary.json is the token-to-id map of the identity, and V is its largest id + 1."""
+    path, plan = folder / VOCABULARY_FILE, manifest.plan
+    try:
+        id_by_token = read_vocabulary(folder, manifest)
+    except AlignDistilError as error:
+        yield Fault(rule=3, text=f"{error}{_explained_by_sums(path, manifest)}")
+        return
+    found, expected = hashlib.sha256(canonical_json(id_by_token)).hexdigest(), vocabulary_sha256(plan)
     if found != expected:
         yield Fault(rule=3, text=f"{path}: expected a map with sha256 {expected}, got {found}")
         return
@@ -58,12 +77,33 @@ def vocabulary(plan: Plan, folder: Path) -> Iterator[Fault]:
         yield Fault(rule=3, text=f"{path}: expected ids 0 to {plan.vocabulary_size - 1}, got ids 0 to {size - 1}")
 
 
-def tokenizer(plan: Plan, folder: Path) -> Iterator[Fault]:
+def tokenizer(manifest: Manifest, folder: Path) -> Iterator[Fault]:
     """Rule 3: tokenizer.json has the sha256 of the plan, if the plan names one."""
     try:
-        read_tokenizer(folder, plan)
+        read_tokenizer(folder, manifest.plan)
     except AlignDistilError as error:
-        yield Fault(rule=3, text=str(error))
+        yield Fault(rule=3, text=f"{error}{_explained_by_sums(folder / TOKENIZER_FILE, manifest)}")
+
+
+def index(manifest: Manifest, folder: Path) -> Generator[Fault, None, RowIndex | None]:
+    """Rule 21: index.arrow has the sha256 of the plan, and its columns. Returns it; None if it is unreadable."""
+    try:
+        return read_index(folder, manifest.plan)
+    except AlignDistilError as error:
+        yield Fault(rule=21, text=f"{error}{_explained_by_sums(folder / INDEX_FILE, manifest)}")
+    return None
+
+
+def provenance(folder: Path) -> Iterator[Fault]:
+    """Rule 22: provenance.json, where it is there, has the text of its seal."""
+    path = folder / PROVENANCE_FILE
+    if not path.is_file():
+        return
+    try:
+        read_provenance(folder)
+    except AlignDistilError as error:
+        content = path.read_bytes()
+        yield Fault(rule=22, text=f"{error}{_explained(content, flip_of_sealed(content))}")
 
 
 def stray_files(plan: Plan, folder: Path, names: Iterable[str] | None = None) -> Iterator[Fault]:
@@ -77,17 +117,25 @@ def stray_files(plan: Plan, folder: Path, names: Iterable[str] | None = None) ->
 
 
 def shard_file(manifest: Manifest, shard: int, folder: Path) -> Iterator[Fault]:
-    """Rule 5: the shard exists, with its recorded bytes and sha256."""
+    """Rule 5: the shard exists, with its recorded bytes and sums."""
     entry = manifest.entries[shard]
     path = folder / entry.file
     if not path.is_file():
         yield Fault(rule=5, text=f"{path}: expected a shard of {entry.bytes} bytes, found no file")
         return
-    size, sha256 = path.stat().st_size, file_sha256(path)
-    if size != entry.bytes:
-        yield Fault(rule=5, text=f"{path}: expected {entry.bytes} bytes, got {size}")
-    if sha256 != entry.sha256:
-        yield Fault(rule=5, text=f"{path}: expected sha256 {entry.sha256}, got {sha256}")
+    found = file_sums(path)
+    if found.bytes != entry.bytes:
+        yield Fault(rule=5, text=f"{path}: expected {entry.bytes} bytes, got {found.bytes}")
+    if found.sha256 != entry.sha256:
+        explained = ""
+        if entry.crc32 is not None and found.bytes == entry.bytes:
+            content = path.read_bytes()
+            flip = flip_by_sums(content, Sums(entry.bytes, entry.crc32, entry.sha256))
+            explained = "; no one flipped bit explains it" if flip is None else f": {flip}, "
+            explained += "" if flip is None else located.in_shard(content, flip, manifest.plan, shard)
+        yield Fault(rule=5, text=f"{path}: expected sha256 {entry.sha256}, got {found.sha256}{explained}")
+    elif found.crc32 != entry.crc32 is not None:
+        yield Fault(rule=5, text=f"{path}: expected crc32 {entry.crc32}, got {found.crc32}")
 
 
 def index_rows(index: RowIndex, first_row: int, columns: Mapping[str, np.ndarray], path: Path) -> Iterator[Fault]:
@@ -117,9 +165,20 @@ def statistics(manifest: Manifest, histograms: Mapping[str, Histogram], folder: 
             yield Fault(rule=20, text=f"{path}: statistics.{name}: expected {expected}, got {found}")
 
 
-def _vocabulary_sha256(identity: Mapping[str, Any]) -> str | None:
-    tokenizer = identity.get("tokenizer")
-    return tokenizer.get("vocabulary_sha256") if isinstance(tokenizer, Mapping) else None
+def _explained(content: bytes, flip: Flip | None) -> str:
+    """For the end of a fault of a JSON file."""
+    return "" if flip is None else f": {flip}, {located.in_json(flip.undone(content), flip)}"
+
+
+def _explained_by_sums(path: Path, manifest: Manifest) -> str:
+    """For the end of a fault of a file whose sums are in the manifest."""
+    if manifest.files is None or not path.is_file():
+        return ""
+    content = path.read_bytes()
+    flip = flip_by_sums(content, manifest.files[path.name])
+    if flip is None or path.suffix == ".json":
+        return _explained(content, flip)
+    return f": {flip}"
 
 
 def _close(found: str, expected: str) -> bool:

@@ -24,6 +24,7 @@ RULES = {
     19: "tail",
     20: "statistics",
     21: "index",
+    22: "provenance",
 }
 
 

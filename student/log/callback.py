@@ -7,12 +7,11 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 
 from shards.cli.outside import naming_saves
-from shards.files import temporary_name
 from shards.format.writer import write_json
 from shards.progress import progress
 from shards.say import say
 from student.log.figures import EVALUATION
-from student.log.files import RUN_FILE, STATE_FILE
+from student.log.files import RUN_FILE, write_state
 from student.log.lines import evaluation_text, other_text, step_text
 
 WRITE_SECONDS, WRITE_SHARE = 10.0, 0.02
@@ -99,9 +98,7 @@ class RunLog(TrainerCallback):
             if not self._named:
                 write_json(out, RUN_FILE, self.trainer.run_identity())
                 self._named = True
-            temporary = temporary_name(out, STATE_FILE)
-            state.save_to_json(str(temporary))
-            temporary.replace(out / STATE_FILE)
+            write_state(out, state)
         ended = time.monotonic()
         self._next_write = ended + max(WRITE_SECONDS, (ended - began) / WRITE_SHARE)
 

@@ -15,7 +15,7 @@ from shards.cli.launcher import leave
 from shards.cli.outside import naming_saves
 from shards.cli.trust_text import GOOD_TEXT, sampled, trust_lines
 from shards.errors import OptionError, first_line
-from shards.files import about, matching
+from shards.files import make_folder, matching
 from shards.modelfiles.adapter import lora_config
 from shards.modelfiles.find import resolve
 from shards.progress import commanded
@@ -38,7 +38,7 @@ from student.runs.schedule import steps_texts
 from student.train.distance import distance_text, measure
 from student.train.ranks import require_same_inputs
 from student.train.reference import reference_of
-from student.train.saving import save
+from student.train.saving import save, save_evaluation
 from student.trainer import DistillTrainer
 
 SAMPLE_ROWS = 200
@@ -84,7 +84,7 @@ def _train(args: DistillArguments) -> DistillTrainer:
     start = measure(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     if eval_data is not None:
-        trainer.save_metrics("eval", trainer.evaluate())
+        save_evaluation(trainer, trainer.evaluate())
     went = distance_text(start, measure(trainer))
     save(trainer, tokenizer, source)
     if trainer.is_world_process_zero():
@@ -108,8 +108,8 @@ def _require_output(args: DistillArguments, source: Path) -> None:
     if (args.eval_strategy != "no" or args.eval_on_start) and not args.eval_shards:
         raise OptionError("eval_shards: expected caches to evaluate on, got none")
     if int(os.environ.get("RANK", "0")) == 0:
-        with naming_saves("output_dir"), about(out):
-            out.mkdir(parents=True, exist_ok=True)
+        with naming_saves("output_dir"):
+            make_folder(out)
             tempfile.TemporaryFile(dir=out).close()
         _require_unused(args, out)
 

@@ -23,8 +23,10 @@ from shards.format.schema import Column
 from shards.format.scores import Scores, segment_starts
 
 Rows = Sequence[Mapping[str, Any]]
+LISTS = ("token", "position", "node", "entry")
+"""Levels of list columns."""
 
-SAMPLED = 32
+SAMPLED = 64
 """The mass is summed at one of so many positions, beginning with the first."""
 
 
@@ -34,20 +36,19 @@ def misshapen(rows: Rows, table: Sequence[Column], plan: Plan) -> bool:
     Decoding relies on all of them. rows: as stored, with the columns of `table`.
     """
     count_N = np.concatenate([row[schema.SUPPORT_COUNT] for row in rows])
-    if not len(count_N) or count_N.min() < 1 or count_N.max() > plan.vocabulary_size:
+    if not len(count_N) or not _within(count_N, 1, plan.vocabulary_size):
         return True
-    lists = [(column.name, column.level) for column in table if column.level != "row"]
+    of_level = {level: [column.name for column in table if column.level == level] for level in LISTS}
     entries_N, nodes, end, counted = count_N.cumsum(dtype=np.int64), len(plan.nodes) - 1, 0, 0
     for row in rows:
-        positions = int(np.count_nonzero(row[schema.LOSS_MASK]))
-        if positions < 1 or positions != len(row[schema.SUPPORT_COUNT]):
+        positions = len(row[schema.SUPPORT_COUNT])
+        if positions != np.count_nonzero(row[schema.LOSS_MASK]) or not positions:
             return True
         end += positions
         before, counted = counted, int(entries_N[end - 1])
-        tokens = len(row[schema.INPUT_IDS])
-        size = {"token": tokens, "position": positions, "node": positions * nodes, "entry": counted - before}
-        for name, level in lists:
-            if len(row[name]) != size[level]:
+        sizes = (len(row[schema.INPUT_IDS]), positions, positions * nodes, counted - before)
+        for level, size in zip(LISTS, sizes, strict=True):
+            if not {len(row[name]) for name in of_level[level]} <= {size}:
                 return True
     distances = [name for name in map(schema.l1_distance_column, schema.NEGATIVES) if name in rows[0]]
     highest = highest_distance(count_N.max(), plan)
@@ -83,7 +84,7 @@ def _wrong_place(row: Mapping[str, Any]) -> bool:
     tokens = row.get(schema.INPUT_IDS, mask_T)
     if tokens is not None and not 0 <= start < len(tokens):
         return True
-    return mask_T is not None and bool(mask_T[: max(start, 1)].any())
+    return mask_T is not None and bool(mask_T[0] or (start > 1 and mask_T[:start].any()))
 
 
 def _wrong_name(row: Mapping[str, Any]) -> bool:
@@ -106,7 +107,7 @@ def _unordered(ids_M: np.ndarray, starts_N: np.ndarray, size: int) -> bool:
 def _wrong_tails(scores: Scores, highest: float, full_N: np.ndarray) -> bool:
     """Whether a tail is not -inf exactly where all tokens are kept, or another one is not a number or too high."""
     for tail_N in scores.tail_logprob.values():
-        if not tail_N.max() <= highest or (np.isneginf(tail_N) != full_N).any():
+        if not tail_N.max() <= highest or ((tail_N == -np.inf) != full_N).any():
             return True
     some_full = full_N.any()
     for tail_NI in scores.tail_logpartition.values():
@@ -120,17 +121,17 @@ def _wrong_tails(scores: Scores, highest: float, full_N: np.ndarray) -> bool:
 
 def _wrong_mass(scores: Scores, starts_N: np.ndarray, plan: Plan) -> bool:
     """Whether at some positions the kept tokens and the tail have not a mass of 1, or without a tail more than 1."""
-    some = slice(None, None, SAMPLED)
-    count_S = scores.support_count[some]
-    starts_S, tolerance_S = segment_starts(count_S), mass_tolerance(count_S, plan)
-    places = np.repeat(starts_N[some] - starts_S, count_S) + np.arange(count_S.sum())
+    count_S = scores.support_count[::SAMPLED]
+    starts_S = segment_starts(count_S)
+    places = np.repeat(starts_N[::SAMPLED] - starts_S, count_S)
+    places += np.arange(len(places))
+    tolerance = mass_tolerance(count_S.max(), plan)
     for role, logprobs_M in scores.logprobs.items():
         mass_S = np.add.reduceat(np.exp(logprobs_M[places]), starts_S)
-        lowest = 0.0
-        if role in scores.tail_logprob:
-            mass_S += np.exp(scores.tail_logprob[role][some])
-            lowest = 1.0
-        if not ((mass_S <= 1 + tolerance_S) & (mass_S >= lowest - tolerance_S)).all():
+        tail_N = scores.tail_logprob.get(role)
+        if tail_N is not None:
+            mass_S += np.exp(tail_N[::SAMPLED])
+        if not _within(mass_S, -np.inf if tail_N is None else 1 - tolerance, 1 + tolerance):
             return True
     return False
 

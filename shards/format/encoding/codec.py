@@ -17,7 +17,7 @@ from shards.format.encoding import compact
 from shards.format.encoding.arrays import Flat, flatten
 from shards.format.encoding.selection import Selection, leaning
 from shards.format.plan import Plan
-from shards.format.schema import Column, Pair, Role, Values
+from shards.format.schema import Column, Pair, Role
 from shards.format.scores import Response, Scores
 
 Row = Mapping[str, Any]
@@ -28,7 +28,7 @@ def encode(responses: Sequence[Response], plan: Plan, arrow_schema: pa.Schema) -
 
     Raises OptionError for values that the plan's codec cannot represent.
     """
-    rows = [stored(response, plan, plan.values) for response in responses]
+    rows = [_encodable(response, plan) for response in responses]
     arrays = []
     for column in plan.columns():
         values = [row[column.name] for row in rows]
@@ -97,10 +97,17 @@ def decode_next(columns: Row, plan: Plan, roles: Sequence[Role]) -> dict[Role, n
     return {role: compact.from_codes(codes[role], unit_N) for role in roles}
 
 
-def stored(response: Response, plan: Plan, values: Values) -> dict[str, Any]:
-    """Column name -> value or array, in the columns of these values."""
+def _encodable(response: Response, plan: Plan) -> dict[str, Any]:
+    try:
+        return stored(response, plan)
+    except OptionError as exc:
+        raise OptionError(f"{response.sample_id}: {exc}") from exc
+
+
+def stored(response: Response, plan: Plan) -> dict[str, Any]:
+    """Column name -> value or array."""
     scores = response.scores
-    per_value = _float32_columns if values == "float32" else _compact_columns
+    per_value = _float32_columns if plan.values == "float32" else _compact_columns
     return {
         **{field: getattr(response, field) for field in Response.__slots__ if field != "scores"},
         schema.SUPPORT_COUNT: scores.support_count,

@@ -100,8 +100,9 @@ class Form:
         counts, places = nodes[self._node, 0], buffers[self._buffer]
         words = np.frombuffer(source.read_at(block.body_bytes, block.offset + block.metadata_bytes), "<u8")
         claimed = words[np.minimum(places[:, 0] >> 3, len(words) - 1)]
-        fits = (counts <= self._allowed(most)) & (claimed <= self._needed(counts))
-        if not fits.all() or places.max() > block.body_bytes or claimed.sum() > MAX_BATCH_BYTES:
+        fits = (counts <= self._allowed(most)) & (claimed <= self._needed(counts)) & (places[:, 0] & 7 == 0)
+        furthest = max(places.max(), places.sum(axis=1).max())
+        if not fits.all() or furthest > block.body_bytes or claimed.sum() > MAX_BATCH_BYTES:
             self.read(source, block, most)
 
     def read(self, source: pa.NativeFile, block: Block, most: Mapping[Level, int]) -> list[Buffer]:

@@ -10,32 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TRAINING = [
-    *[
-        "--use_cpu",
-        "true",
-        "--dataloader_pin_memory",
-        "false",
-        "--report_to",
-        "none",
-        "--disable_tqdm",
-        "true",
-        "--max_steps",
-        "2",
-    ],
-    *[
-        "--logging_steps",
-        "1",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "1",
-        "--save_total_limit",
-        "1",
-        "--learning_rate",
-        "1e-2",
-    ],
-]
+TRAINING = (
+    *("--use_cpu", "true", "--dataloader_pin_memory", "false", "--report_to", "none", "--disable_tqdm", "true"),
+    *("--max_steps", "2", "--logging_steps", "1", "--save_strategy", "steps", "--save_steps", "1"),
+    *("--save_total_limit", "1", "--learning_rate", "1e-2"),
+)
 LLAMA = "transformers.models.llama.modeling_llama"
 BUILD = ["--responses", "both", "--top_k", "5", "--max_top_k", "12", "--device", "cpu"]
 
