@@ -56,7 +56,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    return [folder / name for name in sorted(os.listdir(folder)) if fnmatch.fnmatchcase(name, pattern)]
+    return sorted(path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
 
 
 def paths_under(folder: Path) -> list[Path]:
