@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from fake_cache import make_cache
+from faults import set_entry
 from hub_stand_in import HubStandIn
 
 from shards import ShardCache
@@ -180,9 +181,7 @@ def test_a_begun_copy_and_a_finished_one_of_another_content_are_refused(cache, r
     begun, finished = tmp_path / "two", shutil.copytree(cache, tmp_path / "three")
     begun.mkdir()
     shutil.copy(make_cache(tmp_path / "other", pairs=10, seed=1).folder / PLAN_FILE, begun)
-    sha256 = read_manifest(cache).entries[0].sha256
-    manifest = finished / MANIFEST_FILE
-    manifest.write_text(manifest.read_text().replace(sha256, "0" * 64))
+    set_entry(finished, 0, sha256="0" * 64)
     for place in (begun, finished):
         before = files(place)
         with pytest.raises(CacheConflict, match=rf"^{place}: holds another cache, "):

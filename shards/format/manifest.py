@@ -150,7 +150,11 @@ def read_manifest(folder: Path, name: str | None = None) -> Manifest:
 
 def read_provenance(folder: Path, name: str | None = None) -> dict[str, Any]:
     """The paths of models and data. Raises CacheMissing, CacheDamaged. name: what messages call the folder."""
-    return _read_sealed(folder / PROVENANCE_FILE, f"{name or folder}/{PROVENANCE_FILE}")[0]
+    where = f"{name or folder}/{PROVENANCE_FILE}"
+    found, _ = _read_sealed(folder / PROVENANCE_FILE, where)
+    for key in found.keys() - {"models", "data"}:  # such as an altered seal
+        raise CacheDamaged(f"{where}: expected models and data, got {key!a}")
+    return found
 
 
 def _read_sealed(path: Path, where: str) -> tuple[dict[str, Any], bool]:
