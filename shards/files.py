@@ -4,9 +4,9 @@ import hashlib
 import os
 import platform
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 TEMPORARY_GLOB = ".*.aligndistil-tmp"
 
@@ -17,6 +17,10 @@ class Sums(NamedTuple):
     bytes: int
     crc32: int
     sha256: str
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Sums":
+        return cls(int(data["bytes"]), int(data["crc32"]), str(data["sha256"]))
 
 
 def temporary_name(folder: Path, file: str, use: str = "") -> Path:

@@ -158,6 +158,17 @@ def test_a_small_file_of_another_cache_is_refused_before_anything_is_written(fil
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.parametrize("file", ["manifest.json", "plan.json", "vocabulary.json", "provenance.json"])
+def test_a_small_file_with_a_flipped_bit_is_refused_before_anything_is_written(file, cache, run, tmp_path):
+    """In a number or a name: all of them still read as JSON."""
+    source = shutil.copytree(cache, tmp_path / "one")
+    content = (source / file).read_bytes()
+    (source / file).write_bytes(content.replace(b"e", b"d", 1))
+    with pytest.raises(CacheDamaged, match=rf"^{source}/{file}: .*expected"):
+        run(source, tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+
+
 def test_a_begun_build_and_an_empty_place_are_no_source(cache, bucket, run, tmp_path):
     source = shutil.copytree(cache, tmp_path / "one")
     (source / MANIFEST_FILE).unlink()

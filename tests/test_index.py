@@ -204,6 +204,17 @@ def test_a_begun_build_whose_plan_names_another_index_is_refused_and_left_as_it_
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+@pytest.mark.parametrize("file", ["vocabulary.json", "tokenizer.json"])
+def test_a_begun_build_with_an_altered_file_of_the_tokenizer_is_refused_before_the_work(
+    trio_folders, pairs_file, tmp_path, sparse_cache, file
+):
+    out = shutil.copytree(sparse_cache.folder, tmp_path / "cache")
+    (out / "manifest.json").unlink()
+    (out / file).write_bytes((out / file).read_bytes().replace(b"cat", b"bat"))
+    with pytest.raises(CacheDamaged, match=rf"^{out}/{file}: expected what the tokenizer gives"):
+        build(build_options(trio_folders, pairs_file, out, **BEGUN))
+
+
 def test_a_command_ends_in_one_line_where_the_index_is_damaged(copy):
     (copy / INDEX_FILE).write_bytes(b"x")
     command = [sys.executable, "-m", "shards.learn", str(copy)]

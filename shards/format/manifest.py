@@ -82,7 +82,7 @@ class Manifest:
             if not statistics or not all(isinstance(n, (int, float)) for s in statistics.values() for n in s.values()):
                 raise ValueError("statistics that are no numbers")
             build_sha256, found = data["build_sha256"], data.get("files")
-            files = found and {name: Sums(**sums) for name, sums in found.items()}
+            files = None if found is None else {name: Sums.from_json(sums) for name, sums in found.items()}
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as exc:
             raise CacheDamaged(f"{where}: expected a table of shards and statistics, got {exc!r}") from exc
         plan = Plan.from_json(data, where)  # takes only its own fields of a shard
