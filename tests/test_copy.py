@@ -219,13 +219,14 @@ def test_shards_without_a_plan_are_refused(cache, bucket, run):
         run(cache, bucket.url("two"))
 
 
-def test_content_that_was_altered_at_the_destination_is_found_by_reading_it_again(cache, run, tmp_path):
+@pytest.mark.parametrize("file", ["part-00002.arrow", "vocabulary.json", "index.arrow"])
+def test_content_that_was_altered_at_the_destination_is_found_by_reading_it_again(cache, run, tmp_path, file):
     end = shutil.copytree(cache, tmp_path / "two")
-    content = bytearray((end / "part-00002.arrow").read_bytes())
+    content = bytearray((end / file).read_bytes())
     content[100] ^= 1
-    (end / "part-00002.arrow").write_bytes(content)
+    (end / file).write_bytes(content)
     run(cache, end)
-    with pytest.raises(CacheDamaged, match=rf"^{end}/part-00002.arrow: expected sha256"):
+    with pytest.raises(CacheDamaged, match=rf"^{end}/{file}: expected sha256"):
         run(cache, end, "--verify", "content")
 
 
