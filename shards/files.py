@@ -10,9 +10,9 @@ import platform
 import shutil
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shards.errors import AlignDistilError
 
@@ -26,6 +26,10 @@ class Sums(NamedTuple):
     bytes: int
     crc32: int
     sha256: str
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Sums":
+        return cls(int(data["bytes"]), int(data["crc32"]), str(data["sha256"]))
 
 
 def temporary_name(folder: Path, file: str, use: str = "") -> Path:

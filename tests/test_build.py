@@ -431,7 +431,7 @@ def test_an_error_of_the_writer_ends_the_build(trio_folders, pairs_file, tmp_pat
 
 
 MOMENTS = [
-    (steps, "write_json"),
+    (steps, "write_manifest"),
     (steps, "write_bytes"),
     (shard_work, "write_shard"),
     (Findings, "read_back"),
