@@ -71,12 +71,14 @@ def adapter_base(name: str, folder: Path) -> str | None:
 
 def require_weights(name: str, folder: Path, stem: str) -> None:
     """Raise ModelError without `stem`*.safetensors; pickled weights are never loaded."""
-    if any(folder.glob(f"{stem}*.safetensors")):
+    if found := sorted(folder.glob(f"{stem}*.safetensors")):
+        if strange := [path.name for path in found if not path.is_file()]:
+            raise ModelError(f"{name}/{strange[0]}: expected a file, got a folder, a pipe, a device or a broken link")
         require_named_weights(name, folder, stem)
         return
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-    found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
-    raise ModelError(f"{name}: expected {stem}*.safetensors, found {found}")
+    other = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
+    raise ModelError(f"{name}: expected {stem}*.safetensors, found {other}")
 
 
 def require_named_weights(name: str, folder: Path, stem: str) -> None:
