@@ -147,7 +147,7 @@ class ShardOpener:
     def _fault(self, path: Path, error: Exception | None) -> str:
         """What is wrong with a file that could not be opened."""
         try:
-            found = pa.ipc.open_file(pa.OSFile(str(path), "rb")).schema
+            found = pa.ipc.open_file(_source(path)).schema
             differing = None if found.equals(self.plan.arrow_schema) else _difference(self.plan.arrow_schema, found)
             owner = _owner(found)
         except (pa.ArrowException, OSError, ValueError) as exc:  # ValueError: a name that is not UTF-8

@@ -135,7 +135,7 @@ def _loaded(parameters: Any, bytes_by_name: Mapping[str, int], who: str) -> Iter
 def _tensor_bytes(folder: Path) -> dict[str, int]:
     """Name -> bytes of every tensor in a folder, from the headers of its safetensors files."""
     found: dict[str, int] = {}
-    for path in folder.glob("*.safetensors"):
+    for path in filter(Path.is_file, folder.glob("*.safetensors")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError), path.open("rb") as file:
             length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
             header = strict_json.loads(file.read(length if length < min(size, MAX_HEADER_BYTES) else 0))
