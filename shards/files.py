@@ -36,7 +36,7 @@ def read_regular(path: Path, most: int) -> bytes:
         require_regular(path, found)
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"expected at most {most:,} bytes, got {found.st_size:,}", str(path))
-        return file.read(most)
+        return file.read(found.st_size)
 
 
 def require_regular(path: Path, found: os.stat_result) -> None:

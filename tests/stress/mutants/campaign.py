@@ -1,5 +1,6 @@
 """Mutants: batches of mutants of one kind of file, and a table of hostile files, each in a fork that is watched."""
 
+import atexit
 import contextlib
 import json
 import mmap
@@ -36,8 +37,9 @@ class Mutants(Campaign):
 
     def __init__(self, ground: Path, seed: int) -> None:
         memory = Path("/dev/shm")  # every mutant is a file
-        self._folder = tempfile.TemporaryDirectory(prefix="mutants-", dir=memory if memory.is_dir() else ground)
-        self.ground, self.seed = Path(self._folder.name), seed
+        self.ground = Path(tempfile.mkdtemp(prefix="mutants-", dir=memory if memory.is_dir() else ground))
+        atexit.register(shutil.rmtree, self.ground, ignore_errors=True)
+        self.seed = seed
         self.targets = targets(self.ground / "given")
         self.table = list(table(self.targets))
         self.poisoned, self.mark, self.work = Ground(ground), ground / "mark", ground / "work"

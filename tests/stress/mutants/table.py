@@ -1,5 +1,6 @@
 """Hostile files that no mutation finds: bombs, claims, depth, links, pipes and devices where files belong. A table."""
 
+import gzip
 import json
 import os
 import struct
@@ -11,7 +12,6 @@ import pyarrow as pa
 import zstandard
 
 from shards.errors import AlignDistilError
-from shards.format.index import INDEX_FILE
 from stress.mutants.model_targets import ADAPTER, safetensors, text
 from stress.mutants.targets import Target
 
@@ -47,7 +47,7 @@ def table(targets: dict[str, Target]) -> Iterator[tuple[str, Callable[[], object
     """(name, what puts the hostile file, what reads it)."""
     for name, content, sound in _contents():
         target = targets[name.partition(":")[0]]
-        yield name, partial(target.put, content), target.work if sound else refused(target.work)
+        yield name, partial(_put, target, content), target.work if sound else refused(target.work)
     for name in OPENED:
         for kind, put in _NO_FILES.items():
             target = targets[name]
@@ -56,8 +56,12 @@ def table(targets: dict[str, Target]) -> Iterator[tuple[str, Callable[[], object
     yield from _paths(targets)
 
 
-def _contents() -> Iterator[tuple[str, bytes, bool]]:
-    """Target and what it is, content, whether it may be taken."""
+def _put(target: Target, content: bytes | Callable[[], bytes]) -> None:
+    target.put(content() if callable(content) else content)
+
+
+def _contents() -> Iterator[tuple[str, bytes | Callable[[], bytes], bool]]:
+    """Target and what it is, content or what makes it, whether it may be taken."""
     deep = {"lists": b"[" * DEEP + b"]" * DEEP, "objects": b'{"a":' * DEEP + b"1" + b"}" * DEEP}
     for name in (
         "manifest compact",
@@ -79,9 +83,9 @@ def _contents() -> Iterator[tuple[str, bytes, bool]]:
     for length in (2**63, 2**64 - 1, 2**40, 10**8, 100):
         yield f"weights header: of {length} bytes", struct.pack("<Q", length) + b"{}", True
     yield "weights header: levels", safetensors(b'{"a":' * DEEP), True
-    yield ".jsonl.zst: a bomb", zstandard.compress(bytes(2**30), 19), False
-    yield ".jsonl.zst: a bomb of lines", zstandard.compress(b" \n" * 2**16, 19), True
-    yield ".jsonl.gz: a bomb", _gzip_bomb(), False
+    yield ".jsonl.zst: a bomb", lambda: zstandard.compress(bytes(2**30), 1), False
+    yield ".jsonl.zst: a bomb of lines", lambda: zstandard.compress(b" \n" * 2**16, 1), True
+    yield ".jsonl.gz: a bomb", lambda: gzip.compress(bytes(2**28), 1), False
     for claimed in (2**62, 2**40, 2**31):
         yield f".arrow: a buffer that claims {claimed}", _claiming(claimed), False
         yield f"index compact: a buffer that claims {claimed}", _claiming(claimed), False
@@ -97,12 +101,6 @@ def _aliases() -> bytes:
     lines = ["out: x", "a: &a [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in zip("abcdefghi", "bcdefghij", strict=True)]
     return "\n".join([*lines, "steps: *j"]).encode()
-
-
-def _gzip_bomb() -> bytes:
-    import gzip
-
-    return gzip.compress(bytes(2**30), 9, mtime=0)
 
 
 def _claiming(claimed: int) -> bytes:
@@ -163,12 +161,6 @@ def _folder(file: Path) -> None:
     file.mkdir()
 
 
-def _huge(file: Path) -> None:
-    """Of 64 TiB, without taking any room."""
-    with file.open("r+b") as sparse:
-        sparse.truncate(2**46 if file.name not in (INDEX_FILE,) else 2**40)
-
-
 _NO_FILES = {
     "a link to itself": _link("itself"),
     "a link to /dev/zero": _link("/dev/zero"),
@@ -183,11 +175,11 @@ _NO_FILES = {
 def _paths(targets: dict[str, Target]) -> Iterator[tuple[str, Callable[[], object], Callable[[], object]]]:
     for place in PLACES:
         shown = f"{place[:20]!r}"
-        for values in ("compact", "float32"):
-            target = targets[f"manifest {values}"]
-            manifest = json.loads(target.seeds[0])
-            manifest["shards"][0]["file"] = place
-            yield f"{target.name}: a shard {shown}", partial(target.put, text(manifest)), refused(target.work)
+        for name in ("manifest compact", "plan compact", "plan float32"):
+            target = targets[name]
+            found = json.loads(target.seeds[0])
+            found["shards"][0]["file"] = place
+            yield f"{name}: a shard {shown}", partial(target.put, text(found)), refused(target.work)
         index = targets["weights index"]
         found = json.loads(index.seeds[0])
         found["weight_map"]["w"] = place
