@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import CacheDamaged, CacheMissing, first_line
+from shards.files import read_regular
 from shards.format import schema
 from shards.format.encoding import arrays
+from shards.format.encoding.messages import require_possible
 from shards.format.manifest import INDEX_FILE
 from shards.format.plan import Plan
 
@@ -64,7 +66,7 @@ def read_index(folder: Path, plan: Plan, name: str | None = None) -> RowIndex:
     """
     path, where = folder / INDEX_FILE, f"{name or folder}/{INDEX_FILE}"
     try:
-        content = path.read_bytes()
+        content = read_regular(path, 64 * plan.rows + 2**16)
     except FileNotFoundError as exc:
         raise CacheMissing(f"{folder}: expected a cache, found no {INDEX_FILE}") from exc
     except OSError as exc:
@@ -77,6 +79,7 @@ def read_index(folder: Path, plan: Plan, name: str | None = None) -> RowIndex:
 
 def _decoded(content: bytes, plan: Plan, where: str) -> RowIndex:
     try:
+        require_possible(pa.BufferReader(content), compressed=False)
         table = pa.ipc.open_file(pa.py_buffer(content)).read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as exc:
