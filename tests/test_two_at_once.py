@@ -151,9 +151,9 @@ def command_and_place(name, tmp_path):
             return partial(teachers, flags), exclusive, tmp_path / "out"
         case "rollout":
             return (
-                partial(rollout_main, ["--model", nowhere, "--data", nowhere, "--out", out]),
+                partial(rollout_main, ["--model", nowhere, "--data", nowhere, "--out", f"{out}.jsonl"]),
                 exclusive_file,
-                Path(out),
+                Path(f"{out}.jsonl"),
             )
         case "copy":
             return partial(copy, [nowhere, out]), exclusive, tmp_path / "out"
