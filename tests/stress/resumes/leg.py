@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import save_file
 from stress import forked
 from stress.resumes.ground import EPOCHS, GLOBAL_BATCH, SEED, Ground, key_of
@@ -81,6 +82,7 @@ def run_leg(
 def _train(
     ground: Ground, kind: Kind, leg: Leg, out: Path, rank: int, port: int, *, callbacks: Any = (), **flags: Any
 ) -> None:
+    PartialState._reset_state(), AcceleratorState._reset_state()  # of the process that was forked
     if leg.layout.ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(leg.layout.ranks)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(leg.layout.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
