@@ -66,6 +66,14 @@ def test_a_planted_defect_that_is_not_found_is_a_failure(numbers, capsys):
     ]
 
 
+def test_the_table_has_what_was_counted(numbers, capsys):
+    numbers(), numbers("--planted"), capsys.readouterr()
+    assert numbers("--table") == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert "| numbers | 30 cases | 30 | 29 | 1 | 0 | 0 |" in rows
+    assert "| numbers | every third | 1 cases |" in rows and "| numbers | nothing | never |" in rows
+
+
 def test_counts_of_another_seed_are_not_gone_on_with(numbers, tmp_path):
     numbers()
     with pytest.raises(ValueError, match="expected seed 1 and 30 cases, got 0 and 30"):

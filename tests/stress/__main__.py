@@ -5,6 +5,7 @@ Exit code 0 only if every case held. `--planted` shows instead that each campaig
 
 import argparse
 import importlib
+import json
 import shutil
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--seconds", type=float, default=600, help="the most time for each campaign; the next call goes on"
     )
     parser.add_argument("--state", type=Path, default=Path("runs/stress"), help="folder of the counts so far")
+    parser.add_argument("--table", action="store_true", help="run nothing: print the counts so far as a Markdown table")
     parser.add_argument("--case", type=int, help="run this case alone, and count nothing")
     parser.add_argument(
         "--planted", action="store_true", help="plant each defect, and say after how many cases it is found"
@@ -75,6 +77,9 @@ def table(state: State, unit: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     options.state.mkdir(parents=True, exist_ok=True)
+    if options.table:
+        print(markdown(options.state, options.campaigns or list(CAMPAIGNS)))
+        return 0
     bad = 0
     for name in options.campaigns or CAMPAIGNS:
         kind, ground = load(name), Path(tempfile.mkdtemp(prefix=f"stress-{name}-"))
@@ -83,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.case is not None:
                 print(campaign.case(options.case))
             elif options.planted:
-                bad += planted(campaign, options.seconds)
+                bad += planted(campaign, options)
             else:
                 bad += slice_of(campaign, options)
         finally:
@@ -100,16 +105,33 @@ def slice_of(campaign: Campaign, options: argparse.Namespace) -> int:
     return state.total("missed") + state.total("hung")
 
 
-def planted(campaign: Campaign, seconds: float) -> int:
+def planted(campaign: Campaign, options: argparse.Namespace) -> int:
     """Prints a line for each planted defect; returns how many were not found."""
-    lost = 0
+    found = {}
     for defect in campaign.defects:
-        count = cases_until_caught(campaign, defect, limit=len(campaign), seconds=seconds)
-        lost += count is None
-        print(
-            f"{campaign.name}: {defect}: {'NOT found' if count is None else f'found after {count:,} {campaign.unit}'}"
-        )
-    return lost
+        count = cases_until_caught(campaign, defect, limit=len(campaign), seconds=options.seconds)
+        found[defect] = count
+        told = "NOT found" if count is None else f"found after {count:,} {campaign.unit}"
+        print(f"{campaign.name}: {defect}: {told}", flush=True)
+    (options.state / f"{campaign.name}.planted.json").write_text(json.dumps(found, indent=1) + "\n")
+    return sum(count is None for count in found.values())
+
+
+def markdown(folder: Path, campaigns: list[str]) -> str:
+    """The counts in a folder: a row for each campaign, and one for each planted defect."""
+    rows = ["| campaign | of | run | held | missed | hung | minutes |", "|---|---|---|---|---|---|---|"]
+    defects = ["| campaign | planted defect | found after |", "|---|---|---|"]
+    for name in campaigns:
+        unit = load(name).unit
+        if (path := folder / f"{name}.json").exists():
+            state = State(**json.loads(path.read_text()))
+            totals = " | ".join(f"{state.total(verdict):,}" for verdict in ("held", "missed", "hung"))
+            size = f"{state.cases:,} {unit} | {state.done:,}"
+            rows.append(f"| {name} | {size} | {totals} | {state.seconds / 60:.0f} |")
+        if (path := folder / f"{name}.planted.json").exists():
+            for defect, count in json.loads(path.read_text()).items():
+                defects.append(f"| {name} | {defect} | {'never' if count is None else f'{count:,} {unit}'} |")
+    return "\n".join([*rows, "", *defects])
 
 
 if __name__ == "__main__":
