@@ -1,0 +1,48 @@
+"""The campaigns `resumes` and `loaders` in small: a few schedules and troubles, and a planted defect of each."""
+
+import pytest
+from stress.resumes.campaign import Resumes, schedule
+from stress.resumes.leg import Kind, Layout
+from stress.resumes.loaders import Loaders, happening
+from stress.resumes.trouble import DamageInWorker, MemoryInWorker, ShardTruncated, WorkerKilled
+
+PLAIN = Kind(caches=1, window=None, bf16=False, dropout=True, optim="adamw_torch", rates="cosine_with_min_lr")
+
+
+def numbers(wanted, count):
+    """The first cases of a kind, which share their unbroken run."""
+    found = (number for number in range(100_000) if wanted(number))
+    return [next(found) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def resumes(tmp_path_factory):
+    return Resumes(tmp_path_factory.mktemp("resumes"), 0)
+
+
+@pytest.fixture(scope="module")
+def loaders(tmp_path_factory):
+    return Loaders(tmp_path_factory.mktemp("loaders"), 0)
+
+
+def one_rank(number, kind=PLAIN):
+    found, legs = schedule(0, number)
+    return found == kind and len(legs) == 2 and legs[0].layout == legs[1].layout == Layout(micro=4)
+
+
+def test_a_few_schedules_hold_and_defects_are_found(resumes):
+    (number,) = numbers(one_rank, 1)
+    assert resumes.case(number).verdict == "held"
+    for name in ("the random state is not restored", "the schedule is one step off"):
+        with resumes.defects[name]():
+            assert resumes.case(number).verdict == "missed", name
+
+
+@pytest.mark.parametrize("trouble", [WorkerKilled, DamageInWorker, MemoryInWorker, ShardTruncated])
+def test_a_trouble_is_one_line_and_the_run_goes_on(loaders, tmp_path, trouble):
+    (number,) = numbers(lambda n: isinstance(happening(0, n, tmp_path)[0], trouble), 1)
+    outcome = loaders.case(number)
+    assert outcome.verdict == "held", outcome.text
+    if trouble is DamageInWorker:
+        with loaders.defects["a worker's error stays wrapped"]():
+            assert loaders.case(number).verdict == "missed"
