@@ -83,7 +83,9 @@ def test_a_nan_stops_the_run_names_its_samples_and_keeps_the_last_good_checkpoin
     line, found = stopped(
         ground, tmp_path, Break(6, poison), save_total_limit=1, logging_steps=every, save_steps=min(every, 3)
     )
-    assert line.startswith("step 6: expected a finite loss and gradient, got loss nan, gradient norm nan; kept checkpoint-")
+    assert line.startswith(
+        "step 6: expected a finite loss and gradient, got loss nan, gradient norm nan; kept checkpoint-"
+    )
     assert kept(tmp_path) == ([4, 5] if every == 1 else [3])
     samples = [sample for part in found["micro_batches"] for sample in part["samples"]]
     order = Order.of(ground.caches(1), None)
@@ -109,7 +111,9 @@ def test_the_same_command_goes_on_and_a_healthy_run_leaves_no_word_of_a_stop(gro
 
 def test_weights_that_a_good_step_left_not_finite_are_not_saved(ground, tmp_path):
     line, _ = stopped(ground, tmp_path, Break(5, poison, after=True))
-    assert line.startswith("step 5: expected finite weights after it, got NaN or infinity in model.embed_tokens.weight and")
+    assert line.startswith(
+        "step 5: expected finite weights after it, got NaN or infinity in model.embed_tokens.weight and"
+    )
     assert kept(tmp_path) == [1, 2, 3, 4]
     line, _ = stopped(ground, tmp_path / "last", Break(9, poison, after=True), save_strategy="no")
     assert line.startswith("step 9: expected finite weights after it") and "; saved nothing; its samples" in line
@@ -222,5 +226,3 @@ def test_a_resumed_run_compares_with_the_steps_before_its_checkpoint(ground, tmp
     log = [entry for entry in made.state.log_history if "grad_norm" in entry]
     assert [*made._spikes["loss"].values] == pytest.approx([entry["loss"] for entry in log])
     assert len(log) == 9
-
-

@@ -126,7 +126,9 @@ def test_a_body_that_leaves_float16s_range_ends_the_run_in_one_line(sparse_cache
     ):
         train(arguments(sparse_cache, folder, tmp_path / "out", **plain_sgd(fp16=True)))
     monkeypatch.setattr(DistillForward, "_check_head", lambda self: None)
-    with pytest.raises(BadStep, match=r"^step 1: expected a finite loss and gradient, got loss nan under fp16 autocast; "):
+    with pytest.raises(
+        BadStep, match=r"^step 1: expected a finite loss and gradient, got loss nan under fp16 autocast; "
+    ):
         train(arguments(sparse_cache, folder, tmp_path / "out", **plain_sgd(fp16=True)))
 
 

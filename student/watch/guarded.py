@@ -113,7 +113,9 @@ class GuardedTrainer(ResumableTrainer):
     def _half_text(self) -> str:
         if self.accelerator.scaler is None:
             return ""
-        return " under fp16 autocast; if the model leaves float16's range, give --bf16 true, or --fp16 false for float32"
+        return (
+            " under fp16 autocast; if the model leaves float16's range, give --bf16 true, or --fp16 false for float32"
+        )
 
     def _bad(self, step: Step, fault: str, figures: dict[str, float | None]) -> BadStep:
         gathered, out = step.gathered(), Path(str(self.args.output_dir))

@@ -11,11 +11,11 @@ from typing import ClassVar, get_args
 
 import torch
 from safetensors.torch import load_file
+
 from stress.campaign import Campaign, Outcome, held, hung, missed
 from stress.resumes import defects
 from stress.resumes.ground import EPOCHS, Ground, Order
 from stress.resumes.leg import WEIGHTS, How, Kind, Layout, Leg, run_leg
-
 from student.watch.samples import read_samples
 
 CASES = 200
@@ -59,7 +59,9 @@ class Resumes(Campaign):
             if any(end.code is None for end in ends):
                 return hung(name, f"leg {number}: {leg}")
             if leg.stop is None and any(end.code for end in ends):
-                return missed(name, f"leg {number}: expected an end, got {[end.code for end in ends]}: {ends[0].err[-300:]}")
+                return missed(
+                    name, f"leg {number}: expected an end, got {[end.code for end in ends]}: {ends[0].err[-300:]}"
+                )
             if text := self._differing(out, leg.layout, order):
                 return missed(name, f"leg {number} of {legs}: {text}")
         if read_samples(out) != order.places:

@@ -1,6 +1,5 @@
 """What the runs of a campaign train on: tiny caches of random log-probs, and a tiny student."""
 
-import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ class Ground:
     def make(cls, folder: Path) -> "Ground":
         for number, pairs in enumerate((9, 13)):
             make_cache(folder / f"cache-{number}", vocabulary_size=VOCABULARY, pairs=pairs, seed=number)
-        gc.freeze()  # every Trainer asks for a collection first: forks need not look at what is imported
         return cls(folder=folder)
 
     def caches(self, count: int) -> list[str]:

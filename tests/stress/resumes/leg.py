@@ -1,5 +1,6 @@
 """One run of a schedule, in forks: how it trains, how it is stopped, and what really passed through its loss."""
 
+import gc
 import json
 import os
 import signal
@@ -11,14 +12,14 @@ from typing import Any, Literal
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import save_file
-from stress import forked
-from stress.resumes.ground import EPOCHS, GLOBAL_BATCH, SEED, Ground, key_of
 from transformers import TrainerCallback
 from transformers.utils import logging
 
 from shards.cli.command import run_command
 from shards.cli.launcher import leave
 from shards.progress import commanded
+from stress import forked
+from stress.resumes.ground import EPOCHS, GLOBAL_BATCH, SEED, Ground, key_of
 from student.data.responses import CachedResponses
 from student.options import DistillArguments
 from student.runs.outside import naming_processes
@@ -86,6 +87,7 @@ def _train(
     if leg.layout.ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(leg.layout.ranks)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(leg.layout.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    gc.freeze()  # every Trainer asks for a collection first, which need not look at what is imported
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     logging.disable_progress_bar()
@@ -105,9 +107,7 @@ def _train(
     run_command(command)
 
 
-def _trainer(
-    ground: Ground, kind: Kind, leg: Leg, out: Path, callbacks: Any, flags: dict[str, Any]
-) -> DistillTrainer:
+def _trainer(ground: Ground, kind: Kind, leg: Leg, out: Path, callbacks: Any, flags: dict[str, Any]) -> DistillTrainer:
     caches = ground.caches(kind.caches)
     settings = {
         "shards": caches, "output_dir": str(out), "train_on": "both", "use_cpu": True, "report_to": "none",

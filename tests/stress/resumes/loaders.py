@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from safetensors.torch import load_file
+
 from stress.campaign import Campaign, Outcome, held, hung, missed
 from stress.forked import Ended
 from stress.resumes import defects
@@ -16,10 +17,9 @@ from stress.resumes.campaign import distance
 from stress.resumes.ground import EPOCHS, Ground
 from stress.resumes.leg import WEIGHTS, Kind, Layout, Leg, run_leg
 from stress.resumes.trouble import OF_RANKS, TROUBLES, Trouble
-
 from student.runs.checkpoints import newest_whole
 
-CASES = 200
+CASES = 120
 KIND = Kind(caches=1, window=None, bf16=False, dropout=True, optim="adamw_torch", rates="cosine_with_min_lr")
 STEPS = 3 * EPOCHS
 EVERY_RANK = 12
@@ -69,11 +69,17 @@ class Loaders(Campaign):
             if trouble.step > 0 and newest_whole(run)[0] is None:
                 return missed(name, f"{leg}: expected a whole checkpoint, found none")
             trouble.repair(self.ground.folder)
-            ends = run_leg(ground, KIND, replace(leg, workers=(leg.workers + 1) % 3, persistent=False), run, out / "log")
+            ends = run_leg(
+                ground, KIND, replace(leg, workers=(leg.workers + 1) % 3, persistent=False), run, out / "log"
+            )
             if any(end.code for end in ends):
                 return missed(name, f"{leg}: expected to go on, got {ends[0].code}: {ends[0].err[-300:]}")
-        apart = distance(self._unbroken(leg.layout), load_file(run / WEIGHTS), ground.student(dropout=False).state_dict())
-        return held(name) if apart == 0 else missed(name, f"{leg}: expected the unbroken run's weights, got {apart:g} off")
+        apart = distance(
+            self._unbroken(leg.layout), load_file(run / WEIGHTS), ground.student(dropout=False).state_dict()
+        )
+        return (
+            held(name) if apart == 0 else missed(name, f"{leg}: expected the unbroken run's weights, got {apart:g} off")
+        )
 
     def _unbroken(self, layout: Layout) -> Mapping[str, object]:
         out = self.folder / f"unbroken-{layout.ranks}"
