@@ -1,4 +1,4 @@
-"""A training stops at a bad step with one line and the step's samples, keeps its good checkpoints and saves nothing bad."""
+"""A training stops at a bad step with one line and the step's samples, keeps good checkpoints and saves nothing bad."""
 
 import json
 from collections import deque
@@ -51,7 +51,7 @@ def poison(parameter):
     parameter.view(-1)[0] = torch.nan
 
 
-def trainer(ground, out, *callbacks, **flags):
+def trainer(ground, out, *callbacks, dropout=False, **flags):
     settings = {
         "shards": ground.caches(1), "output_dir": str(out), "train_on": "both", "use_cpu": True, "report_to": "none",
         "disable_tqdm": True, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.01,
@@ -60,7 +60,7 @@ def trainer(ground, out, *callbacks, **flags):
     args = DistillArguments(**settings | flags)
     data = CachedResponses(ground.caches(1), train_on="both")
     evaluated = data if args.eval_shards else None
-    return DistillTrainer(ground.student(dropout=False), args, data, evaluated, callbacks=list(callbacks))
+    return DistillTrainer(ground.student(dropout=dropout), args, data, evaluated, callbacks=list(callbacks))
 
 
 def stopped(ground, out, *callbacks, **flags):
@@ -135,7 +135,7 @@ def test_one_bad_row_is_in_the_micro_batch_that_is_named_first(ground, tmp_path)
     with pytest.raises(BadStep, match=r"^step 2: "):
         made.train()
     found = json.loads((tmp_path / "stopped.json").read_text())["micro_batches"]
-    assert [part["loss"] for part in found][0] == "nan" and not isinstance(found[1]["loss"], str)
+    assert found[0]["loss"] == "nan" and not isinstance(found[1]["loss"], str)
 
 
 def test_the_best_model_is_not_one_of_a_bad_step(ground, tmp_path):

@@ -1,10 +1,20 @@
 """The campaigns `resumes` and `loaders` in small: a few schedules and troubles, and a planted defect of each."""
 
+import shutil
+
 import pytest
+import torch
+from stress.resumes import defects
 from stress.resumes.campaign import Resumes, schedule
 from stress.resumes.leg import Kind, Layout
 from stress.resumes.loaders import Loaders, happening
 from stress.resumes.trouble import DamageInWorker, ShardTruncated, WorkerKilled
+from test_bad_steps import trainer
+
+from shards.copy.folder import FolderStore
+from shards.errors import CacheMissing
+from shards.places.mirror import open_mirror
+from shards.places.room import Room
 
 PLAIN = Kind(caches=1, window=None, bf16=False, dropout=True, optim="adamw_torch", rates="cosine_with_min_lr")
 
@@ -48,3 +58,28 @@ def test_a_trouble_is_one_line_and_the_run_goes_on(loaders, tmp_path, trouble):
     if trouble is DamageInWorker:
         with loaders.defects["a worker's error stays wrapped"]():
             assert loaders.case(number).verdict == "missed"
+
+
+def test_neither_evaluations_nor_workers_that_stay_change_what_dropout_drops(loaders, tmp_path):
+    def weights(name, **flags):
+        torch.manual_seed(1)
+        made = trainer(loaders.ground, tmp_path / name, dropout=True, save_strategy="no", **flags)
+        made.train()
+        return torch.cat([parameter.detach().flatten() for parameter in made.model.parameters()])
+
+    plain = weights("plain")
+    evaluation = {"eval_strategy": "steps", "eval_steps": 2, "eval_shards": loaders.ground.caches(1)}
+    stay = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    assert torch.equal(plain, weights("evaluated", **evaluation)) and torch.equal(plain, weights("stay", **stay))
+    with defects.seed_of_workers_from_the_common_state():
+        assert not torch.equal(plain, weights("from the common state", **evaluation))
+
+
+def test_copies_that_vanish_are_missed_in_one_line(loaders, tmp_path):
+    store = FolderStore(loaders.ground.folder / "cache-0")
+    mirror = open_mirror(store, Room.of(str(tmp_path / "copies"), None), names="manifest.json", evict="part-*.arrow")
+    shutil.rmtree(tmp_path / "copies")
+    with pytest.raises(
+        CacheMissing, match=r"^cache_dir: expected .*copies/.* as long as this process runs, found none$"
+    ):
+        mirror.ensure("part-00000.arrow")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 WINDOW, RECENT = 128, 8
-"""How many values a new one is compared with; and how many newest ones not, so that it may also rise over a few steps."""
+"""How many values a new one is compared with; and how many of the newest are left out, to see slower rises."""
 
 LEAST = 32
 """With fewer to compare with, nothing is a spike: the first steps of a run are unlike each other."""

@@ -39,7 +39,8 @@ def start(function: Callable[[], int | None], log: Path) -> int:
             file = os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, number)
             os.close(file)
-        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # pytest has its own
+        # pytest has its own
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
         code = function() or 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 1

@@ -167,4 +167,7 @@ def passed(inputs: dict[str, Any]) -> list[str | None]:
     """The response of each row of a padded micro-batch; None where none of its positions has a weight."""
     mask_BT, ids_BT = inputs["attention_mask"], inputs["input_ids"]
     weighed = set((inputs["position"][inputs["coefficient"] != 0] // ids_BT.shape[1]).tolist())
-    return [key_of(ids[mask == 1]) if b in weighed else None for b, (ids, mask) in enumerate(zip(ids_BT, mask_BT))]
+    return [
+        key_of(ids[mask == 1]) if b in weighed else None
+        for b, (ids, mask) in enumerate(zip(ids_BT, mask_BT, strict=True))
+    ]
