@@ -8,7 +8,7 @@ from itertools import islice
 WINDOW, RECENT = 128, 8
 """How many values a new one is compared with; and how many of the newest are left out, to see slower rises."""
 
-LEAST = 32
+LEAST = 16
 """With fewer to compare with, nothing is a spike: the first steps of a run are unlike each other."""
 
 ROUNDING = 1e-6
