@@ -16,7 +16,7 @@ from student.report.run import Run
 from student.runs import checkpoints
 from student.trainer import DistillTrainer
 from student.watch import guarded
-from student.watch.spikes import LEAST, RECENT, WINDOW, Spikes
+from student.watch.spikes import FEW, LEAST, RECENT, WINDOW, Spikes
 
 
 @pytest.fixture(scope="module")
@@ -208,8 +208,10 @@ def test_two_ranks_stop_together_and_say_the_same(ground, tmp_path):
 
 def test_a_spike_is_over_the_largest_value_of_the_window_and_not_of_the_newest():
     spikes = Spikes(10.0)
-    spikes.remember([1.0] * (LEAST + RECENT - 1))
+    spikes.remember([1.0] * (FEW + RECENT - 1))
     assert spikes.limit is None, "too few to compare with"
+    spikes.remember([1.0] * (LEAST - FEW))
+    assert spikes.limit == 100.0, "few to compare with"
     spikes.remember([1.0, *[8.0] * RECENT])
     assert spikes.limit == 10.0, "a rise over a few steps is compared with the time before it"
     spikes.remember([8.0])

@@ -8,8 +8,9 @@ from itertools import islice
 WINDOW, RECENT = 128, 8
 """How many values a new one is compared with; and how many of the newest are left out, to see slower rises."""
 
-LEAST = 16
-"""With fewer to compare with, nothing is a spike: the first steps of a run are unlike each other."""
+FEW, LEAST = 4, 16
+"""With fewer than LEAST to compare with, the factor counts twice, because first steps are unlike each other; with fewer
+than FEW nothing is a spike."""
 
 ROUNDING = 1e-6
 """The least that values are taken for: the loss of a student that is the teacher is rounding of either sign."""
@@ -35,6 +36,6 @@ class Spikes:
     def limit(self) -> float | None:
         """What a value must not exceed; None if there is no limit."""
         older = len(self.values) - RECENT
-        if self.factor is None or older < LEAST:
+        if self.factor is None or older < FEW:
             return None
-        return self.factor * max(ROUNDING, *islice(self.values, older))
+        return self.factor ** (1 if older >= LEAST else 2) * max(ROUNDING, *islice(self.values, older))
