@@ -68,14 +68,14 @@ def _check(source: pa.NativeFile, block: Block, compressed: bool) -> None:
         header = header.table(1)
     if kind not in (DICTIONARY, RECORD_BATCH) or header is None:
         return
-    buffers = header.pairs(2)
-    if (buffers < 0).any() or (buffers[:, 0] > block.body_bytes).any() or (buffers[:, 1] > block.body_bytes).any():
+    numbers = header.numbers(2)
+    if not all(0 <= number <= block.body_bytes for number in numbers):
         raise Malformed(f"expected buffers inside of {block.body_bytes} bytes, got others")
     if header.table(3) is None:
         return
     if not compressed:
         raise Malformed("expected buffers as they are, got compressed ones")
-    for start, stored in buffers.tolist():
+    for start, stored in zip(numbers[::2], numbers[1::2], strict=True):
         claimed = int.from_bytes(source.read_at(8, block.offset + block.metadata_bytes + start)[:stored], "little")
         if claimed != 2**64 - 1 and claimed > max(MODEST_BYTES, MOST_EXPANDED * stored):
             raise Malformed(f"expected at most {MOST_EXPANDED} times the {stored} bytes that are stored, got {claimed}")
