@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import struct
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -127,7 +128,7 @@ def test_what_files_say_of_places_and_sizes_is_text(tmp_path):
     assert read_mark(tmp_path) == {}
     (tmp_path / "vocabulary.json").write_text('{"a": [0]}')
     with pytest.raises(CacheDamaged, match="expected a number for each token"):
-        read_vocabulary(tmp_path / "vocabulary.json")
+        read_vocabulary(tmp_path, SimpleNamespace(files=None, plan=SimpleNamespace(identity={})))
     with pytest.raises(OptionError):
         parse_bytes("9" * 400 + "GB")
     with pytest.raises(OptionError, match="printable"):
