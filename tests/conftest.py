@@ -44,6 +44,9 @@ def pytest_collection_finish() -> None:
     """Leave all that is imported by now out of garbage collection, which every Trainer asks for before it trains."""
     if "torch" in sys.modules:
         _prepare(sys.modules["torch"])
+    if configurations := sys.modules.get("transformers.integrations.heterogeneity.configuration_utils"):
+        # each attribute is looked up once more, for one that differs by layer; no model of a test has any
+        del configurations.HeterogeneousConfigMixin.__getattribute__
     for name, constant, value in LESS:
         if name in sys.modules:
             setattr(sys.modules[name], constant, value)
