@@ -10,12 +10,17 @@ import shutil
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from stress.campaign import Campaign
 from stress.slices import State, cases_until_caught, read_state, run_slice
 
-CAMPAIGNS = {"mutants": "stress.mutants.campaign:Mutants"}  # name -> "module:class"
+CAMPAIGNS = {
+    "mutants": "stress.mutants.campaign:Mutants",
+}  # name -> "module:class"
+if find_spec("atheris"):  # of the extra `stress`, which has no wheel for some platforms
+    CAMPAIGNS["guided"] = "stress.mutants.guided:Guided"
 SAVE_SECONDS = 20.0
 
 
