@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from stress.campaign import Campaign
@@ -25,6 +26,8 @@ CAMPAIGNS = {  # name -> "module:class"
     "resumes": "stress.resumes.campaign:Resumes",
     "loaders": "stress.resumes.loaders:Loaders",
 }
+if find_spec("atheris"):  # of the extra `stress`, which has no wheel for some platforms
+    CAMPAIGNS["guided"] = "stress.mutants.guided:Guided"
 SAVE_SECONDS = 20.0
 
 

@@ -33,7 +33,7 @@ class TooLong(BaseException):
 class Guard:
     """Watches this process. folders: where files may be opened; writes: those where files may be written, too."""
 
-    def __init__(self, folders: list[Path], *, room: int = ROOM_BYTES, modules: tuple[str, ...] = ()) -> None:
+    def __init__(self, folders: list[Path], *, room: int | None = ROOM_BYTES, modules: tuple[str, ...] = ()) -> None:
         known = [sys.prefix, sys.base_prefix, str(REPOSITORY), "/proc/self", "/sys/", "/dev/null", "/dev/urandom"]
         self._inside = tuple(os.path.realpath(folder) + "/" for folder in folders)
         self._known = (*(os.path.realpath(path) for path in known), "/usr/", "/etc/mime.types", "/dev/shm/", HF_HOME)
@@ -41,7 +41,8 @@ class Guard:
         self._watching = False
         self._events: list[str] = []
         signal.signal(signal.SIGALRM, _stop)
-        _limit_memory(room)
+        if room is not None:
+            _limit_memory(room)
         pa.OSFile = self._watched(pa.OSFile)
         pa.memory_map = self._watched(pa.memory_map)
         sys.addaudithook(self._audit)
