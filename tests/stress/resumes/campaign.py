@@ -20,7 +20,7 @@ from student.watch.samples import read_samples
 
 CASES = 200
 LAYOUTS = (8, 4, 2, 1)
-ROUNDING = {"sgd": 1e-5, "adamw_torch": 1e-3, "bf16": 0.2}
+ROUNDING = {"sgd": 1e-5, "adamw_torch": 1e-5, "bf16": 0.05}
 """The largest distance of the weights of two layouts, as a share of the way from the first weights. Measured: see
 docs/decisions/0025."""
 
