@@ -10,9 +10,9 @@ import platform
 import shutil
 import stat
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shards.errors import AlignDistilError
 
@@ -26,6 +26,10 @@ class Sums(NamedTuple):
     bytes: int
     crc32: int
     sha256: str
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Sums":
+        return cls(int(data["bytes"]), int(data["crc32"]), str(data["sha256"]))
 
 
 def temporary_name(folder: Path, file: str, use: str = "") -> Path:
@@ -56,7 +60,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    return [folder / name for name in sorted(os.listdir(folder)) if fnmatch.fnmatchcase(name, pattern)]
+    return sorted(path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
 
 
 def paths_under(folder: Path) -> list[Path]:
@@ -76,13 +80,22 @@ def file_sizes(folder: Path) -> dict[str, int]:
 def read_regular(path: Path, most: int) -> bytes:
     """The content of a regular file of at most so many bytes. Raises OSError, also for a pipe or a device, which could
     block or never end."""
+    with about(path):
+        require_regular(path, path.stat())  # a device may do something when it is opened
     with about(path), os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "expected a file, got a pipe or a device", str(path))
+        require_regular(path, found)
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"expected at most {most:,} bytes, got {found.st_size:,}", str(path))
-        return file.read(most)
+        return file.read(found.st_size)
+
+
+def require_regular(path: Path, found: os.stat_result) -> None:
+    """Raise OSError for a folder, a pipe or a device where a file belongs. found: its state."""
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "a pipe or a device where a file belongs", str(path))
 
 
 def file_sha256(path: Path, read: Callable[[int], None] = lambda size: None) -> str:

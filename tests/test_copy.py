@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from fake_cache import make_cache
+from faults import set_entry
 from hub_stand_in import HubStandIn
 
 from shards import ShardCache
@@ -160,6 +161,17 @@ def test_a_small_file_of_another_cache_is_refused_before_anything_is_written(fil
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.parametrize("file", ["manifest.json", "plan.json", "vocabulary.json", "provenance.json"])
+def test_a_small_file_with_a_flipped_bit_is_refused_before_anything_is_written(file, cache, run, tmp_path):
+    """In a number or a name: all of them still read as JSON."""
+    source = shutil.copytree(cache, tmp_path / "one")
+    content = (source / file).read_bytes()
+    (source / file).write_bytes(content.replace(b"e", b"d", 1))
+    with pytest.raises(CacheDamaged, match=rf"^{source}/{file}: .*expected"):
+        run(source, tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+
+
 def test_a_begun_build_and_an_empty_place_are_no_source(cache, bucket, run, tmp_path):
     source = shutil.copytree(cache, tmp_path / "one")
     (source / MANIFEST_FILE).unlink()
@@ -183,9 +195,7 @@ def test_a_begun_copy_and_a_finished_one_of_another_content_are_refused(cache, r
     begun, finished = tmp_path / "two", shutil.copytree(cache, tmp_path / "three")
     begun.mkdir()
     shutil.copy(make_cache(tmp_path / "other", pairs=10, seed=1).folder / PLAN_FILE, begun)
-    sha256 = read_manifest(cache).entries[0].sha256
-    manifest = finished / MANIFEST_FILE
-    manifest.write_text(manifest.read_text().replace(sha256, "0" * 64))
+    set_entry(finished, 0, sha256="0" * 64)
     for place in (begun, finished):
         before = files(place)
         with pytest.raises(CacheConflict, match=rf"^{place}: holds another cache, "):
@@ -212,13 +222,14 @@ def test_shards_without_a_plan_are_refused(cache, bucket, run):
         run(cache, bucket.url("two"))
 
 
-def test_content_that_was_altered_at_the_destination_is_found_by_reading_it_again(cache, run, tmp_path):
+@pytest.mark.parametrize("file", ["part-00002.arrow", "vocabulary.json", "index.arrow"])
+def test_content_that_was_altered_at_the_destination_is_found_by_reading_it_again(cache, run, tmp_path, file):
     end = shutil.copytree(cache, tmp_path / "two")
-    content = bytearray((end / "part-00002.arrow").read_bytes())
+    content = bytearray((end / file).read_bytes())
     content[100] ^= 1
-    (end / "part-00002.arrow").write_bytes(content)
+    (end / file).write_bytes(content)
     run(cache, end)
-    with pytest.raises(CacheDamaged, match=rf"^{end}/part-00002.arrow: expected sha256"):
+    with pytest.raises(CacheDamaged, match=rf"^{end}/{file}: expected sha256"):
         run(cache, end, "--verify", "content")
 
 

@@ -1,7 +1,6 @@
 """The index of a cache: written by the build, checked by every reader, and all that opening reads about rows."""
 
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -19,8 +18,8 @@ from shards import ShardCache
 from shards.errors import CacheDamaged, CacheMissing
 from shards.format.batches import BatchReader
 from shards.format.index import INDEX_FILE, INDEX_SCHEMA, RowIndex, read_index
-from shards.format.manifest import PLAN_FILE
-from shards.format.writer import write_index
+from shards.format.manifest import PLAN_FILE, read_plan
+from shards.format.writer import plan_bytes, write_index
 from shards.preferences.pairs import find_pairs
 from student.data.responses import CachedResponses
 
@@ -197,11 +196,23 @@ def test_a_begun_build_whose_plan_names_another_index_is_refused_and_left_as_it_
     (out / "manifest.json").unlink()
     (out / INDEX_FILE).write_bytes(b"another")
     sha256 = hashlib.sha256(b"another").hexdigest()
-    (out / PLAN_FILE).write_text(json.dumps(json.loads((out / PLAN_FILE).read_text()) | {"index_sha256": sha256}))
+    plan = replace(read_plan(out / PLAN_FILE), index_sha256=sha256)
+    (out / PLAN_FILE).write_bytes(plan_bytes(plan))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(CacheDamaged, match=rf"^{out}: expected an index with sha256 {sha256}, got another "):
         build(build_options(trio_folders, pairs_file, out, **BEGUN))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("file", ["vocabulary.json", "tokenizer.json"])
+def test_a_begun_build_with_an_altered_file_of_the_tokenizer_is_refused_before_the_work(
+    trio_folders, pairs_file, tmp_path, sparse_cache, file
+):
+    out = shutil.copytree(sparse_cache.folder, tmp_path / "cache")
+    (out / "manifest.json").unlink()
+    (out / file).write_bytes((out / file).read_bytes().replace(b"cat", b"bat"))
+    with pytest.raises(CacheDamaged, match=rf"^{out}/{file}: expected what the tokenizer gives"):
+        build(build_options(trio_folders, pairs_file, out, **BEGUN))
 
 
 def test_a_command_ends_in_one_line_where_the_index_is_damaged(copy):

@@ -109,9 +109,9 @@ def test_the_staging_folder_does_not_grow_with_the_shards(bucket, options, monke
         build(options)
     most, plain = [], shard_work.Findings.read_back
 
-    def read_back(self, *args):
+    def read_back(self, *args, **options):
         most.append(len(shards(staged(options))))
-        plain(self, *args)
+        plain(self, *args, **options)
 
     monkeypatch.setattr(shard_work.Findings, "read_back", read_back)
     build(options)

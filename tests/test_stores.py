@@ -461,6 +461,16 @@ def test_a_list_that_differs_from_the_manifest_is_refused_at_opening(fake, bucke
         ShardCache(url)
 
 
+@pytest.mark.parametrize("file", ["vocabulary.json", "plan.json", "index.arrow"])
+def test_a_file_beside_the_shards_that_was_altered_in_the_store_is_refused_on_arrival(fake, bucket, file):
+    url = bucket.upload(fake.folder, "cache")
+    content = bytearray((fake.folder / file).read_bytes())
+    content[40] ^= 1
+    ObjectStore(parse_url(url)).put(file, bytes(content), create=False)
+    with pytest.raises(CacheDamaged, match=rf"^{url}/{file}: expected sha256 .*, twice"):
+        ShardCache(url).bring(file)
+
+
 def test_another_cache_under_the_same_url_is_not_mixed_with_the_first(fake, bucket, tmp_path):
     url = bucket.upload(fake.folder, "cache")
     read_all(ShardCache(url))

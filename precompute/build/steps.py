@@ -24,7 +24,7 @@ from precompute.build.report import (
 from precompute.feeding.stages import Times
 from precompute.models.made_from import direction_warnings
 from shards.cli.space import require_space, require_writable
-from shards.errors import CacheConflict, CacheDamaged
+from shards.errors import CacheConflict, CacheDamaged, CacheMissing
 from shards.files import remove_temporary_files
 from shards.format.encoding.seal import sealed
 from shards.format.finishing import Findings, finished
@@ -80,13 +80,12 @@ class Build:
         index = corpus.facts.index.encoded()
         index_sha256 = hashlib.sha256(index).hexdigest()
         plan = make_plan(options, inputs.identity, corpus, inputs.vocabulary_size, threshold, index_sha256)
-        tokenizer = None if inputs.tokenizer_json is None else inputs.tokenizer_json.encode()
-        tokenizer_sha256 = None if tokenizer is None else hashlib.sha256(tokenizer).hexdigest()
+        texts = self._texts
+        tokenizer_sha256 = hashlib.sha256(texts[TOKENIZER_FILE]).hexdigest() if TOKENIZER_FILE in texts else None
         plan = replace(plan, precision=precision, tokenizer_sha256=tokenizer_sha256)
         files = {
             INDEX_FILE: index,
-            VOCABULARY_FILE: json_bytes(inputs.vocabulary),
-            **({} if tokenizer is None else {TOKENIZER_FILE: tokenizer}),
+            **texts,
             PROVENANCE_FILE: sealed(json_bytes({"models": inputs.places, "data": options.data_sources.places})),
         }
         for file in self.place.present():  # without a plan they may be the user's own files
@@ -100,8 +99,20 @@ class Build:
         remove_temporary_files(self.out)
         return plan
 
+    @property
+    def _texts(self) -> dict[str, bytes]:
+        """The files of the tokenizer."""
+        vocabulary, tokenizer = json_bytes(self.inputs.vocabulary), self.inputs.tokenizer_json
+        return {VOCABULARY_FILE: vocabulary} | ({} if tokenizer is None else {TOKENIZER_FILE: tokenizer.encode()})
+
     def go_on(self, plan: Plan) -> Plan:
-        """Write the index of an interrupted build again. Raises CacheDamaged if its plan names another index."""
+        """Write the index of an interrupted build again.
+
+        Raises CacheDamaged if its plan names another index, or if a file of the tokenizer is not as it was written.
+        """
+        for file, right in self._texts.items():
+            if file in covered(plan) and _content(self.place.bring(file)) != right:
+                raise CacheDamaged(f"{self.out / file}: expected what the tokenizer gives, got another text")
         index = self.inputs.corpus.facts.index.encoded()
         if hashlib.sha256(index).hexdigest() != plan.index_sha256:
             expected = f"an index with sha256 {plan.index_sha256}"
@@ -159,6 +170,13 @@ class Build:
         self.place.publish(MANIFEST_FILE, last=True)
         say(f"{self.place}: done")
         return manifest
+
+
+def _content(path: Path) -> bytes:
+    """Of a file of a begun build. Raises CacheMissing without it."""
+    if not path.is_file():
+        raise CacheMissing(f"{path}: expected a file of the build that was begun here, found none")
+    return path.read_bytes()
 
 
 def recognised(place: Out, manifest: Manifest) -> Manifest:

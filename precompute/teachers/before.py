@@ -48,7 +48,7 @@ def try_saving(model: Any, tokenizer: Any, work: Path) -> None:
         remove_temporary_files(work)
         folder = temporary_name(work, "trial")
         try:
-            with naming("saving the model"):
+            with naming(f"saving the model in {work}"):
                 model.save_pretrained(folder, state_dict={})
                 tokenizer.save_pretrained(folder)
         finally:

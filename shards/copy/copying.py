@@ -13,7 +13,7 @@ from shards.copy.destination import Destination
 from shards.copy.folder import FolderStore
 from shards.copy.source import Source
 from shards.files import remove_temporary_files, temporary_name
-from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, ShardEntry
+from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, Manifest, ShardEntry
 from shards.locks.lock import exclusive
 from shards.places.hub import HubStore
 from shards.places.stores import Store
@@ -57,7 +57,7 @@ class Copy:
         destination.publisher.settle()
         destination.require_all(manifest)
         if self.verify == "content":
-            self._each(manifest.entries, self._read_again, "verifying")
+            self._each([*manifest.entries, *_beside(manifest)], self._read_again, "verifying")
         notes = [*filter(None, [note]), *self._card(there)]
         if MANIFEST_FILE not in there:
             destination.publisher.publish(MANIFEST_FILE, self.source.folder / MANIFEST_FILE, last=True)
@@ -97,6 +97,12 @@ class Copy:
         path.write_text(card(self.source.manifest, self.source.folder, store.url, self.license), encoding="utf-8")
         self.destination.publisher.publish(CARD_FILE, path, drop=True)
         return []
+
+
+def _beside(manifest: Manifest) -> list[ShardEntry]:
+    """The files beside the shards that have sums."""
+    files = manifest.files or {}
+    return [ShardEntry(file=file, entries=0, bytes=s.bytes, sha256=s.sha256) for file, s in files.items()]
 
 
 def copy(

@@ -85,7 +85,7 @@ class Manifest:
             if not statistics or not all(isinstance(n, (int, float)) for s in statistics.values() for n in s.values()):
                 raise ValueError("statistics that are no numbers")
             build_sha256, found = data["build_sha256"], data.get("files")
-            files = found and {name: Sums(**sums) for name, sums in found.items()}
+            files = None if found is None else {name: Sums.from_json(sums) for name, sums in found.items()}
         except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as exc:
             raise CacheDamaged(f"{where}: expected a table of shards and statistics, got {exc!r}") from exc
         plan = Plan.from_json(data, where)  # takes only its own fields of a shard
@@ -149,7 +149,11 @@ def read_manifest(folder: Path, name: str | None = None) -> Manifest:
 
 def read_provenance(folder: Path, name: str | None = None) -> dict[str, Any]:
     """The paths of models and data. Raises CacheMissing, CacheDamaged. name: what messages call the folder."""
-    return _read_sealed(folder / PROVENANCE_FILE, f"{name or folder}/{PROVENANCE_FILE}")[0]
+    where = f"{name or folder}/{PROVENANCE_FILE}"
+    found, _ = _read_sealed(folder / PROVENANCE_FILE, where)
+    for key in found.keys() - {"models", "data"}:  # such as an altered seal
+        raise CacheDamaged(f"{where}: expected models and data, got {key!a}")
+    return found
 
 
 def _read_sealed(path: Path, where: str) -> tuple[dict[str, Any], bool]:

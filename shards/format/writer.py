@@ -1,5 +1,6 @@
 """Writes files whole or not at all (temporary name, fsync, rename), as long as their folder is still ours."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,10 +36,9 @@ def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[
     exact = replace(plan, values="float32")  # what is stored may be rounded, but not what is about to be
     for number, response in enumerate(responses, shard.first_row):
         require_sound(response, exact, f"{folder / shard.file} row {number} ({response.sample_id!r})")
-    temporary = temporary_name(folder, shard.file)
-    with about(temporary), pa.BufferedOutputStream(pa.OSFile(str(temporary), "wb"), BUFFER_BYTES) as sink:
+    buffered = pa.BufferedOutputStream
+    with _whole(folder / shard.file) as temporary, buffered(pa.OSFile(str(temporary), "wb"), BUFFER_BYTES) as sink:
         _write_batches(sink, plan, _encoded(shard, plan, responses))
-    publish(temporary, folder / shard.file)
 
 
 def require_sound(response: Response, plan: Plan, where: str) -> None:
@@ -112,10 +112,8 @@ def write_text(folder: Path, file: str, text: str) -> None:
 
 def write_bytes(folder: Path, file: str, content: bytes) -> None:
     """Write a file atomically."""
-    temporary = temporary_name(folder, file)
-    with about(temporary):
+    with _whole(folder / file) as temporary:
         temporary.write_bytes(content)
-    publish(temporary, folder / file)
 
 
 def require_absent_or_same(path: Path, content: bytes) -> None:
@@ -148,3 +146,17 @@ def flush_files(paths: Iterable[Path]) -> None:
     """Wait until the content of these files and folders is on the disk."""
     for path in paths:
         flush(path)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`: a file that takes its name if the context ends well, and is removed otherwise."""
+    temporary = temporary_name(path.parent, path.name)
+    try:
+        with about(temporary):
+            yield temporary
+        publish(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from shards.errors import CacheConflict, OptionError
-from shards.files import make_folder
+from shards.files import about, make_folder
 from shards.locks.mounts import local_locks
 from shards.locks.owner import Owner
 from shards.say import warn
@@ -140,7 +140,9 @@ def _locked(place: Path, file: Path, name: str, *, wait_seconds: float) -> Itera
     made = [path for path in (file.parent, *file.parent.parents) if not path.exists()]
     held = None
     try:
-        if (descriptor := _acquired(file, name, owner, wait_seconds=wait_seconds)) is not None:
+        with about(file):
+            descriptor = _acquired(file, name, owner, wait_seconds=wait_seconds)
+        if descriptor is not None:
             held = _Held(place=place.absolute(), name=name, file=file.absolute(), descriptor=descriptor, owner=owner)
             _HELD.append(held)
         yield

@@ -4,7 +4,7 @@ A kill between two writes, a full disk or an incomplete removal leaves files mis
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from shards.files import paths_under
 
@@ -25,7 +25,14 @@ def damage(folder: Path, sizes: Mapping[str, int]) -> str | None:
         return f"got {type(sizes).__name__} where sizes of files belong"
     for name, size in sizes.items():
         path = folder / name
-        if path.is_absolute() != folder.is_absolute() or ".." in path.parts or type(size) is not int:
+        if (
+            not name.isprintable()
+            or not len(name) < 256
+            or PurePath(name).is_absolute()
+            or ".." in PurePath(name).parts
+        ):
+            return f"got {name!r:.80} in its record, which is no file of it"
+        if type(size) is not int:
             return f"got {name!r} of {size!r:.20} bytes in its record"
         if not path.is_file():
             return f"found no {name}"

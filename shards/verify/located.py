@@ -23,10 +23,9 @@ def in_shard(content: bytes, flip: Flip, plan: Plan, shard: int) -> str:
     except CacheDamaged:
         return "outside of what this format describes"
     for number, block in enumerate(opened.blocks):
-        body = block.offset + block.metadata_bytes
-        if block.offset <= flip.byte < body:
+        if block.offset <= flip.byte < block.body:
             return f"in the metadata of record batch {number}, {_rows(plan, shard, number, range(plan.rows_per_batch))}"
-        if body <= flip.byte < body + block.body_bytes:
+        if block.body <= flip.byte < block.body + block.body_bytes:
             return _in_batch(content, flip, plan, shard, number, opened)
     first = min((block.offset for block in opened.blocks), default=0)
     return "in the schema at the beginning, which is not read" if flip.byte < first else "in the footer"

@@ -47,7 +47,7 @@ class RunLog(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._steps.update(state.global_step - self._steps.n)
         if not self._named:  # a run that is refused in its first step leaves nothing
-            self._write(args, state)
+            self.write(args, state)
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
@@ -68,14 +68,14 @@ class RunLog(TrainerCallback):
             if self._steps is not None:
                 self._steps.refresh()
         if time.monotonic() >= self._next_write:
-            self._write(args, state)
+            self.write(args, state)
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._write(args, state)
+        self.write(args, state)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._steps.close()
-        self._write(args, state)
+        self.write(args, state)
 
     def _hides(self, args: Any, state: TrainerState) -> bool:
         return not self.says or args.disable_tqdm or not state.is_world_process_zero
@@ -89,7 +89,7 @@ class RunLog(TrainerCallback):
             return evaluation_text(logs, step=state.global_step)
         return other_text(logs, step=state.global_step)
 
-    def _write(self, args: Any, state: TrainerState) -> None:
+    def write(self, args: Any, state: TrainerState) -> None:
         """Write the log whole, then give it its name; and the first time the identity of its run."""
         if not state.is_world_process_zero:
             return

@@ -33,7 +33,7 @@ def try_saving(trainer: Any) -> None:
             remove_temporary_files(out)
         folder = temporary_name(out, "trial")
         try:
-            with naming("saving the student"):
+            with naming(f"saving the student in {out}"):
                 _save_all_but_weights(trainer, model, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

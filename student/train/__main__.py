@@ -207,4 +207,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    said = "interrupted; with --resume_from_checkpoint true the same command continues from the last checkpoint"
+    run_command(main, interrupted=said)

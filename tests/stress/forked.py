@@ -47,6 +47,8 @@ def _alone(function: Callable[[], int | None], log: Path) -> int | None:
         file = os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
         os.close(file)
+    # pytest has its own
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     return function()
 
 

@@ -115,7 +115,7 @@ class ShardWork:
     def _read_back(self, found: Findings, number: int) -> None:
         """Read a shard of an earlier run."""
         with self.place.brought(self.plan.shards[number].file) as path:
-            found.read_back(path.parent, self.plan, number)
+            found.read_back(path.parent, self.plan, number, earlier=True)
 
     def _next_unread(self) -> int | None:
         """The number of a shard of an earlier run that nobody has read back; None if none are left. On any thread."""

@@ -3,8 +3,6 @@
 import struct
 from typing import Any
 
-import numpy as np
-
 
 class Malformed(ValueError):
     """What is wrong with a file, in words: expected ..., got ..."""
@@ -43,10 +41,10 @@ class Table:
         start, count = self._vector(slot, struct.calcsize(form))
         return list(struct.iter_unpack(form, self._content[start : start + count * struct.calcsize(form)]))
 
-    def pairs(self, slot: int) -> Any:
-        """A vector of structs of two int64 as an array (count, 2)."""
+    def numbers(self, slot: int) -> tuple[int, ...]:
+        """The numbers of a vector of structs of two int64."""
         start, count = self._vector(slot, 16)
-        return np.frombuffer(self._content, "<i8", 2 * count, start).reshape(count, 2)
+        return struct.unpack_from(f"<{2 * count}q", self._content, start)
 
     def _vector(self, slot: int, bytes_each: int) -> tuple[int, int]:
         """Where the elements begin, and their number."""

@@ -35,6 +35,11 @@ class Block(NamedTuple):
     metadata_bytes: int
     body_bytes: int
 
+    @property
+    def body(self) -> int:
+        """Where its buffers begin."""
+        return self.offset + self.metadata_bytes
+
 
 class Buffer(NamedTuple):
     """A buffer of a column; there is none for nulls, since nothing is null.
@@ -76,39 +81,44 @@ class Form:
         self._buffer, self._node, self._level, bits = np.ascontiguousarray(numbers_of.T)
         self._bits = bits.astype("<u8")
         self._of_offsets = (self._level == len(LEVELS)).astype("<u8")
+        self._places = [
+            (2 * buffer, 2 * node, level, bits, int(level == len(LEVELS))) for _, _, buffer, node, level, bits in found
+        ]
 
     def check(self, source: pa.NativeFile, block: Block, most: Mapping[Level, int]) -> None:
         """Raise Malformed for a record batch whose columns claim more than they can hold.
 
         most: the most values of each level, such as the response positions of the batch; the rows exactly.
 
-        A training does this for every record batch. So it is first seen at a glance whether a number may be wrong:
-        as unsigned numbers, negative ones are too large.
+        A training does this for every record batch. So it is first seen, with one read, whether all numbers are plain.
         """
         header = _header(source, block)
-        nodes, buffers = header.pairs(1).view("<u8"), header.pairs(2).view("<u8")
-        if (len(nodes), len(buffers)) != (self.nodes, self.buffers):
-            raise Malformed(f"expected {self.buffers} buffers for its columns, got {len(buffers)}")
-        if (
-            header.table(3) is None
-            or not 8 <= block.body_bytes <= READ_AT_ONCE
-            or block.body_bytes % 8
-            or nodes[:, 1].any()
-        ):
+        body = source.read_at(block.body_bytes, block.body) if 8 <= block.body_bytes <= READ_AT_ONCE else b""
+        if header.table(3) is None or not self._is_plain(header, body, most):
             self.read(source, block, most)
-            return
-        counts, places = nodes[self._node, 0], buffers[self._buffer]
-        words = np.frombuffer(source.read_at(block.body_bytes, block.offset + block.metadata_bytes), "<u8")
-        claimed = words[np.minimum(places[:, 0] >> 3, len(words) - 1)]
-        fits = (counts <= self._allowed(most)) & (claimed <= self._needed(counts)) & (places[:, 0] & 7 == 0)
-        furthest = max(places.max(), places.sum(axis=1).max())
-        if not fits.all() or furthest > block.body_bytes or claimed.sum() > MAX_BATCH_BYTES:
-            self.read(source, block, most)
+
+    def _is_plain(self, header: Table, body: bytes, most: Mapping[Level, int]) -> bool:
+        """Whether all buffers are compressed and fit. False also for a rare one that `read` has to look at."""
+        nodes, buffers, size, total = header.numbers(1), header.numbers(2), len(body), 0
+        if (len(nodes), len(buffers)) != (2 * self.nodes, 2 * self.buffers) or any(nodes[1::2]) or size % 8:
+            return False
+        words, allowed = memoryview(body).cast("q"), [*(most[level] for level in LEVELS), most["row"]]
+        for buffer, node, level, bits, more in self._places:
+            count, start, stored = nodes[node], buffers[buffer], buffers[buffer + 1]
+            if not (0 <= start <= size - 8 and start & 7 == 0 and 8 <= stored <= size - start):
+                return False
+            claimed = words[start >> 3]
+            if not (0 <= count <= allowed[level] and 0 <= claimed <= (bits * (count + more) + 511 >> 9) << 6):
+                return False
+            total += claimed
+        return total <= MAX_BATCH_BYTES
 
     def read(self, source: pa.NativeFile, block: Block, most: Mapping[Level, int]) -> list[Buffer]:
         """The buffers of `names` in a record batch. Raises Malformed as `check`."""
-        header, begin = _header(source, block), block.offset + block.metadata_bytes
-        nodes, buffers = header.pairs(1), header.pairs(2)
+        header, begin = _header(source, block), block.body
+        nodes, buffers = (np.array(header.numbers(slot)).reshape(-1, 2) for slot in (1, 2))
+        if (len(nodes), len(buffers)) != (self.nodes, self.buffers):
+            raise Malformed(f"expected {self.buffers} buffers for its columns, got {len(buffers)}")
         if nodes[:, 1].any():
             raise Malformed("expected no nulls, got some")
         counts, (starts, stored) = nodes[self._node, 0], buffers[self._buffer].T

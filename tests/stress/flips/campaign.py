@@ -71,7 +71,7 @@ class Flips(Campaign):
         """The same for other damages, of which verify finds that there is one."""
         ground, kind = self.grounds[codec], f"{codec} {damage.kind}"
         with contextlib.ExitStack() as stack:
-            for file, content in damage.files.items():
+            for file, content in damage.contents():
                 stack.enter_context(ground.with_file(file, content))
             seen = {file: self._opened_and_read(ground, file) for file in damage.files if file in ground.content}
             faults = ground.all_faults()
@@ -96,7 +96,7 @@ class Flips(Campaign):
                 plan = read_plan(ground.folder / "plan.json")
                 findings = Findings.nothing(plan)
                 for shard in range(len(plan.shards)):
-                    findings.read_back(ground.folder, plan, shard)
+                    findings.read_back(ground.folder, plan, shard, earlier=True)
                 finished(ground.folder, plan, [findings])
             except (CacheDamaged, CacheMissing) as error:
                 clear = "\n" not in str(error)
@@ -137,7 +137,7 @@ class Flips(Campaign):
 
     @staticmethod
     def columns_of_statistics_alone() -> contextlib.AbstractContextManager[object]:
-        def read_back(self, folder, plan, shard):  # type: ignore[no-untyped-def]
+        def read_back(self, folder, plan, shard, *, earlier=False):  # type: ignore[no-untyped-def]
             path = folder / plan.shards[shard].file
             opened = finishing.ShardOpener(plan, finishing.position_columns(plan)).open(path)
             where, most = f"{path}", plan.most_values(shard, 0)

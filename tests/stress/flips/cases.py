@@ -12,10 +12,14 @@ Content = Mapping[str, bytes]
 
 
 class Damage(NamedTuple):
-    """files: name -> new content, or None for a missing file. kind: for the counts."""
+    """files: name -> new content, a JSON value to be written, or None for a missing file. kind: for the counts."""
 
     kind: str
-    files: dict[str, bytes | None]
+    files: dict[str, Any]
+
+    def contents(self) -> Iterator[tuple[str, bytes | None]]:
+        for file, new in self.files.items():
+            yield file, new if new is None or isinstance(new, bytes) else json_bytes(new)
 
 
 def damages(content: Content, other: Content) -> list[Damage]:
@@ -58,10 +62,10 @@ def edits(content: Content) -> Iterator[Damage]:
     for file in (file for file in content if file.endswith(".json")):
         value = json.loads(content[file])
         for edited in edited_values(value):
-            yield Damage(f"{file} edited", {file: json_bytes(edited)})
+            yield Damage(f"{file} edited", {file: edited})
         unsealed = {key: old for key, old in value.items() if key not in SEAL_KEYS}
         if unsealed != value:
-            yield Damage(f"{file} edited", {file: json_bytes(unsealed)})
+            yield Damage(f"{file} edited", {file: unsealed})
         yield Damage(f"{file} edited", {file: json.dumps(value).encode()})
         yield Damage(f"{file} edited", {file: content[file].replace(b"\n", b"\r\n")})
 

@@ -62,12 +62,12 @@ class Ground:
         if content is None:
             path.unlink()
         else:
-            path.write_bytes(content)
+            overwrite(path, content)
         try:
             yield
         finally:
             if file in self.content:
-                path.write_bytes(self.content[file])
+                overwrite(path, self.content[file])
             else:
                 path.unlink()
 
@@ -120,6 +120,13 @@ class Ground:
 
     def all_faults(self) -> list[str]:
         return [str(fault) for fault in verify(self.folder)]
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """In place: some file systems write a file that was emptied first to the disk at once."""
+    with path.open("r+b" if path.exists() else "xb") as file:
+        file.write(content)
+        file.truncate()
 
 
 def vars_of(index: Any) -> dict[str, Any]:
