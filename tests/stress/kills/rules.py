@@ -51,12 +51,13 @@ class RolloutRules:
 class TrainRules:
     """A run goes on from the newest checkpoint that is whole; a student is whole or has no config.json."""
 
-    differs = ("trainer_state.json", "distill_run.json")  # times, and their sizes
+    differs = ("trainer_state.json", "distill_run.json", "eval_results.json", "all_results.json")
+    """They hold times, and sizes of files that do."""
 
     def left(self, out: Path, whole: Whole) -> str:
         files = {path.name: path.read_bytes() for path in out.glob("[!.]*") if path.is_file()}
         if "config.json" in files:
-            student = {name: content for name, content in _student(whole).items() if name != "trainer_state.json"}
+            student = {name: content for name, content in _student(whole).items() if name not in self.differs}
             return "" if files.items() >= student.items() else "expected a whole student with its config.json"
         return ""
 
