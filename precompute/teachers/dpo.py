@@ -70,6 +70,8 @@ def train_role(
                 say(f"{out / role}: {went}")
             write_json(work / "model", MADE_FROM_FILE, record)
             publish_folder(work / "model", out / role)
+    if trainer.is_world_process_zero():
+        with naming_saves(str(work)):
             remove_training(work)
     args.distributed_state.wait_for_everyone()
 

@@ -39,7 +39,7 @@ class Faults(Campaign):
         self.cases: list[Fault | Limit] = []
         for name in commands:
             self.undisturbed[name], calls = self.runs.undisturbed(COMMANDS[name])
-            self.cases += [*faults_of(name, calls), *limits_of(name, self.undisturbed[name].bytes)]
+            self.cases += [*faults_of(name, calls, seed), *limits_of(name, self.undisturbed[name].bytes)]
 
     def __len__(self) -> int:
         return len(self.cases)

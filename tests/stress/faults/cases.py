@@ -12,7 +12,7 @@ from shards.spread import spread
 from stress.faults.calls import Call
 from stress.faults.runs import kind_of
 
-READS, MOMENTS = 3, 24
+READS, MOMENTS = 3, 16
 """Of each file that many reads fail (a cache is read in hundreds of pieces); so many moments of a command are tried
 for what lasts longer than a call."""
 
@@ -57,24 +57,28 @@ class Limit:
         return f"{self.command}: little {self.mode}"
 
 
-def faults_of(name: str, calls: Sequence[Call]) -> Iterator[Fault]:
-    """Every call that writes fails with every error; of the reads of one file a few, with one error each."""
+def faults_of(name: str, calls: Sequence[Call], seed: int) -> Iterator[Fault]:
+    """Every call that writes fails, and a few of the reads of each file; with each seed the next of the errors."""
     seen: Counter[str] = Counter()
     reads: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for call in calls:
         kind = kind_of(call)
         if call.writes:
-            yield from (Fault(name, "once", kind, seen[kind], code) for code in ERRORS[kind])
+            yield Fault(name, "once", kind, seen[kind], _error(kind, seen[kind] + seed))
         else:
             reads[kind, call.path].append(seen[kind])
         seen[kind] += 1
     for (kind, _), numbers in reads.items():
         for i, place in enumerate(spread(len(numbers), READS)):
-            yield Fault(name, "once", kind, numbers[place], ERRORS[kind][i % len(ERRORS[kind])])
+            yield Fault(name, "once", kind, numbers[place], _error(kind, i + seed))
     for number in spread(sum(call.writes for call in calls), MOMENTS):
-        yield from (Fault(name, "ever", "any", number, code) for code in (ENOSPC, EROFS))
+        yield Fault(name, "ever", "any", number, (ENOSPC, EROFS)[(number + seed) % 2])
         yield Fault(name, "gone", "any", number)
         yield Fault(name, "stopped", "any", number)
+
+
+def _error(kind: str, number: int) -> int:
+    return ERRORS[kind][number % len(ERRORS[kind])]
 
 
 def limits_of(name: str, written: int) -> Iterator[Limit]:
