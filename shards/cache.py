@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.errors import CacheMissing, TeacherUnavailable
+from shards.errors import CacheDamaged, CacheMissing, TeacherUnavailable
 from shards.files import file_sizes
 from shards.format import schema
 from shards.format.batches import BatchReader
+from shards.format.content import rules, screen
 from shards.format.encoding import codec
 from shards.format.encoding.selection import Selection
 from shards.format.index import INDEX_FILE, RowIndex, read_index
@@ -37,6 +38,9 @@ from shards.teacher.compose import Teacher, compose
 from shards.teacher.served import lacks
 from shards.teacher.spec import TeacherSpec
 from shards.token_texts import TokenTexts
+
+ROWS_AT_A_TIME = 16
+"""Rows that are decoded and checked at once: the cost is in the calls, not in the values."""
 
 
 class Place(NamedTuple):
@@ -108,17 +112,43 @@ class ShardCache:
     ) -> list[Response]:
         """The responses of `rows`, in that order, with the values of these roles and pairs (default: all).
 
-        Raises IndexError for a row number out of range, and CacheDamaged if a record batch cannot be decoded or the
-        crc32 of a column differs.
+        Raises IndexError for a row number out of range, and CacheDamaged if a record batch cannot be decoded, the
+        crc32 of a column differs, or a value is one that no row may hold.
         """
-        selection = Selection.everything(self.plan, roles, pairs)
-        return [codec.decode_row(row, self.plan, selection) for row in self._rows(rows, selection)]
+        selection, found = Selection.everything(self.plan, roles, pairs), []
+        stored = self._rows(rows, selection)
+        for start in range(0, len(rows), ROWS_AT_A_TIME):
+            part = stored[start : start + ROWS_AT_A_TIME]
+            found += codec.responses(part, self._scores(rows[start : start + len(part)], part, selection))
+        return found
 
     def read_joined(self, rows: Sequence[int], selection: Selection) -> tuple[list[Tokens], Scores]:
         """The tokens of each of `rows`, and the scores of all of them, concatenated. Raises as `read`."""
         found = self._rows(rows, selection)
-        tokens = [Tokens(row[schema.INPUT_IDS], row[schema.LOSS_MASK]) for row in found]
-        return tokens, codec.decode_scores(found, self.plan, selection)
+        scores = self._scores(rows, found, selection)
+        return [Tokens(row[schema.INPUT_IDS], row[schema.LOSS_MASK]) for row in found], scores
+
+    def _scores(self, rows: Sequence[int], stored: Sequence[codec.Row], selection: Selection) -> Scores:
+        """The scores of rows as stored, concatenated. Raises CacheDamaged for values that no row may hold."""
+        table = selection.columns(self.plan)
+        if screen.misshapen(stored, table, self.plan) or screen.wrong_tokens(stored, self.plan):
+            self._refuse(rows)
+        scores = codec.decode_scores(stored, self.plan, selection)
+        if screen.wrong_scores(scores, self.plan):
+            self._refuse(rows)
+        return scores
+
+    def _refuse(self, rows: Sequence[int]) -> None:
+        """Raise CacheDamaged, naming file, row and column, for the first row that breaks a rule of docs/format.md."""
+        everything = Selection.everything(self.plan)
+        for number in rows:
+            (row,) = self._rows([number], everything)
+            where = f"{self.batches.name(int(self.shards_of([number])[0]))} row {number} ({row[schema.SAMPLE_ID]!r})"
+            for _, text in rules.shape_faults(row, self.plan, self.plan.columns()):
+                raise CacheDamaged(f"{where}: {text}")
+            (response,) = codec.responses([row], codec.decode_scores([row], self.plan, everything))
+            for _, text in rules.faults(response, self.plan):
+                raise CacheDamaged(f"{where}: {text}")
 
     def _rows(self, rows: Sequence[int], selection: Selection) -> list[codec.Row]:
         """The rows as stored, in that order; each record batch is read once."""
@@ -132,8 +162,11 @@ class ShardCache:
         return [found[place] for place in places]
 
     def read_columns(self, rows: Sequence[int] | np.ndarray, selection: Any) -> list[codec.Row]:
-        """The columns of a selection for each of `rows`, as they are stored. Raises as `read`."""
-        return self._rows([int(row) for row in rows], selection)
+        """The columns of levels row and token of a selection, for each of `rows`. Raises as `read`."""
+        stored = self._rows([int(row) for row in rows], selection)
+        if stored and screen.wrong_tokens(stored, self.plan):
+            self._refuse([int(row) for row in rows])
+        return stored
 
     def check(self, spec: TeacherSpec) -> None:
         """Raise TeacherUnavailable, saying what is missing, if this cache cannot give the teacher of `spec`."""

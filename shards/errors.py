@@ -9,6 +9,17 @@ from itertools import takewhile
 
 MAX_LINES = 4
 """The most lines taken from one sentence of another library's message."""
+MAX_CHARACTERS, LAST_CHARACTERS = 500, 120
+"""The most characters of a message; so many of its end are kept, where the remedy is."""
+
+
+def plain(text: str) -> str:
+    """Text from anywhere, such as a damaged file, as one line of bounded length that does nothing to a terminal."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    if len(text) > MAX_CHARACTERS:
+        text = f"{text[: MAX_CHARACTERS - LAST_CHARACTERS - 5]} ... {text[-LAST_CHARACTERS:]}"
+    return text
 
 
 def first_line(error: BaseException) -> str:
@@ -39,7 +50,10 @@ def _first_sentence(error: BaseException) -> str:
 
 
 class AlignDistilError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. Its message is `plain`, whatever a file made it say."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(plain(str(message)))
 
 
 class OptionError(AlignDistilError, ValueError):
@@ -62,8 +76,20 @@ class NonFiniteLogits(ModelError):
     """A model gave a logit or a hidden state that is NaN or infinite."""
 
 
+class BadStep(AlignDistilError, ValueError):
+    """A step of a training gave a loss, a gradient or weights that are not finite, or far above those before."""
+
+
+class ProcessLost(AlignDistilError, RuntimeError):
+    """Another process of this run, or a worker of it, ended."""
+
+
 class TeacherUnavailable(AlignDistilError, ValueError):
     """The cache lacks something that the requested teacher is composed from."""
+
+
+class WrongValues(AlignDistilError, ValueError):
+    """Values that no cache may hold were about to be written; nothing of them was."""
 
 
 class CacheConflict(AlignDistilError, ValueError):

@@ -1,12 +1,18 @@
 """Files of this machine: temporary names, sizes, sha256, and what is surely on the disk. Only Python."""
 
+import contextlib
+import errno
+import fnmatch
 import hashlib
 import os
 import platform
+import stat
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from shards.errors import AlignDistilError
 
 TEMPORARY_GLOB = ".*.aligndistil-tmp"
 
@@ -31,6 +37,35 @@ def temporary_name(folder: Path, file: str, use: str = "") -> Path:
     return folder / f".{file}.{platform.node()}-{os.getpid()}{use}.aligndistil-tmp"
 
 
+@contextlib.contextmanager
+def about(path: Path | str) -> Iterator[None]:
+    """Errors of the system name this file, unless they name one: those of reading, writing and flushing name none."""
+    try:
+        yield
+    except AlignDistilError:
+        raise
+    except OSError as exc:
+        if exc.filename is None:
+            exc.filename = str(path)
+        raise
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The paths directly in a folder whose names match, sorted; none if there is no such folder.
+
+    Raises OSError for a folder that cannot be read, which Path.glob takes for an empty one.
+    """
+    if not folder.is_dir():
+        return []
+    return [folder / name for name in sorted(os.listdir(folder)) if fnmatch.fnmatchcase(name, pattern)]
+
+
+def paths_under(folder: Path) -> list[Path]:
+    """All files and folders below a folder, sorted. Raises OSError as `matching`; Path.rglob would leave some out."""
+    found = matching(folder, "*")
+    return sorted([*found, *(path for inner in found if inner.is_dir() for path in paths_under(inner))])
+
+
 def file_sizes(folder: Path) -> dict[str, int]:
     """The files directly in a folder: name -> bytes; none if there is no such folder."""
     if not folder.is_dir():
@@ -39,10 +74,22 @@ def file_sizes(folder: Path) -> dict[str, int]:
         return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes. Raises OSError, also for a pipe or a device, which could
+    block or never end."""
+    with about(path), os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "expected a file, got a pipe or a device", str(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"expected at most {most:,} bytes, got {found.st_size:,}", str(path))
+        return file.read(most)
+
+
 def file_sha256(path: Path, read: Callable[[int], None] = lambda size: None) -> str:
     """sha256 of a file, in hex; the file is read in pieces. read: told the bytes of each piece."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with about(path), path.open("rb") as file:
         while piece := file.read(1 << 22):
             digest.update(piece)
             read(len(piece))
@@ -52,7 +99,7 @@ def file_sha256(path: Path, read: Callable[[int], None] = lambda size: None) -> 
 def file_sums(path: Path) -> Sums:
     """Size, crc32 and sha256 of a file, read once."""
     digest, crc32, size = hashlib.sha256(), 0, 0
-    with path.open("rb") as file:
+    with about(path), path.open("rb") as file:
         while piece := file.read(1 << 22):
             digest.update(piece)
             crc32, size = zlib.crc32(piece, crc32), size + len(piece)
@@ -67,7 +114,8 @@ def flush(path: Path) -> None:
     """Wait until the content of a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with about(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -1,14 +1,15 @@
 """Legal values of the options of a training: ranges, and flags that make no sense here."""
 
-import json
 import math
 from typing import Any
 
+from shards import strict_json
 from shards.cli.command import require_at_least, require_choices
 from shards.errors import OptionError
 from student.log.figures import figure_of
 from student.loss.sparse import METRICS
 from student.metrics import PER_SEQUENCE
+from student.recipe import require_free
 
 HIGHEST_SEED = 2**32 - 1
 
@@ -40,6 +41,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, HIGHEST_SEED),
     "data_seed": (0, HIGHEST_SEED),
     "ddp_timeout": (1, math.inf),
+    "spike_factor": (1, math.inf),
 }
 """Lowest and highest value, both legal if finite. A value of None is left to transformers."""
 
@@ -79,6 +81,7 @@ def refuse_options(options: Any) -> None:
     if options.max_steps == -1 and not 0 < options.num_train_epochs < math.inf:
         raise OptionError(f"num_train_epochs: expected more than 0, got {options.num_train_epochs}")
     _refuse_metric(options)
+    require_free(options.resume_despite)
 
 
 def _require_between(options: Any, name: str, least: float, highest: float) -> None:
@@ -96,7 +99,7 @@ def _refuse_json(options: Any) -> None:
         if not isinstance(value, str) or not (value.startswith("{") or name in KEYWORDS):
             continue
         try:
-            found = json.loads(value)
+            found = strict_json.loads(value)
         except ValueError as exc:
             raise OptionError(f"{name}: expected a JSON object, got {value!r} ({exc})") from exc
         if not isinstance(found, dict):

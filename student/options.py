@@ -21,6 +21,9 @@ from student.precision import choose_autocast
 
 DEFAULT_GLOBAL_BATCH_SIZE = 128
 
+DEFAULT_SPIKE_FACTOR = 100.0
+"""Measured over healthy runs: docs/decisions/0025."""
+
 
 @dataclass(kw_only=True)
 class DistillArguments(LoraFlags, TeacherFlags, CacheFlags, QuietFlag, TrainingArguments):
@@ -59,6 +62,13 @@ class DistillArguments(LoraFlags, TeacherFlags, CacheFlags, QuietFlag, TrainingA
     shuffle_window: int | None = flag(
         None, "shards among which rows are shuffled, and which must be on this machine at a time; default: all"
     )
+
+    resume_despite: list[str] = flag(
+        [], "fields of the checkpoint's run that may be others, such as learning_rate; recorded in the student's folder"
+    )
+    stop_on_spike: bool = flag(True, "stop where the loss or the gradient norm spikes; a NaN always stops the run")
+    spike_factor: float = flag(DEFAULT_SPIKE_FACTOR, "how many times the median of the last steps is a spike")
+    record_samples: bool = flag(False, "write the samples of each step, in order, to samples.jsonl in the folder")
 
     overwrite_output_dir: bool = flag(False, "write into a folder with a model or checkpoints of another run")
     dtype: Dtype = flag(

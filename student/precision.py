@@ -3,7 +3,6 @@
 Weights that are trained are float32 whatever the precision; autocast rounds copies of them and the activations.
 """
 
-import math
 import os
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 from accelerate.utils import DistributedType
 from transformers import Trainer, TrainerCallback
 
-from shards.errors import NonFiniteLogits
 from shards.modelfiles.precision import rounding_apart
 
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
@@ -64,13 +62,15 @@ class ScalingTrainer(Trainer):
 
     accelerate ignores fp16 on a CPU and trains in float32. The log has `loss_scale`, and in `skipped_steps` the steps
     since the previous log whose gradient was not finite at its scale: the scale is halved, the weights and the schedule
-    stay, and the loss and metrics of such a step are those of its rows. Raises NonFiniteLogits if a loss is not finite:
-    no scale would help.
+    stay, and the loss and metrics of such a step are those of its rows.
+
+    loss_scale   after the last step; None without loss scaling
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.skipped_steps = 0
+        self.loss_scale: float | None = None
         self.add_callback(_Skipped(self))
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -85,11 +85,6 @@ class ScalingTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         scaler: Any = self.accelerator.scaler
         if scaler is not None and "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise NonFiniteLogits(
-                    f"step {self.state.global_step}: expected a finite loss, got {logs['loss']} under fp16 autocast; "
-                    "if the model leaves float16's range, give --bf16 true, or --fp16 false for float32"
-                )
             logs |= {"loss_scale": scaler.get_scale(), "skipped_steps": self.skipped_steps}
             self.skipped_steps = 0
         super().log(logs, start_time)
@@ -115,6 +110,7 @@ class _Skipped(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._scale is not None:
             before, self._scale = self._scale, self.trainer.accelerator.scaler.get_scale()
+            self.trainer.loss_scale = self._scale
             optimizer: Any = self.trainer.optimizer
             optimizer._is_overflow = self._scale < before
             self.trainer.skipped_steps += self._scale < before

@@ -6,6 +6,7 @@ over all rows). All else is Trainer's.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,13 @@ from student.runs.checkpoints import step_of
 from student.runs.identity import run_identity
 from student.runs.learned import fit_strength
 from student.runs.outside import naming_workers
-from student.runs.resumable import ResumableTrainer
-from student.watch import SupportWatch
+from student.watch.guarded import GuardedTrainer
+from student.watch.support import SupportWatch
 
 logger = logging.get_logger(__name__)
 
 
-class DistillTrainer(ResumableTrainer):
+class DistillTrainer(GuardedTrainer):
     """Distils `model` from the teacher of `args`, composed from cached responses.
 
     model               a PreTrainedModel, or a PeftModel around one, with the tokenizer of the cache
@@ -120,8 +121,8 @@ class DistillTrainer(ResumableTrainer):
         self._eval_sums = MetricSums()
         self._support_watch = SupportWatch()
 
-    def identity_with(self, model_sha256: str | None) -> dict[str, Any]:
-        return run_identity(self.args, self.train_dataset, self.sampler, model_sha256)
+    def identity_with(self, student: Mapping[str, str | None]) -> dict[str, Any]:
+        return run_identity(self.args, self.train_dataset, self.sampler, student)
 
     @property
     def model_name(self) -> str:
@@ -176,6 +177,7 @@ class DistillTrainer(ResumableTrainer):
         outputs = self._distill(model, inputs)
         self.train_sums.add(outputs, inputs)
         loss = outputs["loss_sum"] / num_items_in_batch * self.accelerator.num_processes
+        self.steps.add(inputs["rows"], loss)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -234,7 +236,7 @@ class DistillTrainer(ResumableTrainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The micro-batch on the device, but for what only the host reads."""
         given = dict(inputs)
-        kept = {name: given.pop(name) for name in ("support_ends",) if name in given}
+        kept = {name: given.pop(name) for name in ("support_ends", "rows") if name in given}
         return {**super()._prepare_inputs(given), **kept}
 
     def _prepare_input(self, data: Any) -> Any:
@@ -259,6 +261,7 @@ class _Steps(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # use the intervals given now, not those of the checkpoint
         state.compute_steps(args, state.max_steps)
+        self.trainer.begin_watch()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # from the steps done, so that it is right after a resume; Trainer's own epoch hook is hidden there

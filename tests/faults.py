@@ -144,10 +144,19 @@ def move_count(response, count):
 
 
 def swap_first_ids(response):
+    return set_first_ids(response, lambda first, second: (second, first))
+
+
+def repeat_first_id(response):
+    return set_first_ids(response, lambda first, second: (first, first))
+
+
+def set_first_ids(response, change):
+    """Change the first two ids of a position with so many."""
     n = int(np.flatnonzero(response.scores.support_count > 1)[0])
     first = int(response.scores.support_count[:n].sum())
     ids = response.scores.support_ids.copy()
-    ids[first : first + 2] = ids[first : first + 2][::-1]
+    ids[first : first + 2] = change(*ids[first : first + 2])
     return with_scores(response, support_ids=ids)
 
 
@@ -172,7 +181,11 @@ def set_next(response, role, kept, amount):
 
 def add_distance(response, amount):
     n, _, _ = full_position(response)
-    return set_role(response, "l1_distance", "reverse", n, response.scores.l1_distance["reverse"][n] + amount)
+    return set_distance(response, response.scores.l1_distance["reverse"][n] + amount)
+
+
+def set_distance(response, value):
+    return set_role(response, "l1_distance", "reverse", full_position(response)[0], value)
 
 
 def has_a_position_of_every_kind(response):
@@ -212,6 +225,7 @@ ROW_FAULTS = {
         "support_ids",
         lambda r: with_scores(r, support_ids=changed(r.scores.support_ids, 0, -1)),
     ),
+    "support: twice": (13, "support_ids", repeat_first_id),
     "support: none": (13, "support_count", lambda r: move_count(r, 0)),
     "support: below none": (13, "support_count", lambda r: move_count(r, -1)),
     "finite: nan": (14, "reverse_logprobs", lambda r: set_role(r, "logprobs", "reverse", 2, np.nan)),
@@ -241,6 +255,8 @@ ROW_FAULTS = {
     "mass": (16, "reverse_logprobs", lambda r: set_reverse_distribution(r, without_some_mass)),
     "next: kept": (17, "dpo_next_logprob", lambda r: set_next(r, "dpo", True, -1e-3)),
     "next: in the tail": (17, "reverse_next_logprob", lambda r: set_next(r, "reverse", False, 1e-3)),
+    "distance: negative": (18, "l1_distance_reverse", lambda r: set_distance(r, -0.1)),
+    "distance: over 2": (18, "l1_distance_reverse", lambda r: set_distance(r, 2.1)),
     "distance: too short": (18, "l1_distance_reverse", lambda r: add_distance(r, -1e-3)),
     "distance: too long": (18, "l1_distance_reverse", lambda r: add_distance(r, 1e-3)),
     "tail: dent": (19, "dpo_reverse_tail_logpartition", raise_middle_node),

@@ -5,7 +5,10 @@ Ray is a stand-in in this process here; test_ray.py has the real one.
 
 import contextlib
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +27,9 @@ from precompute.build.on_ray import ClusterBuild, other_inputs, shard_tasks
 from precompute.build.options import BuildOptions
 from precompute.build.steps import Left
 from precompute.build.worker import BuildWorker, Look, require_plan
+from precompute.cluster import keeper as keeper_module
 from precompute.cluster.answers import Refusal, answer
-from precompute.cluster.keeper import Keeper, tokens_on
+from precompute.cluster.keeper import Keeper, once, tokens_on
 from precompute.cluster.members import Member, Stage
 from precompute.cluster.options import ClusterOptions
 from precompute.cluster.session import session
@@ -239,8 +243,29 @@ def test_what_a_machine_finds_out_is_found_out_once_a_refusal_too():
         calls.append(1)
         raise OptionError("models: expected a folder")
 
-    assert [keeper.once("models", refuse).message for _ in range(2)] == ["models: expected a folder"] * 2
-    assert keeper.once("other", lambda: 3) == 3 and len(calls) == 1
+    for _ in range(2):
+        assert once(CALLED, Remote(keeper), "models", refuse).message == "models: expected a folder"
+    assert once(CALLED, Remote(keeper), "other", lambda: 3) == 3 and len(calls) == 1
+
+
+def test_workers_wait_for_the_one_that_finds_out_and_another_does_when_that_is_lost(monkeypatch):
+    keeper, waited = Keeper(), []
+    with subprocess.Popen(["sleep", "60"]) as other:
+        assert keeper.ask("models", other.pid) is True and keeper.ask("models", other.pid) is True
+        assert keeper.ask("models", os.getpid()) is False
+        monkeypatch.setattr(
+            keeper_module.time, "sleep", lambda seconds: waited.append(seconds) or other.kill() or other.wait()
+        )
+        assert once(CALLED, Remote(keeper), "models", lambda: "mine") == "mine" and len(waited) == 1
+    keeper = Keeper()
+    assert keeper.ask("models", os.getppid()) is True  # it lives on
+    monkeypatch.setattr(keeper_module.time, "sleep", lambda seconds: keeper.keep("models", pickle.dumps("theirs")))
+    assert once(CALLED, Remote(keeper), "models", lambda: "mine") == "theirs"
+
+
+def test_a_keeper_loads_no_library_of_models():
+    look = "import sys, precompute.cluster.keeper; print(*{'torch', 'transformers'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 # ---- flags

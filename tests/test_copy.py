@@ -16,7 +16,7 @@ from shards.copy.destination import Destination
 from shards.copy.folder import FolderStore
 from shards.errors import CacheConflict, CacheDamaged, CacheMissing, OptionError, TransferFailed
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, read_manifest
-from shards.format.writer import exclusive
+from shards.locks.lock import exclusive
 from shards.places.publisher import Publisher
 from shards.places.stores import store_of
 from shards.places.url import is_url, parse_url
@@ -115,7 +115,10 @@ def test_what_a_killed_copy_leaves_in_a_folder_is_no_cache_and_is_removed_next(c
     assert any(name.endswith(".aligndistil-tmp") for name in left) and not shards(left) and MANIFEST_FILE not in left
     for name in left:  # as of another process
         (tmp_path / "two" / name).rename(tmp_path / "two" / name.replace(str(os.getpid()), "1"))
-    with exclusive(tmp_path / "two"), pytest.raises(CacheConflict, match="expected no other build at work here"):
+    with (
+        exclusive(tmp_path / "two"),
+        pytest.raises(CacheConflict, match="expected no other command at work here, found"),
+    ):
         run(cache, tmp_path / "two")
     run(cache, tmp_path / "two")
     assert files(tmp_path / "two") == files(cache)

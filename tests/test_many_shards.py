@@ -17,6 +17,7 @@ from faults import edit_manifest, manifest_fields, write_fields
 import shards.format.plan
 from shards import ShardCache
 from shards.errors import CacheDamaged
+from shards.format.content.rules import RESPONSE_KINDS
 from shards.format.finishing import Findings, finished
 from shards.format.index import INDEX_FILE
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE
@@ -24,7 +25,6 @@ from shards.format.plan import Plan
 from shards.format.writer import write_json
 from shards.verify.__main__ import verify
 from shards.verify.names import SeenNames
-from shards.verify.row_rules import RESPONSE_KINDS
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from precompute.build.options import BuildOptions
 from precompute.rollout.options import RolloutOptions
 from precompute.teachers.options import TeacherOptions
 from shards.errors import AlignDistilError
+from shards.locks.lock import exclusive_file
 from shards.pipeline.__main__ import command_text, main, run_pipeline
 from shards.pipeline.file import read_pipeline
 from shards.pipeline.step import COMMANDS
@@ -302,13 +303,9 @@ def test_a_launcher_that_is_not_there(tmp_path, monkeypatch):
 
 
 def test_two_at_once_are_one_too_many(copy):
-    with subprocess.Popen(["flock", "steps.yaml", "sleep", "60"]) as other:
-        try:
-            while subprocess.run(["flock", "--nonblock", "steps.yaml", "true"]).returncode == 0:
-                time.sleep(0.01)
-            assert "found one" in refusal(lambda: run_pipeline(Path("steps.yaml")))
-        finally:
-            other.terminate()
+    with exclusive_file(Path("runs/steps.yaml")):
+        message = refusal(lambda: run_pipeline(Path("steps.yaml")))
+    assert message.startswith("steps.yaml: expected no other command at work here, found python -m pytest (process ")
 
 
 def test_a_dry_run_prints_the_commands_and_runs_none(copy, started, capsys):

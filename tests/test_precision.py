@@ -7,7 +7,7 @@ import torch
 from test_training import arguments, launch, moved, plain_sgd, recipe, same_weights, student_folder, weights
 from transformers import TrainerCallback
 
-from shards.errors import NonFiniteLogits, OptionError
+from shards.errors import BadStep, NonFiniteLogits, OptionError
 from student.loss.forward import DistillForward
 from student.options import DistillArguments
 from student.precision import choose_autocast, precision_text
@@ -126,7 +126,9 @@ def test_a_body_that_leaves_float16s_range_ends_the_run_in_one_line(sparse_cache
     ):
         train(arguments(sparse_cache, folder, tmp_path / "out", **plain_sgd(fp16=True)))
     monkeypatch.setattr(DistillForward, "_check_head", lambda self: None)
-    with pytest.raises(NonFiniteLogits, match=r"^step 1: expected a finite loss, got nan under fp16 autocast; if the "):
+    with pytest.raises(
+        BadStep, match=r"^step 1: expected a finite loss and gradient, got loss nan under fp16 autocast; "
+    ):
         train(arguments(sparse_cache, folder, tmp_path / "out", **plain_sgd(fp16=True)))
 
 

@@ -320,5 +320,5 @@ def test_a_micro_batch_goes_to_the_device_without_waiting_and_ends_stay_on_the_h
     batch = batch_of(sparse_cache, [0, 1])
     monkeypatch.setattr(torch.Tensor, "to", to)
     found = trainer._prepare_inputs(batch)
-    assert {name for name, tensor in found.items() if tensor.device.type == "cpu"} == {"support_ends"}
+    assert {name for name, tensor in found.items() if tensor.device.type == "cpu"} == {"support_ends", "rows"}
     assert found.keys() == batch.keys() and waits and not any(waits)

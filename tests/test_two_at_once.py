@@ -7,14 +7,18 @@ import time
 from pathlib import Path
 
 import pytest
-from test_rollout import options, rows_of
+from conftest import build_options
+from test_rollout import options
 from tiny import make_llama, save
 
+from precompute.build.build import build
+from precompute.build.work import models as model_work
 from precompute.rollout import __main__ as rollout_module
 from precompute.rollout.__main__ import rollout
 from precompute.rollout.sampling import TransformersEngine
 from shards.errors import AlignDistilError, CacheConflict
-from shards.format.writer import exclusive, write_text
+from shards.format.writer import write_text
+from shards.locks.lock import LOCK_FILE, exclusive
 from shards.pipeline.record import Record
 from shards.pipeline.step import Step
 
@@ -50,7 +54,7 @@ def sidecar(path):
 # ---- rollouts
 
 
-def test_a_rollout_that_comes_second_does_not_sign_the_file_of_the_first(model, data, tmp_path, monkeypatch):
+def test_a_rollout_that_comes_second_is_refused_at_once_and_harms_nothing(model, data, tmp_path, monkeypatch):
     path, at_work, go_on = tmp_path / "samples.jsonl", FORK.Event(), FORK.Event()
     first, second = (options(model, data, path, seed=seed) for seed in (1, 2))
     with monkeypatch.context() as patch:
@@ -64,8 +68,10 @@ def test_a_rollout_that_comes_second_does_not_sign_the_file_of_the_first(model, 
         patch.setattr(TransformersEngine, "sample", waiting)
         process = in_another_process(rollout, first)
         assert at_work.wait(60)
-    with pytest.raises(CacheConflict, match="expected no other build at work here, found one"):
-        rollout(second)
+    with monkeypatch.context() as patch:
+        patch.setattr(rollout_module, "find_sources", lambda options: pytest.fail("read its inputs"))
+        with pytest.raises(CacheConflict, match=rf"samples.jsonl: .* \(process {process.pid} on "):
+            rollout(second)
     go_on.set()
     assert ended_well(process)
     assert sidecar(path)["options"]["seed"] == 1
@@ -74,50 +80,36 @@ def test_a_rollout_that_comes_second_does_not_sign_the_file_of_the_first(model, 
     with pytest.raises(CacheConflict, match=r"holds another rollout, options\.seed: expected 1, got 2"):
         rollout(second)
     assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_rollout_that_another_one_did_meanwhile_is_left_as_it_is(seed, model, data, tmp_path, monkeypatch, capsys):
-    path = tmp_path / "samples.jsonl"
-    load = rollout_module.load_engine
-
-    def slowly(asked, inputs):
-        with monkeypatch.context() as patch:
-            patch.setattr(rollout_module, "load_engine", load)
-            assert ended_well(in_another_process(rollout, options(model, data, path, seed=1)))
-        return load(asked, inputs)
-
-    monkeypatch.setattr(rollout_module, "load_engine", slowly)
-    if seed == 1:
-        rollout(options(model, data, path, seed=seed))
-        assert "already sampled from the same inputs" in capsys.readouterr().out
-    else:
-        with pytest.raises(CacheConflict, match="holds another rollout"):
-            rollout(options(model, data, path, seed=seed))
-    assert sidecar(path)["options"]["seed"] == 1 and len(rows_of(path)) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == [data.name, path.name, f"{path.name}.identity.json"]
 
 
-# ---- the lock, and files that are written whole
+# ---- builds
 
 
-def test_a_lock_of_a_file_that_its_owner_has_removed_keeps_nobody_out(tmp_path, monkeypatch):
-    from shards.format import writer
+def test_a_build_that_comes_second_is_refused_while_the_first_loads_its_models(
+    trio_folders, pairs_file, tmp_path, monkeypatch
+):
+    asked = build_options(trio_folders, pairs_file, tmp_path / "out", top_k=5, max_top_k=8)
+    load_scorer, refused = model_work.load_scorer, []
 
-    file = tmp_path / "samples.jsonl.partial"
-    file.touch()
-    opened = os.open
+    def load(*args):
+        monkeypatch.setattr(model_work, "load_scorer", load_scorer)
+        with pytest.raises(CacheConflict) as caught:
+            build(asked)
+        refused.append(str(caught.value))
+        return load_scorer(*args)
 
-    def removed_meanwhile(path, flags):
-        monkeypatch.undo()
-        descriptor = opened(path, flags)
-        file.unlink()
-        file.touch()
-        return descriptor
+    monkeypatch.setattr(model_work, "load_scorer", load)
+    manifest = build(asked)
+    assert len(refused) == 1
+    assert refused[0].startswith(f"{tmp_path}/out: expected no other command at work here, found python -m pytest (")
+    assert build(asked) == manifest  # recognised, and by any number at a time:
+    with exclusive(tmp_path / "out"):
+        assert build(asked) == manifest
+    assert not (tmp_path / "out" / LOCK_FILE).exists()
 
-    monkeypatch.setattr(writer.os, "open", removed_meanwhile)
-    with pytest.raises(CacheConflict, match="found one that has just ended"), exclusive(file):
-        pass
+
+# ---- files that are written whole
 
 
 def write_often(folder, letter):

@@ -179,6 +179,11 @@ EDITS = {
         "reference_tail_logprob",
         lambda r: set_code("reference_tail_code", full_position(r)[0], 7),
     ),
+    "finite: distance": (
+        14,
+        "l1_distance_reverse",
+        lambda r: {"l1_distance_reverse": lambda v: changed(v, 0, np.nan)},
+    ),
     "log-probs": (15, "reference_logprobs", lambda r: set_code("reference_codes", 0, (1 << 24) - 1)),
     "mass": (16, "reference_logprobs", lambda r: set_code("reference_codes", first_full_entry(r), 40_000)),
     "next: kept": (
@@ -208,7 +213,10 @@ def test_the_rules_find_a_wrong_code(fake, copy, name):
 
 
 ENCODABLE = [name for name in ROW_FAULTS if name.split(":")[0] in ("names", "mask", "token ids", "mass", "tail")]
-FAULTS = {name: ROW_FAULTS[name] for name in [*ENCODABLE, "support: order", "support: V"]} | {
+FAULTS = {
+    name: ROW_FAULTS[name]
+    for name in [*ENCODABLE, "support: order", "support: twice", "support: V", "distance: negative", "distance: over 2"]
+} | {
     "next: kept": (17, "dpo_next_logprob", lambda r: set_next(r, "dpo", True, -0.3)),
     "next: in the tail": (17, "reverse_next_logprob", lambda r: set_next(r, "reverse", False, 0.6)),
     "distance: too short": (18, "l1_distance_reverse", lambda r: add_distance(r, -2e-3)),

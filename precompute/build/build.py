@@ -8,7 +8,7 @@ import torch
 from precompute.build.identity import read_earlier, with_sizes
 from precompute.build.inputs import find_sources, probe, read_inputs
 from precompute.build.options import BuildOptions
-from precompute.build.steps import Build, Left, alone, recognised
+from precompute.build.steps import Build, Left, alone, begin_alone, recognised
 from precompute.build.work.models import ModelWork
 from precompute.feeding.budget import AUTO
 from precompute.processes import Processes
@@ -26,11 +26,14 @@ def build(options: BuildOptions) -> Manifest:
 
         return build_on_ray(options)
     place = open_out(options.out, options.cache_dir)
-    with place.named():
-        return _build(options, place, replace(Processes.join(), said=place.said))
+    with place.named(), contextlib.ExitStack() as stack:
+        processes = replace(Processes.join(), said=place.said)
+        processes.together(lambda: alone(place, stack) if processes.is_first else None)
+        return _build(options, place, processes, stack)
 
 
-def _build(options: BuildOptions, place: Out, processes: Processes) -> Manifest:
+def _build(options: BuildOptions, place: Out, processes: Processes, stack: contextlib.ExitStack) -> Manifest:
+    """stack: closed when the build ends; the first process has its folder to itself until then."""
     device = processes.together(lambda: own_device(options.device, processes.local_rank))
     options = processes.together(lambda: with_sizes(options, place, device))
     sources = processes.together(lambda: find_sources(options, place, device, processes))
@@ -49,16 +52,14 @@ def _build(options: BuildOptions, place: Out, processes: Processes) -> Manifest:
         found = processes.together(work.fitting_batch_tokens)
         work = work.with_batch_tokens(min(processes.gather(found)))
     place.folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        processes.together(lambda: alone(place, stack) if processes.is_first else None)
-        # nobody else writes here from now on; another build may have written until now
-        earlier = processes.together(lambda: read_earlier(place, work.inputs.identity))
-        if isinstance(earlier, Manifest):
-            return _already_built(place, earlier, processes)
-        manifest = _run(work, Build(place=place, options=work.options, inputs=work.inputs), earlier, processes)
-        if processes.is_first:
-            place.clear()
-        return manifest
+    processes.together(lambda: begin_alone(place, stack) if processes.is_first else None)
+    earlier = processes.together(lambda: read_earlier(place, work.inputs.identity))  # a URL's may be another machine's
+    if isinstance(earlier, Manifest):
+        return _already_built(place, earlier, processes)
+    manifest = _run(work, Build(place=place, options=work.options, inputs=work.inputs), earlier, processes)
+    if processes.is_first:
+        place.clear()
+    return manifest
 
 
 def own_device(name: str, local_rank: int) -> torch.device:

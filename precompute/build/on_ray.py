@@ -24,7 +24,7 @@ from precompute.build.inputs import (
     tokenized_if_new,
 )
 from precompute.build.options import BuildOptions
-from precompute.build.steps import Build, Left, alone, recognised
+from precompute.build.steps import Build, Left, alone, begin_alone, recognised
 from precompute.build.work.shard_work import READ_BEHIND
 from precompute.build.worker import BuildWorker, Done, Look
 from precompute.cluster.answers import Refusal
@@ -65,6 +65,7 @@ def build_on_ray(options: BuildOptions) -> Manifest:
     options = replace(options, models=[f"{role}={_absolute(name)}" for role, name in options.model_names.items()])
     with contextlib.ExitStack() as stack:
         stack.enter_context(place.named())
+        alone(place, stack)  # the workers write under this process's lock
         ray = stack.enter_context(session(options))
         sizes = Sizes.of(ray, options, options.device)
         crew = Crew(BuildWorker, sizes, max_retries=options.max_retries, say=warn)
@@ -117,8 +118,7 @@ class ClusterBuild:
         inputs = read_inputs(options, BuildSources(models=models, identity=asked, corpus=corpus), Processes())
         inputs = self._load(inputs, probing=begun is None and needs_probe(self.numerics))
         place.folder.mkdir(parents=True, exist_ok=True)
-        alone(place, stack)
-        # nobody else writes here from now on; another build may have written until now
+        begin_alone(place, stack)
         earlier = read_earlier(place, inputs.identity)
         if isinstance(earlier, Manifest):
             return recognised(place, earlier)

@@ -23,8 +23,8 @@ from precompute.build.report import (
 )
 from precompute.feeding.stages import Times
 from precompute.models.made_from import direction_warnings
-from shards.cli.space import require_space
-from shards.errors import CacheDamaged, CacheMissing
+from shards.cli.space import require_space, require_writable
+from shards.errors import CacheConflict, CacheDamaged, CacheMissing
 from shards.format.encoding.seal import sealed
 from shards.format.finishing import Findings, finished
 from shards.format.index import INDEX_FILE
@@ -40,7 +40,6 @@ from shards.format.manifest import (
 )
 from shards.format.plan import Plan
 from shards.format.writer import (
-    exclusive,
     json_bytes,
     plan_bytes,
     remove_temporary_files,
@@ -48,6 +47,7 @@ from shards.format.writer import (
     write_bytes,
     write_manifest,
 )
+from shards.locks.lock import exclusive, holds
 from shards.places.out import Out
 from shards.say import say, speaks, warn
 
@@ -187,6 +187,24 @@ def recognised(place: Out, manifest: Manifest) -> Manifest:
 
 
 def alone(place: Out, stack: contextlib.ExitStack) -> None:
-    """Keep other builds of this machine out of the folder, as long as `stack` is open."""
-    stack.enter_context(exclusive(place.folder))
+    """Keep other commands out of the folder as long as `stack` is open; of a URL, out of its staging folder.
+
+    A finished cache is only recognised or refused: several commands may do that at a time. Raises CacheConflict.
+    """
+    if place.is_url:
+        require_writable(place.folder, place.option)
+        try:
+            stack.enter_context(exclusive(place.folder))
+        except CacheConflict:
+            if MANIFEST_FILE not in place.present():
+                raise
+    elif not (place.folder / MANIFEST_FILE).exists():
+        require_writable(place.folder, place.option)
+        stack.enter_context(exclusive(place.folder))
+
+
+def begin_alone(place: Out, stack: contextlib.ExitStack) -> None:
+    """The same right before the work, which may write: a finished cache may have been removed meanwhile."""
+    if not holds(place.folder):
+        stack.enter_context(exclusive(place.folder))
     place.clear()

@@ -17,6 +17,7 @@ from precompute.build.inputs import BuildInputs, FoundModels, find_models, probe
 from precompute.build.options import BuildOptions
 from precompute.build.work.models import ModelWork
 from precompute.cluster.answers import Refusal, answer
+from precompute.cluster.keeper import once
 from precompute.feeding.stages import Times
 from precompute.models.tokenizer_identity import tokenizer_identity
 from precompute.scoring.probe import Exact
@@ -108,7 +109,7 @@ class BuildWorker:
         """What the models and the tokenizer on this machine are; its first worker hashes them for all."""
         import ray
 
-        found: ModelFacts | Refusal = ray.get(keeper.once.remote("models", partial(model_facts, options)))
+        found = once(ray, keeper, "models", partial(model_facts, options))
         if isinstance(found, Refusal):
             return found
         self._facts = found

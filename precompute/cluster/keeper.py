@@ -2,35 +2,48 @@
 
 import functools
 import hashlib
+import os
+import pickle
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from precompute.cluster.answers import Refusal, answer
+from precompute.cluster.answers import Refusal, Result, answer
 from precompute.tokens.token_store import RowTable, TokenStore
 from shards.errors import DataError
 
 PIECE_BYTES = 1 << 26
 """Bytes of the tokens that are sent at a time; Ray's object store holds one such piece."""
 
+SECONDS_BETWEEN_QUESTIONS = 0.5
+
 
 class Keeper:
     """An actor without resources, one on each machine with workers.
 
     The tokens are in a file without a name. On the driver's machine the workers open the driver's; elsewhere the keeper
-    receives its bytes once, and they open the keeper's.
+    receives its bytes once, and they open the keeper's. It imports none of the libraries of models: that takes seconds.
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, Any] = {}
+        self._known: dict[str, bytes] = {}
+        self._finders: dict[str, int] = {}
         self._store: TokenStore | None = None
         self._digest = hashlib.sha256()
 
-    def once(self, name: str, work: Callable[[], Any]) -> Any:
-        """The result of `work`, or its Refusal; it runs once for each name."""
-        if name not in self._known:
-            self._known[name] = answer(work)
-        return self._known[name]
+    def ask(self, name: str, pid: int) -> bytes | bool:
+        """What was found out, if it was; else whether the worker that asks is to find it out. See `once`."""
+        if name in self._known:
+            return self._known[name]
+        finder = self._finders.setdefault(name, pid)
+        if finder != pid and not _runs(finder):
+            finder = self._finders[name] = pid
+        return finder == pid
+
+    def keep(self, name: str, found: bytes) -> None:
+        """What the worker that was to find it out has found."""
+        self._known[name] = found
 
     def alive(self) -> None:
         """An answer shows it."""
@@ -61,6 +74,27 @@ class Keeper:
             return Refusal.of(error)
         self._store.finish()
         return self._store.table
+
+
+def once(ray: Any, keeper: Any, name: str, work: Callable[[], Result]) -> Result | Refusal:
+    """The result of `work`, or its Refusal: one of the workers of the keeper's machine runs it, and the others wait."""
+    while not isinstance(found := ray.get(keeper.ask.remote(name, os.getpid())), bytes):
+        if found:
+            ray.get(keeper.keep.remote(name, pickle.dumps(answer(work))))
+        else:
+            time.sleep(SECONDS_BETWEEN_QUESTIONS)
+    known: Result | Refusal = pickle.loads(found)
+    return known
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's process has the number
+        return False
+    return True
 
 
 def tokens_on(ray: Any, keeper: Any, store: TokenStore) -> RowTable | Refusal:

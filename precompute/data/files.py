@@ -79,6 +79,7 @@ def _table_rows(path: Path, kind: str, extent: Extent) -> Iterator[Row]:
         features = datasets.Features.from_arrow_schema(schema)  # JSON columns of `datasets` are stored as text
         extent.total = pq.read_metadata(file).num_rows if kind == ".parquet" else file.size()
         for batch in batches:
+            batch.validate(full=True)  # altered offsets would make us read past the end of a buffer
             extent.done = extent.done if kind == ".parquet" else file.tell()
             for start in range(0, len(batch), _BATCH_ROWS):
                 for row in batch.slice(start, _BATCH_ROWS).to_pylist():

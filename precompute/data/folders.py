@@ -10,6 +10,7 @@ from pathlib import Path
 
 from precompute.data.files import suffixes_of
 from shards.errors import DataError
+from shards.files import about
 
 _PATTERN = re.compile(r"[*?\[\]]|::|://")
 _CARD_HEAD = re.compile(r"---\r?\n(.*?)^---", re.DOTALL | re.MULTILINE)
@@ -63,5 +64,6 @@ def _require_one_kind(folder: Path, files: list[Path]) -> None:
 
 def _names_its_files(card: Path) -> bool:
     """Whether the head of a data set's card names its files; `datasets` then follows it."""
-    head = _CARD_HEAD.match(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+    with about(card):
+        head = _CARD_HEAD.match(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
     return head is not None and re.search(r"^(configs|data_files):", head[1], re.MULTILINE) is not None

@@ -9,12 +9,12 @@ Layouts are named by their columns, as in TRL. Each holds text (the standard for
   Arrow cannot tell the two apart. If nulls matter, give `tools` or the arguments of a call as a JSON string.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shards import strict_json
 from shards.errors import DataError
 
 Messages = list[dict[str, Any]]
@@ -166,7 +166,7 @@ def _is_list_of_objects(value: Any) -> bool:
 
 def _checked_tools(value: Any, where: str) -> list[Any] | str:
     try:
-        tools = json.loads(value) if isinstance(value, str) else value
+        tools = strict_json.loads(value, constants=True, large=True) if isinstance(value, str) else value
     except ValueError as exc:
         raise DataError(f"{where}: expected a list or a list as JSON, got text that is not JSON ({exc})") from exc
     if not isinstance(tools, list):

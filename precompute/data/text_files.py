@@ -16,7 +16,9 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from shards import strict_json
 from shards.errors import DataError
+from shards.files import about
 
 
 @dataclass(slots=True)
@@ -81,12 +83,12 @@ def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[WhereRow]:
 
 def _parse(text: bytes, where: str, expected: str) -> Any:
     try:
-        return json.loads(text.decode("utf-8-sig"))
+        return strict_json.loads(text.decode("utf-8-sig"), constants=True, large=True)
     except json.JSONDecodeError as exc:
         place = f"line {exc.lineno} column {exc.colno}" if exc.lineno > 1 else f"column {exc.colno}"
         fault = f"{exc.msg.removesuffix(' at')} at {place}"
         raise DataError(f"{where}: expected {expected}, got text that is not JSON ({fault})") from exc
-    except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
         raise DataError(f"{where}: expected {expected}, got text that is not JSON ({exc})") from exc
 
 
@@ -137,7 +139,7 @@ def _decoded(name: str, lines: Iterable[bytes]) -> Iterator[str]:
 def _lines(path: Path, compression: str, extent: Extent) -> Iterator[bytes]:
     """The lines of a file with their line ends. Raises DataError if compressed data is damaged or incomplete."""
     try:
-        with path.open("rb") as file:
+        with about(path), path.open("rb") as file:
             extent.total = path.stat().st_size
             for number, line in enumerate(_unpacked(file, compression)):
                 if number % _LINES_PER_LOOK == 0:

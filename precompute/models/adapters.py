@@ -5,6 +5,7 @@ from types import ModuleType
 from safetensors import safe_open
 
 from shards.errors import ModelError
+from shards.files import matching
 from shards.modelfiles.adapter import is_set
 from shards.modelfiles.find import ModelFolder
 from shards.modelfiles.folder import ADAPTER_CONFIG, read_config, refusing
@@ -46,7 +47,7 @@ def shares_base(folder: ModelFolder) -> bool:
 def _keys(folder: ModelFolder) -> list[str]:
     """Names of the adapter's weights."""
     found: list[str] = []
-    for path in folder.path.glob("adapter_model*.safetensors"):
+    for path in matching(folder.path, "adapter_model*.safetensors"):
         with refusing(folder.name, "safetensors that can be read"), safe_open(path, "np") as file:
             found += file.keys()
     return found

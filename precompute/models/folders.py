@@ -3,10 +3,10 @@
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from precompute.models.adapters import peft_of, shares_base
@@ -17,6 +17,9 @@ from shards.modelfiles.adapter import load_adapter, merge, rounded
 from shards.modelfiles.find import ModelFolder, fingerprint, read_tokenizer
 from shards.modelfiles.folder import refusing, require_whole, showing_load
 from shards.modelfiles.vocabulary import require_same_vocabulary
+
+if TYPE_CHECKING:  # it takes two seconds to import
+    from transformers import PreTrainedModel
 
 
 def identity(folder: ModelFolder, *, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def load_models(
         role: role if apart or not shares_base(folder) else (folder.base or folder).path.resolve()
         for role, folder in folders.items()
     }
-    bases: dict[Role | Path, PreTrainedModel] = {}
+    bases: dict[Role | Path, Any] = {}
     bare: dict[Role | Path, torch.Tensor] = {}
     adapted: dict[Role | Path, Any] = {}
     own: dict[Role, torch.Tensor] = {}
@@ -93,7 +96,7 @@ def load_models(
     }
 
 
-def load_merged(folder: ModelFolder, who: str, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
+def load_merged(folder: ModelFolder, who: str, *, dtype: str, device: str, **kwargs: Any) -> "PreTrainedModel":
     """One model for training or sampling; an adapter is merged into its base. Raises ModelError, naming `who`.
 
     dtype, device and kwargs as in `load_models`. The merging is done in float32 in host memory (`rounded`).
@@ -112,7 +115,7 @@ def load_merged(folder: ModelFolder, who: str, *, dtype: str, device: str, **kwa
     return merged if kwargs.get("device_map") is not None else merged.to(device)
 
 
-def _load_full(role: str, folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> PreTrainedModel:
+def _load_full(role: str, folder: ModelFolder, *, dtype: str, device: str, **kwargs: Any) -> "PreTrainedModel":
     """A full model. If the base of an adapter is an adapter itself, it is merged."""
     if folder.base:
         return load_merged(folder, role, dtype=dtype, device=device, **kwargs).requires_grad_(False)
@@ -132,7 +135,9 @@ def _load_full(role: str, folder: ModelFolder, *, dtype: str, device: str, **kwa
     return model.eval() if "device_map" in given else model.to(device).eval()
 
 
-def _add_adapter(base: PreTrainedModel, folder: ModelFolder, role: str, *, name: str, onto: Any, **kwargs: Any) -> Any:
+def _add_adapter(
+    base: "PreTrainedModel", folder: ModelFolder, role: str, *, name: str, onto: Any, **kwargs: Any
+) -> Any:
     """The PeftModel of a base with one (more) adapter; the base is enlarged for the adapter's own tokenizer."""
     who, tokens = f"{role} ({folder.name})", None
     if folder.has_tokenizer:

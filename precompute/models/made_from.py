@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.errors import AlignDistilError, CacheConflict
+from shards.errors import AlignDistilError, CacheConflict, CacheDamaged
 from shards.format.manifest import differences, read_json
 from shards.format.schema import Role
 from shards.modelfiles.find import ModelFolder
@@ -20,6 +20,9 @@ def require_same_inputs(found: Mapping[str, Any], asked: Mapping[str, Any], wher
     Library versions may differ. Of the data only the facts in `asked` are compared: before tokenisation these are the
     hashes of the rows.
     """
+    for part in ("options", "training", "reference", "tokenizer", "data"):
+        if not isinstance(found.get(part, {}), Mapping):
+            raise CacheDamaged(f"{where}/{MADE_FROM_FILE}: expected {part} as an object, got {found[part]!r:.60}")
     changes = [*_changed_flags(found, asked), *_changed_model(found, asked)]
     if changes := changes or [*_changed_data(found, asked)]:  # other flags can give other rows or tokens
         remedy = "give another --out, or remove that folder to train again"
@@ -70,7 +73,8 @@ def direction_warnings(folders: Mapping[Role, ModelFolder], models: Mapping[Role
 
 def _weights(model: Mapping[str, Any]) -> list[str | None]:
     """Hashes of the weights of a model and of its base, from any source."""
-    return [part.get("weights_sha256") for part in (model, model.get("base", {}))]
+    base = model.get("base", {})
+    return [part.get("weights_sha256") for part in (model, base if isinstance(base, Mapping) else {})]
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -6,15 +6,17 @@ Dimensions: B sequences, T tokens, N positions, V vocabulary, W width of the out
 import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from precompute.models.output_layer import OutputLayer
 from shards.errors import ModelError
 from shards.format.schema import Role
 from shards.modelfiles.head import LogitTransform, body_of, probe_ids, require_same_logits, require_width
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class RoleModel:
@@ -23,7 +25,7 @@ class RoleModel:
     def __init__(
         self,
         role: Role,
-        model: PreTrainedModel,
+        model: "PreTrainedModel",
         vocabulary_size: int,
         *,
         own_logits_TV: torch.Tensor | None = None,

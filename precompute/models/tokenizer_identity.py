@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from precompute.tokens.encode import is_plainly_fast
-from shards.files import file_sha256
+from shards.files import file_sha256, matching
 from shards.format.plan import canonical_json
 
 _SETTINGS = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
@@ -54,5 +54,5 @@ def _backend_sha256(tokenizer: Any) -> str:
 def _files(tokenizer: Any) -> list[Path]:
     folder = Path(tokenizer.name_or_path)
     names = {*_SETTINGS, *tokenizer.vocab_files_names.values()}
-    found = [path for path in sorted(folder.glob("*")) if path.name in names or path.suffix == ".py"]
+    found = [path for path in matching(folder, "*") if path.name in names or path.suffix == ".py"]
     return [path for path in found if path.is_file()]

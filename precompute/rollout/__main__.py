@@ -7,6 +7,7 @@ A response that --max_new_tokens cut has `truncated` true. The build ignores tha
 it adds the end-of-sequence token, or what the chat template puts after a turn.
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from shards.cli.launcher import launched_processes
 from shards.cli.outside import naming_saves
 from shards.cli.space import require_writable
 from shards.errors import OptionError
+from shards.locks.lock import exclusive_file, holds
 from shards.progress import commanded, progress
 from shards.say import say, warn
 
@@ -34,24 +36,35 @@ def rollout(options: RolloutOptions) -> Path:
     if launched_processes() > 1:
         raise OptionError("expected one process; give each its own part of the data, or use --engine vllm")
     path = Path(options.out)
+    with contextlib.ExitStack() as stack:
+        if not path.exists():  # a finished file is only recognised or refused, by any number of commands
+            _alone(path, stack)
+        return _rollout(options, path, stack)
+
+
+def _alone(path: Path, stack: contextlib.ExitStack) -> None:
+    """Keep other commands away from the file as long as `stack` is open."""
+    require_writable(path.parent)
+    if not holds(path):
+        with naming_saves("out"):
+            stack.enter_context(exclusive_file(path))
+
+
+def _rollout(options: RolloutOptions, path: Path, stack: contextlib.ExitStack) -> Path:
     sources = find_sources(options)
     file = SampleFile(path, sources.identity)
     if file.is_done:
         return _found(file)
-    require_writable(path.parent)
     inputs = read_inputs(options, sources)
     for note in inputs.notes:
         say(f"{'note':>14}  {note}")
     for warning in inputs.warnings:
         warn(warning)
     engine = load_engine(options, inputs)
-    with naming_saves("out"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with file.begun():
-        if file.is_done:
-            return _found(file)
-        rows = sample_all(file, engine, inputs, inputs.requests(options.num_samples_per_prompt), options.batch_size)
-        file.finish(rows)
+    _alone(path, stack)  # it may have been removed meanwhile
+    file.begin()
+    rows = sample_all(file, engine, inputs, inputs.requests(options.num_samples_per_prompt), options.batch_size)
+    file.finish(rows)
     say(summary_text(rows, inputs.skipped))
     say(f"{path}: done")
     return path

@@ -1,21 +1,22 @@
 """The output file of a rollout: how it is written, locked, continued after a kill and finished.
 
-FILE.jsonl.partial         first, empty: its lock keeps other rollouts out. Then, batch by batch: the rows in the order
-                           of sampling
-FILE.jsonl.identity.json   second, after locking: the identity of the samples
+.FILE.jsonl.aligndistil-lock   first and until the end: keeps other rollouts out
+FILE.jsonl.identity.json   second: the identity of the samples
+FILE.jsonl.partial         then, batch by batch: the rows in the order of sampling
 FILE.jsonl                 last: all rows, in the order of the data; the partial file is removed
 """
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shards import strict_json
 from shards.errors import CacheConflict
+from shards.files import about
 from shards.format.manifest import read_json, refuse_difference
-from shards.format.writer import exclusive, write_json, write_text
+from shards.format.writer import write_json, write_text
 
 Key = tuple[int, int]
 """Prompt number, sample number."""
@@ -38,43 +39,31 @@ class SampleFile:
     def is_done(self) -> bool:
         return self.path.exists()
 
-    @contextlib.contextmanager
-    def begun(self) -> Iterator[None]:
-        """Create and lock the partial file, and write the identity of the samples.
-
-        Raises CacheConflict if another rollout is running, or has just ended with other inputs.
-        """
+    def begin(self) -> None:
+        """Write the identity of the samples."""
+        write_json(self.path.parent, self.sidecar.name, self.identity)
         self.partial.touch()
-        with exclusive(self.partial):
-            try:
-                self._require_ours()  # again: another one may have started or ended since the first check
-            except CacheConflict:
-                if not self.partial.stat().st_size:  # created above
-                    self.clean()
-                raise
-            if not self.is_done:
-                write_json(self.path.parent, self.sidecar.name, self.identity)
-            yield
 
     def keep(self, order: Sequence[Key], batch_size: int) -> list[dict[str, Any]]:
         """The rows that are already written, in whole batches; cuts the file off after them.
 
         order: the keys of all rows in the order of sampling, `batch_size` at a time.
         """
-        lines = self.partial.read_bytes().splitlines(keepends=True)
+        with about(self.partial):
+            lines = self.partial.read_bytes().splitlines(keepends=True)
         whole = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
         count = len(whole) if len(whole) == len(order) else len(whole) // batch_size * batch_size
         rows = [self._parse(line, number) for number, line in enumerate(whole[:count], start=1)]
         for number, (row, key) in enumerate(zip(rows, order, strict=False), start=1):
             if key_of(row) != key:
                 raise CacheConflict(f"{self.partial} line {number}: expected sample {key}, got {key_of(row)}")
-        with self.partial.open("r+b") as file:
+        with about(self.partial), self.partial.open("r+b") as file:
             file.truncate(sum(len(line) for line in whole[:count]))
         return rows
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append a batch, and wait until it is on the disk."""
-        with self.partial.open("a", encoding="utf-8") as file:
+        with about(self.partial), self.partial.open("a", encoding="utf-8") as file:
             file.write("".join(map(_line, rows)))
             file.flush()
             os.fsync(file.fileno())
@@ -100,7 +89,7 @@ class SampleFile:
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            row = json.loads(line)
+            row: dict[str, Any] = strict_json.loads(line)
             key_of(row)
         except (ValueError, TypeError, KeyError) as exc:
             raise CacheConflict(f"{self.partial} line {number}: expected a sample, got {line[:40]!r}") from exc

@@ -28,6 +28,7 @@ from precompute.tokens.tokenized import AnyRow
 from shards import Divergence, TeacherSpec
 from shards.cli.device import set_products
 from shards.errors import ModelError, NonFiniteLogits, first_line
+from shards.files import matching
 from shards.format.nodes import StrengthNodes
 from shards.format.schema import Pair, Role
 from shards.modelfiles.find import ModelFolder
@@ -184,7 +185,7 @@ def logprobs_of(scorer: Scorer, rows: Sequence[Any]) -> Iterator[dict[Role, torc
 
 def float32_bytes(folder: ModelFolder) -> int:
     """Bytes of a model's weights in float32, with those of an adapter's base."""
-    names = sorted(folder.path.glob("*.safetensors"))
+    names = matching(folder.path, "*.safetensors")
     return sum(_numel(name) for name in names) * 4 + (float32_bytes(folder.base) if folder.base else 0)
 
 

@@ -33,7 +33,7 @@ from shards.cli.space import require_here, require_writable
 from shards.cli.text import counted, skipped_text
 from shards.errors import OptionError
 from shards.format.schema import Role
-from shards.format.writer import exclusive
+from shards.locks.lock import exclusive, holds
 from shards.modelfiles.find import ModelFolder, resolve
 from shards.progress import commanded
 from shards.say import say, warn
@@ -71,6 +71,29 @@ def make_teachers(options: TeacherOptions, args: "DPOArguments") -> None:
     out = Path(options.out)
     options = replace(options, dtype=resolve_trained_dtype(options.dtype, args.device, frozen=options.use_peft))
     processes = Processes.join()
+    with contextlib.ExitStack() as stack:
+        if not processes.first(lambda: all((out / role).exists() for role in DIRECTIONS)):
+            alone(out, stack, processes)
+        _make_teachers(options, args, processes, stack)
+
+
+def alone(out: Path, stack: contextlib.ExitStack, processes: Processes) -> None:
+    """Keep other commands out of the folder as long as `stack` is open."""
+
+    def lock() -> None:
+        require_writable(out)
+        if processes.is_first and not holds(out):
+            with naming_saves("out"):
+                stack.enter_context(exclusive(out))
+
+    processes.together(lock)
+
+
+def _make_teachers(
+    options: TeacherOptions, args: "DPOArguments", processes: Processes, stack: contextlib.ExitStack
+) -> None:
+    """stack: closed at the end; unless both roles are there, no other command changes the folder until then."""
+    out = Path(options.out)
     sources = processes.together(lambda: find_sources(options, args))
     processes.require_equal(sources.records["dpo"])
     done = processes.together(lambda: [is_done(out / role, record) for role, record in sources.records.items()])
@@ -80,7 +103,7 @@ def make_teachers(options: TeacherOptions, args: "DPOArguments") -> None:
             if processes.is_first:
                 remove_training(training_folder(out, role))
     else:
-        processes.together(lambda: require_writable(out))
+        alone(out, stack, processes)
         train(options, args, read_inputs(options, args, sources, processes), processes)
 
 
@@ -96,25 +119,22 @@ def train(options: TeacherOptions, args: "DPOArguments", inputs: TeacherInputs, 
         warn(warning)
     with naming_saves("out"):
         out.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        lock = exclusive(out) if processes.is_first else contextlib.nullcontext()
-        processes.together(lambda: stack.enter_context(lock))  # from here on no other run changes the folder
-        done = {role: is_done(out / role, record) for role, record in inputs.records.items()}
-        starts = {role: last_checkpoint(training_folder(out, role), record) for role, record in inputs.records.items()}
-        processes.wait()  # until every process has seen it
-        for role, record in inputs.records.items():
-            if done[role]:
-                tell(f"{out / role}: already trained from the same inputs, nothing to do")
-                continue
-            start, left_aside = starts[role]
-            if left_aside:
-                tell(f"{out / role}: {left_aside}")
-            tell(f"{out / role}: {record['direction']}{f', going on from {start.name}' if start else ''}")
-            train_role(role, inputs.pairs, inputs.reference, record, options, args)
-            tell(f"{out / role}: done")
-        if processes.is_first:
-            for role in inputs.records:  # left by a run that was killed between its last step and here
-                remove_training(training_folder(out, role))
+    done = {role: is_done(out / role, record) for role, record in inputs.records.items()}
+    starts = {role: last_checkpoint(training_folder(out, role), record) for role, record in inputs.records.items()}
+    processes.wait()  # until every process has seen it
+    for role, record in inputs.records.items():
+        if done[role]:
+            tell(f"{out / role}: already trained from the same inputs, nothing to do")
+            continue
+        start, left_aside = starts[role]
+        if left_aside:
+            tell(f"{out / role}: {left_aside}")
+        tell(f"{out / role}: {record['direction']}{f', going on from {start.name}' if start else ''}")
+        train_role(role, inputs.pairs, inputs.reference, record, options, args)
+        tell(f"{out / role}: done")
+    if processes.is_first:
+        for role in inputs.records:  # left by a run that was killed between its last step and here
+            remove_training(training_folder(out, role))
 
 
 def on_first(args: "DPOArguments") -> Callable[[str], None]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from precompute.models.made_from import MADE_FROM_FILE, require_same_inputs
 from shards.errors import CacheConflict, CacheDamaged
+from shards.files import matching, paths_under
 from shards.format.manifest import read_json
 from shards.format.schema import Role
 from shards.format.writer import flush_files, write_json
@@ -42,7 +43,7 @@ def begin_checkpoint(folder: Path) -> None:
 
 def sign_checkpoint(folder: Path, record: Mapping[str, Any]) -> None:
     """Mark a checkpoint as complete, once its files are on the disk."""
-    flush_files(sorted(folder.rglob("*")))
+    flush_files(paths_under(folder))
     write_json(folder, MADE_FROM_FILE, {**record, "files": file_sizes(folder, without=MADE_FROM_FILE)})
 
 
@@ -95,4 +96,4 @@ def step_of(checkpoint: Path) -> int:
 
 def _checkpoints(work: Path) -> list[Path]:
     """The checkpoints, by ascending step."""
-    return sorted((p for p in work.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdecimal()), key=step_of)
+    return sorted((p for p in matching(work, f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdecimal()), key=step_of)

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from shards.errors import ModelError
+from shards.files import matching
 
 FEW = 0.5
 """If a smaller share of the moved weights also differs in a dtype, advise against a build in it."""
@@ -73,7 +74,7 @@ def rewards_text(history: Sequence[Mapping[str, Any]]) -> str:
 
 def _weights(folder: Path) -> dict[str, Path]:
     """The file that holds each weight."""
-    return {name: file for file in sorted(folder.glob("model*.safetensors")) for name in _names(file)}
+    return {name: file for file in matching(folder, "model*.safetensors") for name in _names(file)}
 
 
 def _names(file: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ from transformers.training_args import OptimizerNames
 from trl import DPOTrainer
 
 from precompute.teachers.folders import begin_checkpoint, sign_checkpoint, step_of
+from shards.cli.loads import SafeLoads
 from shards.cli.outside import is_own_fault, naming, naming_saves
 from shards.errors import OptionError
 from shards.progress import progress
@@ -31,7 +32,7 @@ WORDS = {
 """The figures of TRL's log that a line shows; the others are in trainer_state.json, and where --report_to says."""
 
 
-class TeacherTrainer(DPOTrainer):
+class TeacherTrainer(SafeLoads, DPOTrainer):
     """A DPOTrainer whose data are already token ids. record: marks its checkpoints as complete."""
 
     def __init__(self, *, record: Mapping[str, Any], **given: Any) -> None:

@@ -1,6 +1,5 @@
 """DataOptions: the flags that select the data, the same in every command with --data."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -8,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from precompute.data.columns import parse_columns
 from precompute.data.sources import Data, Source
+from shards import strict_json
 from shards.cli.command import flag, require_choices
 from shards.cli.flags.cache_flags import CacheFlags
 from shards.cli.flags.quiet_flag import QuietFlag
@@ -108,7 +108,7 @@ def _take(text: str) -> int | Fraction | None:
 
 def _template(text: str | None) -> dict[str, Any]:
     try:
-        found = json.loads(text or "{}")
+        found = strict_json.loads(text or "{}")
     except ValueError as exc:
         raise OptionError(f"chat_template_kwargs: expected a JSON object, got {text!r} ({exc})") from exc
     if not isinstance(found, dict):

@@ -20,6 +20,7 @@ import numpy as np
 
 from precompute.tokens.tokenized import TokenizedResponse
 from shards.errors import OptionError
+from shards.files import about
 
 _TRAINS_BIT = np.uint32(31)
 _TRAINS = np.uint32(1 << 31)
@@ -103,7 +104,8 @@ class TokenStore(Sequence[TokenizedResponse]):
         self.table.place = platform.node(), path, found.st_dev, found.st_ino
 
     def read_bytes(self, start: int, count: int) -> bytes:
-        return os.pread(self._file.fileno(), count, start)
+        with about(tempfile.gettempdir()):
+            return os.pread(self._file.fileno(), count, start)
 
     def write_bytes(self, data: bytes | bytearray) -> None:
         """Write raw bytes. Raises OptionError if there is no room for temporary files."""

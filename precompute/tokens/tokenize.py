@@ -20,6 +20,7 @@ from precompute.data.layouts import Messages, ResponseKind, SourceRow, split_row
 from precompute.tokens.encode import Conversation, Encoded, Request, encode_all, encode_requests
 from precompute.tokens.spans import Span, assistant_only, marked_span, outcome, response_spans
 from precompute.tokens.tokenized import TokenizedRow
+from shards import strict_json
 from shards.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _prompt(messages: Messages, arguments: Mapping[str, Any], where: str) -> Con
 def _template_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the chat template from one row."""
     tools = values.get("tools")
-    given = json.loads(tools) if isinstance(tools, str) else tools
+    given = strict_json.loads(tools, constants=True, large=True) if isinstance(tools, str) else tools
     return {"tools": given, **values.get("chat_template_kwargs", {})}
 
 

@@ -89,7 +89,8 @@ def run_command(main: Callable[[], None], *, interrupted: str = "interrupted") -
     except OSError as error:
         if error.errno not in REFUSED_BY_THE_SYSTEM:
             raise
-        where = error.filename or "a file"  # pyarrow does not say which
+        files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        where = " -> ".join(files) or "a file"
         _refuse(f"{where}: expected to be able to read and write, got {error.strerror or first_line(error)}")
 
 

@@ -14,7 +14,8 @@ from shards.copy.folder import FolderStore
 from shards.copy.source import Source
 from shards.files import temporary_name
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, Manifest, ShardEntry
-from shards.format.writer import exclusive, remove_temporary_files
+from shards.format.writer import remove_temporary_files
+from shards.locks.lock import exclusive
 from shards.places.hub import HubStore
 from shards.places.stores import Store
 from shards.progress import progress
@@ -47,29 +48,22 @@ class Copy:
         destination, manifest = self.destination, self.source.manifest
         there = destination.present(manifest)
         left = [entry for entry in manifest.entries if entry.file not in there]
-        require_writable(destination.work, self._option)
         staged = 1.0 if destination.is_folder else min(1.0, (self.jobs + 1) / max(1, len(left)))
-        note = require_space(destination.work, staged * sum(entry.bytes for entry in left), self._option)
-        destination.work.mkdir(parents=True, exist_ok=True)
-        with exclusive(destination.work):
-            remove_temporary_files(destination.work)
-            for file in self.source.beside:
-                if file not in there:
-                    destination.publisher.publish(file, self.source.folder / file, last=file == PLAN_FILE)
-            self._each(left, self._copy, "copying")
-            destination.publisher.settle()
-            destination.require_all(manifest)
-            if self.verify == "content":
-                self._each([*manifest.entries, *_beside(manifest)], self._read_again, "verifying")
-            notes = [*filter(None, [note]), *self._card(there)]
-            if MANIFEST_FILE not in there:
-                destination.publisher.publish(MANIFEST_FILE, self.source.folder / MANIFEST_FILE, last=True)
+        note = require_space(destination.work, staged * sum(entry.bytes for entry in left), destination.option)
+        remove_temporary_files(destination.work)
+        for file in self.source.beside:
+            if file not in there:
+                destination.publisher.publish(file, self.source.folder / file, last=file == PLAN_FILE)
+        self._each(left, self._copy, "copying")
+        destination.publisher.settle()
+        destination.require_all(manifest)
+        if self.verify == "content":
+            self._each([*manifest.entries, *_beside(manifest)], self._read_again, "verifying")
+        notes = [*filter(None, [note]), *self._card(there)]
+        if MANIFEST_FILE not in there:
+            destination.publisher.publish(MANIFEST_FILE, self.source.folder / MANIFEST_FILE, last=True)
         present = len(manifest.entries) - len(left)
         return Copied(shards=len(left), bytes=sum(entry.bytes for entry in left), present=present, notes=notes)
-
-    @property
-    def _option(self) -> str:
-        return "DST" if self.destination.is_folder else "cache_dir"
 
     def _each(self, entries: Sequence[ShardEntry], work: Callable[[ShardEntry], None], verb: str) -> None:
         """Do `work` for each shard, with a bar of bytes. After an error no further ones are begun."""
@@ -122,7 +116,8 @@ def copy(
     cache_dir: str | None = None,
 ) -> Copied:
     """Copy a finished cache. A copy that was interrupted goes on: what is there is not sent again."""
-    with TemporaryDirectory(prefix="aligndistil-") as folder:
+    to = Destination.open(destination, cache_dir)
+    require_writable(to.work, to.option)
+    with exclusive(to.work), TemporaryDirectory(prefix="aligndistil-", ignore_cleanup_errors=True) as folder:
         opened = Source.open(source, Path(folder))
-        to = Destination.open(destination, cache_dir)
         return Copy(source=opened, destination=to, jobs=jobs, verify=verify, license=license).run()

@@ -53,10 +53,18 @@ class Destination:
     def is_folder(self) -> bool:
         return isinstance(self.store, FolderStore)
 
+    @property
+    def option(self) -> str:
+        """What the user gave `work` by."""
+        return "DST" if self.is_folder else "cache_dir"
+
     def present(self, manifest: Manifest) -> Mapping[str, int]:
         """The files that are there: name -> bytes. Raises CacheConflict unless they can be of the same cache."""
         sizes, where = self.store.sizes(), f"{self.store.url}: holds another cache"
-        with TemporaryDirectory(prefix="aligndistil-") as name, calling(Path(name), str(self.store.url)):
+        with (
+            TemporaryDirectory(prefix="aligndistil-", ignore_cleanup_errors=True) as name,
+            calling(Path(name), str(self.store.url)),
+        ):
             folder = Path(name)
             if PLAN_FILE in sizes:
                 bring(self.store, PLAN_FILE, folder / PLAN_FILE)

@@ -1,14 +1,14 @@
 """FolderStore: a folder of this machine as a store. A file gets its name when it is whole and on the disk."""
 
 import os
-import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shards.errors import CacheMissing
-from shards.files import file_sizes, flush, temporary_name
+from shards.files import about, file_sizes, flush, temporary_name
+from shards.locks.lock import require_held
 
 PIECE_BYTES = 1 << 22
 
@@ -21,11 +21,12 @@ class FolderStore:
         self.url: Any = folder
 
     def read(self, file: str) -> bytes:
-        return self._path(file).read_bytes()
+        with about(self.folder / file):
+            return self._path(file).read_bytes()
 
     def fetch(self, file: str, path: Path) -> None:
-        with self._path(file).open("rb") as source, path.open("r+b") as sink:
-            shutil.copyfileobj(source, sink, PIECE_BYTES)
+        with self._path(file).open("rb") as source, about(path), path.open("r+b") as sink:
+            _copy_pieces(source, sink)
             sink.truncate()
 
     def put(self, file: str, content: bytes | Path, *, create: bool = True) -> bool:
@@ -37,10 +38,12 @@ class FolderStore:
             return _named(content, target, create)
         temporary = temporary_name(self.folder, file, f"-{threading.get_ident()}.put")
         try:
-            if isinstance(content, Path):
-                shutil.copyfile(content, temporary)
-            else:
-                temporary.write_bytes(content)
+            with about(temporary):
+                if isinstance(content, Path):
+                    with content.open("rb") as source, temporary.open("wb") as sink:
+                        _copy_pieces(source, sink)
+                else:
+                    temporary.write_bytes(content)
             return _named(temporary, target, create)
         finally:
             temporary.unlink(missing_ok=True)
@@ -59,9 +62,20 @@ class FolderStore:
         return path
 
 
+def _copy_pieces(source: BinaryIO, sink: BinaryIO) -> None:
+    """Copy what is left of a file. Errors of reading name the source."""
+    while True:
+        with about(source.name):
+            piece = source.read(PIECE_BYTES)
+        if not piece:
+            break
+        sink.write(piece)
+
+
 def _named(path: Path, target: Path, create: bool) -> bool:
     """Give a file on the disk a second name. False if the name is taken, and `create`."""
     flush(path)
+    require_held(target)
     try:
         if create:
             os.link(path, target)  # unlike a rename, it replaces nothing

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.errors import CacheConflict, CacheDamaged, CacheMissing, first_line
-from shards.files import Sums
+from shards import strict_json
+from shards.errors import CacheConflict, CacheDamaged, CacheMissing
+from shards.files import Sums, read_regular
 from shards.format.encoding.seal import SEAL_KEYS, check_seal
 from shards.format.plan import Plan, canonical_json, require_format
 
@@ -26,6 +27,8 @@ TOKENIZER_FILE = "tokenizer.json"
 PROVENANCE_FILE = "provenance.json"
 INDEX_FILE = "index.arrow"
 SHARD_GLOB = "part-*.arrow"
+MAX_JSON_BYTES = 2**29
+"""A manifest of two million shards has as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,26 +113,22 @@ def read_json(path: Path, where: str | None = None) -> dict[str, Any]:
 
 def _read(path: Path, where: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_JSON_BYTES)
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise CacheMissing(f"{path.parent}: expected a cache, found no {path.name}") from exc
     except OSError as exc:
-        raise CacheDamaged(f"{where}: expected a readable file, got {first_line(exc)}") from exc
+        raise CacheDamaged(f"{where}: expected a readable file, got {exc.strerror}") from exc
 
 
 def parse_json(content: bytes, where: str) -> dict[str, Any]:
     """The JSON object in these bytes. Raises CacheDamaged if they hold anything else."""
     try:
-        data = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as exc:
+        data = strict_json.loads(content)
+    except ValueError as exc:
         raise CacheDamaged(f"{where}: expected JSON, got {exc}") from exc
     if not isinstance(data, dict):
         raise CacheDamaged(f"{where}: expected a JSON object, got {type(data).__name__}")
     return data
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name}, which JSON does not have")
 
 
 def read_manifest(folder: Path, name: str | None = None) -> Manifest:
@@ -165,7 +164,7 @@ def _read_sealed(path: Path, where: str) -> tuple[dict[str, Any], bool]:
 
 
 def read_vocabulary(folder: Path, manifest: Manifest, name: str | None = None) -> dict[str, int]:
-    """The token-to-id map. Raises CacheMissing, CacheDamaged if it is not the manifest's. name: as above."""
+    """The token-to-id map. Raises CacheMissing, CacheDamaged if it is not the manifest's or no map. name: as above."""
     where = f"{name or folder}/{VOCABULARY_FILE}"
     content = _read(folder / VOCABULARY_FILE, where)
     if manifest.files is None:
@@ -176,7 +175,11 @@ def read_vocabulary(folder: Path, manifest: Manifest, name: str | None = None) -
         expected, sha256 = manifest.files[VOCABULARY_FILE].sha256, hashlib.sha256(content).hexdigest()
     if sha256 != expected:
         raise CacheDamaged(f"{where}: expected a map with sha256 {expected}, got {sha256}")
-    return parse_json(content, where)
+    found = parse_json(content, where)
+    for token, token_id in found.items():
+        if type(token_id) is not int:
+            raise CacheDamaged(f"{where}: expected a number for each token, got {token_id!r:.40} for {token!r:.40}")
+    return found
 
 
 def vocabulary_sha256(plan: Plan) -> str | None:
@@ -217,7 +220,10 @@ def read_tokenizer(folder: Path, plan: Plan, name: str | None = None) -> str | N
     content = _read(folder / TOKENIZER_FILE, where)
     if (found := hashlib.sha256(content).hexdigest()) != plan.tokenizer_sha256:
         raise CacheDamaged(f"{where}: expected sha256 {plan.tokenizer_sha256}, got {found}")
-    return content.decode()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as exc:
+        raise CacheDamaged(f"{where}: expected text in UTF-8, got {exc}") from exc
 
 
 def _require_exact(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:

@@ -193,8 +193,8 @@ class Plan:
         try:
             plan = cls(
                 identity=dict(data["identity"]),
-                roles=tuple(data["roles"]),
-                pairs=tuple(Pair.parse(text) for text in data["pairs"]),
+                roles=_texts(data["roles"]),
+                pairs=tuple(map(Pair.parse, _texts(data["pairs"]))),
                 nodes=StrengthNodes(gains=tuple(data["gain_nodes"]), strengths=tuple(data["strength_nodes"])),
                 vocabulary_size=int(data["vocabulary_size"]),
                 values=data["values"],
@@ -238,6 +238,12 @@ class Plan:
     def sha256(self) -> str:
         """Identity of the build; every shard has it in its metadata."""
         return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
+
+
+def _texts(values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise TypeError(f"{values!r:.80} where a list of texts belongs")
+    return tuple(values)
 
 
 def require_format(data: Mapping[str, Any], where: str) -> None:

@@ -5,6 +5,7 @@ Dimensions: N response positions, M kept tokens over all positions (position-maj
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,9 +54,21 @@ class Scores:
     def slice(self, start: int, stop: int) -> "Scores":
         """The positions start <= t < stop."""
         first, last = (int(self.support_count[:end].sum()) for end in (start, stop))
-        cut = {"support_ids": (first, last), "logprobs": (first, last)}
+        return self._part(slice(start, stop), slice(first, last))
+
+    def split(self, size_R: Sequence[int]) -> "list[Scores]":
+        """The first positions, the next ones, ..., so many each; all in all N."""
+        ends = np.cumsum([0, *size_R])
+        entries = np.append(0, np.cumsum(self.support_count, dtype=np.int64))[ends]
+        return [
+            self._part(slice(*ends_), slice(*entries_))
+            for ends_, entries_ in zip(pairwise(ends.tolist()), pairwise(entries.tolist()), strict=True)
+        ]
+
+    def _part(self, positions: slice, entries: slice) -> "Scores":
         parts: dict[str, Any] = {
-            f.name: _slice(getattr(self, f.name), *cut.get(f.name, (start, stop))) for f in fields(Scores)
+            f.name: _cut(getattr(self, f.name), entries if f.name in ("support_ids", "logprobs") else positions)
+            for f in fields(Scores)
         }
         return Scores(**parts)
 
@@ -101,10 +114,17 @@ def segment_starts(count_N: Array) -> Array:
     return np.cumsum(count_N) - count_N
 
 
-def _slice(value: Array | Mapping, start: int, stop: int) -> Array | dict:
+def segment_logsumexp(values_M: Array, count_N: Array) -> Array:
+    """log sum exp over each position's entries, (N,). Every count must be at least 1."""
+    starts_N = segment_starts(count_N)
+    peak_N = np.maximum.reduceat(values_M, starts_N)
+    return peak_N + np.log(np.add.reduceat(np.exp(values_M - np.repeat(peak_N, count_N)), starts_N))
+
+
+def _cut(value: Array | Mapping, part: slice) -> Array | dict:
     if isinstance(value, Mapping):
-        return {key: array[start:stop] for key, array in value.items()}
-    return value[start:stop]
+        return {key: array[part] for key, array in value.items()}
+    return value[part]
 
 
 def _concatenate(values: Sequence) -> Array | dict:

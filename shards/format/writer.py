@@ -1,18 +1,18 @@
-"""Writes files whole or not at all (temporary name, fsync, rename); locks a folder against other builds."""
+"""Writes files whole or not at all (temporary name, fsync, rename), as long as their folder is still ours."""
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from shards.errors import CacheConflict, OptionError
-from shards.files import TEMPORARY_GLOB, flush, is_still, temporary_name
+from shards.errors import CacheConflict, OptionError, WrongValues
+from shards.files import TEMPORARY_GLOB, about, flush, matching, paths_under, temporary_name
+from shards.format.content import rules
 from shards.format.encoding import arrays, codec
 from shards.format.encoding.layout import MAX_BATCH_BYTES
 from shards.format.encoding.seal import sealed
@@ -20,17 +20,34 @@ from shards.format.index import INDEX_FILE, RowIndex
 from shards.format.manifest import MANIFEST_FILE, Manifest
 from shards.format.plan import Plan, ShardPlan
 from shards.format.scores import Response
-from shards.say import warn
+from shards.locks.lock import require_held
 
 COMPRESSION_LEVEL = 3
+BUFFER_BYTES = 1 << 18
+"""Arrow writes a small record batch in hundreds of pieces, most of them of eight bytes."""
 
 
 def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[Response]) -> None:
-    """Write one shard of `plan`, its rows in order, as an Arrow IPC file of zstd-compressed record batches."""
+    """Write one shard of `plan`, its rows in order, as an Arrow IPC file of zstd-compressed record batches.
+
+    Raises WrongValues, naming file, row and column, for a row that breaks a rule of docs/format.md.
+    """
+    exact = replace(plan, values="float32")  # what is stored may be rounded, but not what is about to be
+    for number, response in enumerate(responses, shard.first_row):
+        require_sound(response, exact, f"{folder / shard.file} row {number} ({response.sample_id!r})")
     temporary = temporary_name(folder, shard.file)
-    with pa.OSFile(str(temporary), "wb") as sink:
+    with about(temporary), pa.BufferedOutputStream(pa.OSFile(str(temporary), "wb"), BUFFER_BYTES) as sink:
         _write_batches(sink, plan, _encoded(shard, plan, responses))
     _publish(temporary, folder / shard.file)
+
+
+def require_sound(response: Response, plan: Plan, where: str) -> None:
+    """Raise WrongValues if a row breaks a rule of docs/format.md; plan: for float32 values."""
+    row = {name: np.ravel(values) for name, values in codec.stored(response, plan).items()}
+    for _, text in rules.shape_faults(row, plan, plan.columns()):
+        raise WrongValues(f"{where}: {text}")
+    for _, text in rules.faults(response, plan):
+        raise WrongValues(f"{where}: {text}")
 
 
 def shard_bytes(plan: Plan, batches: Iterable[tuple[pa.RecordBatch, Mapping[bytes, bytes]]]) -> pa.Buffer:
@@ -96,19 +113,22 @@ def write_text(folder: Path, file: str, text: str) -> None:
 def write_bytes(folder: Path, file: str, content: bytes) -> None:
     """Write a file atomically."""
     temporary = temporary_name(folder, file)
-    temporary.write_bytes(content)
+    with about(temporary):
+        temporary.write_bytes(content)
     _publish(temporary, folder / file)
 
 
 def require_absent_or_same(path: Path, content: bytes) -> None:
     """Raise CacheConflict if the file exists with other content: it may belong to the user."""
-    if path.exists() and path.read_bytes() != content:
+    with about(path):
+        differs = path.exists() and path.read_bytes() != content
+    if differs:
         raise CacheConflict(f"{path}: expected nothing of this name where no build was begun, found another file")
 
 
 def publish_folder(temporary: Path, path: Path) -> None:
     """Flush every file of a folder to the disk, then rename the folder to `path`, which does not exist yet."""
-    flush_files(sorted(temporary.rglob("*")))
+    flush_files(paths_under(temporary))
     _publish(temporary, path)
 
 
@@ -118,38 +138,19 @@ def flush_files(paths: Iterable[Path]) -> None:
         flush(path)
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep other builds out of a folder while this one writes there. Raises CacheConflict if another one does.
-
-    wait: wait for the other one instead; for short work only.
-
-    The lock is an advisory lock of the folder itself. It leaves no file and ends with the process. What was read
-    before the lock may have changed: read it again.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as exc:
-            raise CacheConflict(f"{folder}: expected no other build at work here, found one") from exc
-        except OSError as exc:  # a file system without locks
-            warn(f"{folder}: cannot be locked ({exc}); see that no other build writes there")
-        if not is_still(folder, descriptor):  # a lock on a removed file excludes nobody
-            raise CacheConflict(f"{folder}: expected no other build at work here, found one that has just ended")
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files of an interrupted build."""
-    for path in folder.glob(TEMPORARY_GLOB):
+    for path in matching(folder, TEMPORARY_GLOB):
         path.unlink()
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    """Flush to the disk, then rename, then flush the folder."""
+    """Flush to the disk, then rename, then flush the folder. Raises CacheConflict if this process's lock was lost."""
     flush(temporary)
+    try:
+        require_held(path)
+    except CacheConflict:
+        temporary.unlink(missing_ok=True)  # it lies in another command's folder
+        raise
     temporary.replace(path)
     flush(path.parent)

@@ -12,6 +12,7 @@ from shards.modelfiles.adapter import require_followed
 from shards.modelfiles.folder import (
     ADAPTER_CONFIG,
     adapter_base,
+    is_folder,
     read_config,
     refusing,
     require_folder,
@@ -20,6 +21,8 @@ from shards.modelfiles.folder import (
     weights_sha256,
 )
 from shards.modelfiles.hub import fetch
+
+MAX_ADAPTERS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,25 +40,29 @@ class ModelFolder:
         return (self.path / "tokenizer_config.json").is_file()
 
 
-def resolve(name: str, *, recorded: Mapping[str, Any] | None = None, commit: str | None = None) -> ModelFolder:
+def resolve(
+    name: str, *, recorded: Mapping[str, Any] | None = None, commit: str | None = None, above: int = 0
+) -> ModelFolder:
     """Find a folder or fetch a hub name, and check that it has safetensors weights. Raises ModelError.
 
     recorded: an earlier `fingerprint` of the model; hub files are then taken at the commits in it. commit: the commit
-    to take without such a record; default: the newest.
+    to take without such a record; default: the newest. above: adapters that this is the base of.
     """
     recorded = recorded or {}
     path, wanted = Path(name), recorded.get("hub_commit") or commit
     found = None
-    if not path.is_dir():
+    if not is_folder(path):
         require_folder(name)
         path = fetch(name, wanted)
         found = path.name
     if base := adapter_base(name, path):
+        if above == MAX_ADAPTERS:
+            raise ModelError(f"{name}: expected at most {MAX_ADAPTERS} adapters on each other, got more, or a circle")
         config = read_config(name, path / ADAPTER_CONFIG)
         require_followed(name, config)
         require_weights(name, path, "adapter_model")
         try:
-            under = resolve(base, recorded=recorded.get("base"), commit=config.get("revision"))
+            under = resolve(base, recorded=recorded.get("base"), commit=config.get("revision"), above=above + 1)
         except ModelError as exc:
             raise ModelError(f"{name}: base of the adapter: {exc}") from exc
         return ModelFolder(name=name, path=path, commit=found, base=under)

@@ -2,17 +2,21 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from shards import strict_json
 from shards.errors import ModelError, first_line
-from shards.files import file_sha256
+from shards.files import about, file_sha256, matching, read_regular
 from shards.progress import progress
 
 ADAPTER_CONFIG = "adapter_config.json"
+MAX_NAME = 4096
+MAX_CONFIG_BYTES = 2**26
+MAX_HEADER_BYTES = 100_000_000
+"""The longest header that the safetensors library reads."""
 
 
 @contextlib.contextmanager
@@ -29,18 +33,30 @@ def refusing(where: str, expected: str) -> Iterator[None]:
         raise ModelError(f"{where}: expected {expected}, got {got}") from exc
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there. False for what cannot be its name, such as one that is too long."""
+    with contextlib.suppress(OSError):
+        return path.is_dir()
+    return False
+
+
 def require_folder(name: str) -> None:
     """Raise ModelError if `name` can only be a path and no folder is there; other names may be on the hub."""
-    if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+    if not name.isprintable() or len(name) > MAX_NAME:
+        raise ModelError(f"{name!r:.80}: expected a model folder or a hub name, got a text that can be neither")
+    if (Path(name).is_absolute() or name.startswith(".")) and not is_folder(Path(name)):
         raise ModelError(f"{name}: expected a model folder, found none")
 
 
 def read_config(name: str, path: Path) -> dict[str, Any]:
     """The JSON object in a file of a model folder. Raises ModelError."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as exc:
+        found = strict_json.loads(read_regular(path, MAX_CONFIG_BYTES), constants=True)
+    except (OSError, ValueError) as exc:
         raise ModelError(f"{name}/{path.name}: expected a JSON object, got {exc}") from exc
+    if not isinstance(found, dict):
+        raise ModelError(f"{name}/{path.name}: expected a JSON object, got {type(found).__name__}")
+    return found
 
 
 def adapter_base(name: str, folder: Path) -> str | None:
@@ -55,16 +71,31 @@ def adapter_base(name: str, folder: Path) -> str | None:
 
 def require_weights(name: str, folder: Path, stem: str) -> None:
     """Raise ModelError without `stem`*.safetensors; pickled weights are never loaded."""
-    if any(folder.glob(f"{stem}*.safetensors")):
+    if matching(folder, f"{stem}*.safetensors"):
+        require_named_weights(name, folder, stem)
         return
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in matching(folder, pattern))
     found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
     raise ModelError(f"{name}: expected {stem}*.safetensors, found {found}")
 
 
+def require_named_weights(name: str, folder: Path, stem: str) -> None:
+    """Raise ModelError if the index of a model's files names any that are not its own: they would be loaded from there,
+    whatever they hold, and the model's sha256 would not cover them."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        return
+    named = read_config(name, index).get("weight_map")
+    files = {path.name for path in matching(folder, f"{stem}*.safetensors")}
+    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+        raise ModelError(f"{name}/{index.name}: expected weight_map, the file of each weight, got {named!s:.60}")
+    for file in sorted(set(named.values()) - files):
+        raise ModelError(f"{name}/{index.name}: expected files {stem}*.safetensors beside it, got {file}")
+
+
 def weights_sha256(folder: Path, stem: str) -> str:
     """sha256, in hex, of the names and sha256s of `stem`*.safetensors."""
-    digest, paths = hashlib.sha256(), sorted(folder.glob(f"{stem}*.safetensors"))
+    digest, paths = hashlib.sha256(), matching(folder, f"{stem}*.safetensors")
     total = sum(path.stat().st_size for path in paths)
     with progress(None, f"hashing {folder.name}", total=total, unit="B", brief=True) as bar:
         for path in paths:
@@ -102,13 +133,15 @@ def _loaded(parameters: Any, bytes_by_name: Mapping[str, int], who: str) -> Iter
 def _tensor_bytes(folder: Path) -> dict[str, int]:
     """Name -> bytes of every tensor in a folder, from the headers of its safetensors files."""
     found: dict[str, int] = {}
-    for path in folder.glob("*.safetensors"):
-        with contextlib.suppress(ValueError, KeyError, TypeError), path.open("rb") as file:  # the load will refuse it
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    for path in matching(folder, "*.safetensors"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError), path.open("rb") as file:
+            length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+            header = strict_json.loads(file.read(length if length < min(size, MAX_HEADER_BYTES) else 0))
             for name, tensor in header.items():
                 if name != "__metadata__":
-                    found[name] = tensor["data_offsets"][1] - tensor["data_offsets"][0]
-    return found
+                    begin, end = tensor["data_offsets"]
+                    found[name] = min(max(0, end - begin), size)
+    return found  # what is wrong in a file, the load will refuse
 
 
 def require_tokenizer(name: str, folder: Path) -> None:
@@ -118,7 +151,9 @@ def require_tokenizer(name: str, folder: Path) -> None:
     model = folder / "tokenizer.model"
     if (folder / "tokenizer.json").is_file() or not model.is_file() or find_spec("sentencepiece"):
         return
-    if model.read_bytes()[:1] == b"\n":  # first byte of the sentencepiece format; the one of tiktoken is text
+    with about(model):
+        begin = model.read_bytes()[:1]
+    if begin == b"\n":  # first byte of the sentencepiece format; the one of tiktoken is text
         raise ModelError(
             f"{name}: expected tokenizer.json, or the package sentencepiece, which reads tokenizer.model; "
             "pip install sentencepiece"

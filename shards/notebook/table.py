@@ -132,13 +132,9 @@ def _values(cache: Any, rows: np.ndarray, names: Sequence[str], known: dict[str,
         next_tokens=any(name.endswith("_next_logprob") for name in names),
         names=False,
     )
-    stored = cache.read_columns(rows, selection)
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for row in stored:
-        decoded = _flat(codec.decode_scores([row], plan, selection))
-        for name in names:
-            parts[name].append(np.ravel(decoded[name]))
-    return {name: _array(values, known[name]) for name, values in parts.items()}
+    tokens, scores = cache.read_joined([int(row) for row in rows], selection)
+    decoded = [_flat(part) for part in scores.split([int(row.loss_mask.sum()) for row in tokens])]
+    return {name: _array([np.ravel(part[name]) for part in decoded], known[name]) for name in names}
 
 
 def _names_of_role(role: Any) -> set[str]:

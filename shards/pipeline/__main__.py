@@ -17,8 +17,9 @@ from typing import Any
 
 from shards.cli.command import OneLineErrors, run_command
 from shards.cli.flags.quiet_flag import add_quiet_flag
+from shards.cli.space import require_writable
 from shards.errors import OptionError
-from shards.format.writer import exclusive
+from shards.locks.lock import exclusive_file
 from shards.pipeline.file import read_pipeline
 from shards.pipeline.record import Record
 from shards.pipeline.step import Step
@@ -34,7 +35,9 @@ def run_pipeline(file: Path, *, quiet: bool = False) -> int:
     Raises AlignDistilError.
     """
     pipeline = read_pipeline(file)
-    with exclusive(file):
+    require_writable(pipeline.out)
+    # beside the record: the file itself may lie where nothing can be written
+    with exclusive_file(pipeline.out / file.name, name=str(file)):
         record = Record(pipeline.out)
         for step in pipeline.steps:  # before hours of work on the first
             record.require_same_command(step)

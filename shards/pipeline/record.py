@@ -13,7 +13,8 @@ from typing import Any
 from shards.errors import CacheConflict, CacheDamaged, OptionError
 from shards.files import file_sha256
 from shards.format.manifest import differences, read_json
-from shards.format.writer import exclusive, write_json
+from shards.format.writer import write_json
+from shards.locks.lock import exclusive_file
 from shards.pipeline.step import Step
 from shards.places.url import is_url
 from shards.progress import progress
@@ -21,6 +22,8 @@ from shards.remote import content_of
 
 RECORD_FILE = "pipeline.json"
 FORMAT = 1
+SECONDS_FOR_ANOTHER = 60.0
+"""The longest wait for another pipeline that writes its step into the record."""
 
 
 class Record:
@@ -63,8 +66,8 @@ class Record:
             if content is None:
                 raise CacheConflict(f"step {step.name}: ended without an error, but there is no {path}")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with exclusive(self.folder, wait=True):  # another file of steps may share the folder
+            # another file of steps may share the folder
+            with exclusive_file(self.folder / RECORD_FILE, wait_seconds=SECONDS_FOR_ANOTHER):
                 done = {"command": _command(step), "inputs": dict(inputs), "outputs": outputs}
                 self._steps = self._read() | {step.name: done}
                 write_json(self.folder, RECORD_FILE, {"format": FORMAT, "steps": self._steps})
@@ -80,7 +83,10 @@ class Record:
         found = read_json(path)
         if found.get("format") != FORMAT:
             raise CacheDamaged(f"{path}: expected a record of format {FORMAT}, got {found.get('format')!r}")
-        return dict(found["steps"])
+        steps = found.get("steps")
+        if not isinstance(steps, dict) or not all(map(_is_step, steps.values())):
+            raise CacheDamaged(f"{path}: expected steps with command, inputs and outputs, got {steps!s:.60}")
+        return steps
 
     def _was_done(self, step: Step) -> bool:
         return step.name in self._steps and any(map(self._is_there, step.outputs))
@@ -99,6 +105,12 @@ class Record:
 
     def _is_there(self, path: str) -> bool:
         return self._content(path) is not None if is_url(path) else Path(path).exists()
+
+
+def _is_step(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"command", "inputs", "outputs"}:
+        return False
+    return all(isinstance(part, dict) for part in value.values())
 
 
 def _hashed(path: Path) -> str | None:

@@ -6,23 +6,46 @@ from typing import Any
 import yaml
 
 from shards.errors import OptionError
+from shards.files import read_regular
+
+MAX_BYTES, MAX_VALUES = 2**20, 10_000
 
 
 def load_yaml(file: Path) -> Any:
     """Texts, lists and mappings. Raises OptionError in one line."""
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        return yaml.load(read_regular(file, MAX_BYTES).decode("utf-8"), Loader=_Loader)
     except OSError as exc:
         raise OptionError(f"{file}: expected a YAML file, got {exc.strerror}") from exc
     except yaml.MarkedYAMLError as exc:
         line = f" in line {exc.problem_mark.line + 1}" if exc.problem_mark else ""
         raise OptionError(f"{file}: expected YAML, got {exc.problem}{line}") from exc
+    except RecursionError as exc:
+        raise OptionError(f"{file}: expected YAML of a few levels, got very many") from exc
     except (yaml.YAMLError, ValueError) as exc:
         raise OptionError(f"{file}: expected YAML, got bytes that are none") from exc
 
 
 class _Loader(yaml.BaseLoader):
-    """Texts, lists and mappings only. A repeated key is an error; PyYAML would keep the last one."""
+    """Texts, lists and mappings only. A repeated key is an error; PyYAML would keep the last one.
+
+    So are aliases that stand for more than MAX_VALUES values: ten lines of them can be more than any memory holds.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._values = 0
+        self._inside: dict[int, int] = {}  # id of a node -> values in it, once it is whole
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        before, mark = self._values, self.peek_event().start_mark
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        self._values += self._inside.get(id(node), MAX_VALUES) if is_alias else 1  # an alias may be inside of itself
+        if self._values > MAX_VALUES:
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_VALUES:,} values", mark)
+        self._inside[id(node)] = self._values - before
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()

@@ -60,11 +60,11 @@ class HubStore:
             self.api = HfApi(library_name="aligndistil-offline")
 
     def read(self, file: str) -> bytes:
-        with TemporaryDirectory(prefix="aligndistil-") as folder:
+        with TemporaryDirectory(prefix="aligndistil-", ignore_cleanup_errors=True) as folder:
             return self._download(file, folder).read_bytes()
 
     def fetch(self, file: str, path: Path) -> None:
-        with TemporaryDirectory(prefix="aligndistil-") as folder, path.open("r+b") as sink:
+        with TemporaryDirectory(prefix="aligndistil-", ignore_cleanup_errors=True) as folder, path.open("r+b") as sink:
             with self._download(file, folder).open("rb") as source:
                 shutil.copyfileobj(source, sink, 1 << 22)
             sink.truncate()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shards.errors import AlignDistilError
 from shards.files import file_sizes
+from shards.locks.lock import LOCK_FILE
 from shards.places.publisher import Publisher, bring
 from shards.places.room import default_folder
 from shards.places.stores import store_of
@@ -84,6 +85,8 @@ class Out:
         """Empty the staging folder. What an interrupted build left there is not published: that is done again."""
         if self.is_url:
             for path in self.folder.iterdir():
+                if path.name == LOCK_FILE:
+                    continue
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def said(self, message: str) -> str:

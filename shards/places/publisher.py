@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.errors import CacheConflict, TransferFailed
-from shards.files import temporary_name
+from shards.files import about, temporary_name
 from shards.places.hub import HubStore
 from shards.places.stores import Store
 
@@ -129,7 +129,7 @@ def bring(store: Store, file: str, path: Path) -> None:
 
 
 def _equal(one: Path, other: Path) -> bool:
-    with one.open("rb") as left, other.open("rb") as right:
+    with about(one), one.open("rb") as left, about(other), other.open("rb") as right:
         while (piece := left.read(PIECE_BYTES)) == right.read(PIECE_BYTES):
             if not piece:
                 return True

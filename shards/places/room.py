@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import fnmatch
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -20,13 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from shards import strict_json
 from shards.errors import AlignDistilError, OptionError
-from shards.files import is_still
+from shards.files import is_still, read_regular
 from shards.places.objects import PATIENCE
 from shards.places.stores import store_of
 from shards.places.url import parse_url
 
 MARK_FILE = "mirror.json"
+MAX_MARK_BYTES = 2**16
 COUNT_FILE = ".used"
 PART = ".part"
 SLACK = 16
@@ -180,7 +181,7 @@ def parse_bytes(text: str | int | None) -> int | None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(text).strip())
     unit = None if found is None else UNITS.get(found[2].upper())
-    if found is None or unit is None or float(found[1]) * unit < 1:
+    if found is None or unit is None or not 1 <= float(found[1]) * unit < 2**63:
         raise OptionError(f"cache_limit: expected bytes, such as 200GB, 50GiB or 1000000000, got {text!r}")
     return int(float(found[1]) * unit)
 
@@ -188,10 +189,10 @@ def parse_bytes(text: str | int | None) -> int | None:
 def read_mark(folder: Path) -> Mapping[str, str]:
     """What the copies in a folder are of: url, and evict, the pattern of names that may be removed."""
     try:
-        mark = json.loads((folder / MARK_FILE).read_text(encoding="utf-8"))
+        mark = strict_json.loads(read_regular(folder / MARK_FILE, MAX_MARK_BYTES))
     except (OSError, ValueError):
         return {}
-    return mark if isinstance(mark, dict) else {}
+    return mark if isinstance(mark, dict) and all(isinstance(text, str) for text in mark.values()) else {}
 
 
 def remove_free(path: Path) -> bool:

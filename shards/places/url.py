@@ -55,6 +55,8 @@ def parse_url(text: str) -> Url:
             f"expected a URL {found[1]}://BUCKET/FOLDER without a user, a password or a query, got one with them; "
             "credentials are read from the environment"
         )
+    if not text.isprintable():
+        raise OptionError(f"expected a URL {found[1]}://BUCKET/FOLDER of printable characters, got {text!r}")
     if not bucket or (prefix and any(part in ("", ".", "..") for part in prefix.split("/"))):
         raise OptionError(f"expected a URL {found[1]}://BUCKET/FOLDER with no empty part, . or .., got {text}")
     return Url(scheme=found[1], bucket=bucket, prefix=prefix)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from shards.errors import OptionError
+from shards.files import about
 from shards.format.nodes import MIN_STRENGTH, StrengthNodes
 from shards.preferences.ratio_table import Block, RatioTable, knots_at
 from shards.progress import progress
@@ -55,14 +56,16 @@ class RatioFile:
     def append(self, table: RatioTable) -> None:
         """Add a table of pairs, the chosen response of each before the rejected one."""
         sizes_R = np.bincount(table.response)
-        self._file.write(np.array([len(sizes_R), len(table.distance)], dtype="<i8").tobytes())
-        self._file.write(sizes_R.astype("<i8").tobytes())
-        for values in (table.distance, table.values, table.slopes):
-            self._file.write(np.ascontiguousarray(values, dtype=STORED).tobytes())
+        with about(tempfile.gettempdir()):
+            self._file.write(np.array([len(sizes_R), len(table.distance)], dtype="<i8").tobytes())
+            self._file.write(sizes_R.astype("<i8").tobytes())
+            for values in (table.distance, table.values, table.slopes):
+                self._file.write(np.ascontiguousarray(values, dtype=STORED).tobytes())
         self._blocks += 1
 
     def __iter__(self) -> Iterator[Block]:
-        self._file.seek(0)
+        with about(tempfile.gettempdir()):
+            self._file.seek(0)
         self._passes += 1
         what = f"fitting the strength, pass {self._passes} of about {USUAL_PASSES}"
         for _ in progress(range(self._blocks), what, unit="block", brief=True):
@@ -84,4 +87,5 @@ class RatioFile:
 
     def _read(self, dtype: Any, count: int) -> np.ndarray:
         dtype = np.dtype(dtype)
-        return np.frombuffer(self._file.read(count * dtype.itemsize), dtype)
+        with about(tempfile.gettempdir()):
+            return np.frombuffer(self._file.read(count * dtype.itemsize), dtype)

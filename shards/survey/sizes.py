@@ -1,12 +1,15 @@
 """Bytes of a cache's shards by column, as they are stored: compressed."""
 
+import contextlib
 import io
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from shards.cache import ShardCache
+from shards.errors import CacheDamaged, first_line
 from shards.spread import FEW_SHARDS, spread
 
 BATCHES = 16
@@ -29,7 +32,7 @@ class ColumnSizes:
 def column_sizes(cache: ShardCache) -> ColumnSizes:
     """Measured on evenly spread record batches of a few shards: what a reader of one column alone reads of the file.
 
-    Raises CacheDamaged for a shard of a cache in a store that arrives altered.
+    Raises CacheDamaged for a shard that cannot be read, or arrives altered from a store.
     """
     found: Counter[str] = Counter()
     names = [column.name for column in cache.plan.columns()]
@@ -37,8 +40,7 @@ def column_sizes(cache: ShardCache) -> ColumnSizes:
         path = str(cache.bring(cache.plan.shards[shard].file))
         batches = spread(cache.plan.num_batches(shard), BATCHES)
         for number, name in enumerate(names):
-            with pa.OSFile(path, "rb") as inner:
-                reads = _Reads(inner)
+            with _reading(path) as reads:
                 options = pa.ipc.IpcReadOptions(included_fields=[number], use_threads=False)
                 file = pa.ipc.open_file(pa.PythonFile(reads, mode="r"), options=options)
                 for batch in batches:
@@ -52,15 +54,33 @@ def column_sizes(cache: ShardCache) -> ColumnSizes:
     return ColumnSizes(shares=shares, total_bytes=sum(entry.bytes for entry in cache.manifest.entries))
 
 
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator["_Reads"]:
+    """The shard at `path`. Raises CacheDamaged if it cannot be read."""
+    reads = None
+    try:
+        with pa.OSFile(path, "rb") as inner:
+            reads = _Reads(inner)
+            yield reads
+    except (pa.ArrowException, OSError) as exc:
+        cause = exc if reads is None or reads.error is None else reads.error
+        raise CacheDamaged(f"{path}: expected a readable shard, got {first_line(cause)}") from exc
+
+
 class _Reads(io.RawIOBase):
-    """A file that writes down how many bytes each read takes."""
+    """A file that writes down how many bytes each read takes, and the error of a read that failed."""
 
     def __init__(self, inner: pa.NativeFile) -> None:
         self.inner = inner
         self.sizes: list[int] = []
+        self.error: OSError | None = None
 
     def read(self, size: int = -1) -> bytes:
-        content: bytes = self.inner.read(size)
+        try:
+            content: bytes = self.inner.read(size)
+        except OSError as exc:  # Arrow would pass on its traceback as text
+            self.error = exc
+            raise
         self.sizes.append(len(content))
         return content
 

@@ -104,10 +104,3 @@ def _logits(logprobs: Mapping[Role, np.ndarray], spec: TeacherSpec, strength_M: 
         logprobs[role].astype(dtype, copy=False) for role in (spec.anchor, "dpo", spec.negative)
     )
     return teacher_logits(anchor_M, dpo_M - negative_M, strength_M)
-
-
-def segment_logsumexp(values_M: np.ndarray, count_N: np.ndarray) -> np.ndarray:
-    """log sum exp over each position's entries, (N,). Every count must be at least 1."""
-    starts_N = segment_starts(count_N)
-    peak_N = np.maximum.reduceat(values_M, starts_N)
-    return peak_N + np.log(np.add.reduceat(np.exp(values_M - np.repeat(peak_N, count_N)), starts_N))

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.format.nodes import StrengthNodes, adaptive_strength
-from shards.format.scores import Scores, segment_starts
+from shards.format.scores import Scores, segment_logsumexp, segment_starts
 from shards.format.statistics import Histogram, LogHistogram
-from shards.teacher.compose import LOW_STRENGTH, Teacher, compose, segment_logsumexp
+from shards.teacher.compose import LOW_STRENGTH, Teacher, compose
 from shards.teacher.divergence import Divergence
 from shards.teacher.precision import Precision
 from shards.teacher.spec import TeacherSpec

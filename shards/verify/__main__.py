@@ -21,6 +21,7 @@ from shards.cli.flags.quiet_flag import add_quiet_flag
 from shards.errors import CacheDamaged, CacheMissing
 from shards.format import schema
 from shards.format.batches import ShardOpener, load_batch
+from shards.format.content import rules
 from shards.format.encoding import arrays, codec
 from shards.format.encoding.selection import Selection
 from shards.format.index import INDEX_FILE, RowIndex, indexed_columns
@@ -41,7 +42,7 @@ from shards.places.url import is_url
 from shards.progress import commanded, progress
 from shards.remote import mirror_of, mirrored_manifest
 from shards.say import result, say
-from shards.verify import folder_rules, row_rules
+from shards.verify import folder_rules
 from shards.verify.located import rows_text
 from shards.verify.names import SeenNames
 from shards.verify.rules import RULES, Fault
@@ -200,17 +201,13 @@ def _rows(batch: pa.RecordBatch, plan: Plan, first_row: int, path: Path, seen: S
 
 def _row(row: Mapping[str, Any], number: int, plan: Plan, seen: Seen) -> Iterator[tuple[int, str]]:
     """(rule, fault) up to the first stage with a fault in the row."""
-    faults = [(rule, text) for rule, check in row_rules.RAW_STAGE for text in check(row, plan)]
+    faults = [*rules.shape_faults(row, plan, plan.columns())]
     yield from faults
     if faults:
         return
-    response = codec.decode_row(row, plan, Selection.everything(plan))
+    (response,) = codec.responses([row], codec.decode_scores([row], plan, Selection.everything(plan)))
     seen.names.add(response, number)
-    for stage in row_rules.STAGES:
-        faults = [(rule, text) for rule, check in stage for text in check(response, plan)]
-        yield from faults
-        if faults:
-            return
+    yield from rules.faults(response, plan)
 
 
 def report(folder: str, room: Room) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from shards.format.content.rules import RESPONSE_KINDS
 from shards.format.scores import Response
-from shards.verify.row_rules import RESPONSE_KINDS
 
 
 class SeenNames:

@@ -14,6 +14,7 @@ from shards.format.nodes import StrengthNodes
 from shards.format.schema import Role
 from shards.format.scores import segment_starts
 from shards.teacher.compose import compose
+from student.data.order import FILLS
 from student.data.responses import MicroBatch
 from student.loss.rows import in_one, padded
 
@@ -35,6 +36,7 @@ class Collator:
     strength, tail_bound        (N,)   w_t; error bound of the interpolated tail, nats
     coefficient                 (N,)   factor of a position's divergence in the sum that is divided by `num_items`
     counts                      (N,)   1, or 0 at the positions of rows that only fill the batch
+    rows                        (B,)   the data set's row of each sequence, -1 where it only fills the batch; for the host
     num_items, num_sequences, num_positions   counts of: units of the reduction, sequences, response positions
     """
 
@@ -75,6 +77,7 @@ class Collator:
             "support_count": torch.from_numpy(scores.support_count.astype(np.int64)),
             "support_ends": torch.from_numpy(np.cumsum(scores.support_count, dtype=np.int64)),
             "support_ids": torch.from_numpy(np.require(scores.support_ids, np.int32, "W")),
+            "rows": torch.tensor(np.where(counts_B[: len(batch.rows)], batch.rows, FILLS), dtype=torch.int64),
             **{name: torch.from_numpy(np.require(values, np.float32, "W")) for name, values in floats.items()},
             "num_items": torch.tensor(num_sequences if self.reduction == "sequence" else num_positions),
             "num_sequences": torch.tensor(num_sequences),

@@ -58,6 +58,9 @@ class Loading:
             pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            # its own, because torch takes the workers' seed from it: of the common one dropout would depend on the
+            # loaders that were made, as for evaluations
+            generator=torch.Generator(),
         )
 
     def require_limit(self, sampler: GlobalBatchSampler, epochs: range) -> None:

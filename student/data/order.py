@@ -11,6 +11,10 @@ BLOCK = 1024
 """Global batches whose rows are sorted by length at a time."""
 
 
+FILLS = -1
+"""Stands for the row of a sequence that only fills a batch."""
+
+
 class BatchItem(NamedTuple):
     """A row of the data set; `counts` is false for a row that only fills the last batch and has no weight."""
 

@@ -25,11 +25,15 @@ from student.data.table import ShardTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Some rows of the data set: the tokens of each, whether it counts, and the scores of all, concatenated."""
+    """Some rows of the data set: the tokens of each, whether it counts, and the scores of all, concatenated.
+
+    rows   their numbers in the data set, if they are of one
+    """
 
     tokens: Sequence[Tokens]
     counts: Sequence[bool]
     scores: Scores
+    rows: Sequence[int] = ()
 
 
 class CachedResponses(Dataset):
@@ -117,14 +121,19 @@ class CachedResponses(Dataset):
 
     def __getitems__(self, items: Sequence[BatchItem]) -> MicroBatch:
         """The responses of a micro-batch."""
-        rows = self._rows[[item.row for item in items]]
-        caches = np.searchsorted(self._firsts, rows, side="right") - 1
-        rows -= self._firsts[caches]
+        caches, rows = self.places([item.row for item in items])
         if (caches == caches[0]).all():
             tokens, scores = self._read(int(caches[0]), rows)
         else:
             tokens, scores = self._read_several(caches, rows)
-        return MicroBatch(tokens=tokens, counts=[item.counts for item in items], scores=scores)
+        counts, numbers = [item.counts for item in items], [item.row for item in items]
+        return MicroBatch(tokens=tokens, counts=counts, scores=scores, rows=numbers)
+
+    def places(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Where rows of the data set are: the number of the cache of each, and its row there."""
+        found = self._rows[rows]
+        caches = np.searchsorted(self._firsts, found, side="right") - 1
+        return caches, found - self._firsts[caches]
 
     def _read(self, number: int, rows: np.ndarray) -> tuple[list[Tokens], Scores]:
         return self.caches[number].read_joined(rows.tolist(), self._selection)

@@ -7,7 +7,6 @@ loss.
 Dimensions: S samples.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from shards import strict_json
 from shards.errors import DataError, OptionError
 from student.evaluate.figures import Series, compared, outcome_counts, outcomes
 
@@ -96,7 +96,7 @@ def scored(samples: Sequence[Sample], scorer: Scorer) -> np.ndarray:
 
 def _parse(line: str, where: str) -> Sample:
     try:
-        row = json.loads(line)
+        row = strict_json.loads(line)
     except ValueError as exc:
         raise DataError(f"{where}: expected a JSON object, got text that is not JSON ({exc})") from exc
     names = sorted(row) if isinstance(row, dict) else [type(row).__name__]

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from shards.files import matching
+
 STATE_FILE = "trainer_state.json"
 """transformers' own: the log so far. In the run's folder since its first step, and in every checkpoint."""
 
@@ -13,7 +15,16 @@ RECORD_FILE = "aligndistil.json"
 """In a student's folder: teacher and loss, beside the model card, which says the same to people."""
 
 
+SAMPLES_FILE = "samples.jsonl"
+"""With --record_samples: the samples of each optimizer step, in order."""
+
+STOPPED_FILE = "stopped.json"
+"""In the folder of a run that stopped at a bad step: which one, and its samples with the loss of each micro-batch."""
+
+
 def checkpoints_of(out: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first."""
-    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in out.glob("checkpoint-*") if path.is_dir()]
+    found = [
+        (re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in matching(out, "checkpoint-*") if path.is_dir()
+    ]
     return [path for _, path in sorted(((int(match[1]), path) for match, path in found if match), reverse=True)]

@@ -1,7 +1,6 @@
 """Run: what a run's folder says about it: its log, its options, and whether it has finished."""
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,15 +8,18 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from shards import strict_json
 from shards.errors import AlignDistilError, CacheDamaged, OptionError
-from shards.format.manifest import read_json
+from shards.files import read_regular
+from shards.format.manifest import MAX_JSON_BYTES, read_json
 from student.log.curves import DRAWN, curves_svg
 from student.log.files import RECORD_FILE, RUN_FILE, STATE_FILE, checkpoints_of
 from student.log.series import Series, history
+from student.recipe import CHANGED
 from student.report.plot import plot_run
 
 HASH_CHARACTERS = 12
-NOT_OPTIONS = ("files", "weights_only", "models")
+NOT_OPTIONS = ("files", "weights_only", "models", CHANGED)
 """What the files of a run say beside its options."""
 
 
@@ -120,9 +122,9 @@ def _newest_state(folder: Path) -> tuple[Path, dict[str, Any], str]:
 def _state(file: Path) -> dict[str, Any]:
     """A Trainer's state. Its numbers may be NaN, which strict JSON does not have."""
     try:
-        state = json.loads(file.read_bytes())
+        state = strict_json.loads(read_regular(file, MAX_JSON_BYTES), constants=True)
         steps = state["global_step"], state["max_steps"], len(state["log_history"])
-    except (ValueError, RecursionError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError) as exc:
         what = f"no {exc}" if isinstance(exc, KeyError) else str(exc)
         raise CacheDamaged(f"{file}: expected the log of a run, got {what}") from exc
     if not all(isinstance(number, int) for number in steps):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from shards.cli.text import WIDTH
+from shards.errors import plain
 from student.log.figures import FIGURES, Figure, figure_of
 from student.report.run import Run, differing
 
@@ -17,7 +18,7 @@ LEFT_OUT = ("epoch", "learning_rate", "total_flos", "loss_scale")
 def report_text(runs: Sequence[Run]) -> str:
     """The runs, what differs between them, and the way of every figure."""
     parts = [_runs(runs), _differences(runs), _figures(runs)]
-    return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part)))
+    return "\n\n".join("\n".join(lines) for part in parts if (lines := list(map(plain, part))))
 
 
 def _runs(runs: Sequence[Run]) -> Iterator[str]:

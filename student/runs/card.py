@@ -11,6 +11,7 @@ from student.log.curves import CURVES_FILE, curves_svg
 from student.log.figures import figure_of
 from student.log.lines import ends_text
 from student.log.series import Series, history
+from student.recipe import change_text
 from student.runs.record import write_record
 
 CARD_FILE = "README.md"
@@ -39,6 +40,7 @@ def write_model_card(trainer: Any, folder: Path) -> None:
     weight = f"{spec.kl_coef:g}" if spec.strength == "constant" else "beta / strength"
     weight += "" if spec.max_weight is None else f", no more than {spec.max_weight:g}"
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    changed = "".join(f"| changed by hand | {change_text(change)} |\n" for change in trainer.changed)
     lora = f"| LoRA | rank {args.lora_r}, alpha {args.lora_alpha} |\n" if args.use_peft else ""
     text = f"""---
 {data.to_yaml()}
@@ -70,7 +72,7 @@ Distilled token by token from a cached teacher with
 | responses | {len(trainer.train_dataset):,} ({trainer.train_dataset.train_on}) |
 | steps, global batch size | {trainer.state.global_step}, {trainer.run_identity()["global_batch_size"]} |
 {lora}| learning rate, schedule | {args.learning_rate:g}, {schedule} |
-
+{changed}
 ## How the training went
 
 {ends}.
@@ -81,7 +83,7 @@ Distilled token by token from a cached teacher with
     if curves is not None:
         write_text(folder, CURVES_FILE, curves)
     ModelCard(text).save(folder / CARD_FILE)
-    write_record(folder, args, caches)
+    write_record(folder, args, caches, trainer.changed)
 
 
 def _way(name: str, series: Series) -> str:

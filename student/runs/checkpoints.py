@@ -4,16 +4,20 @@ A checkpoint's `distill_run.json` says which run it belongs to. It is written tw
 folder is known to be ours while it is written, and last with the size of every file. Then the checkpoint is complete.
 """
 
+import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shards.errors import AlignDistilError, CacheConflict, CacheDamaged, CacheMissing, OptionError
-from shards.format.manifest import read_json, refuse_difference
+from shards.files import matching
+from shards.format.manifest import differences, read_json
 from shards.format.writer import flush_files, write_json
 from shards.modelfiles.whole import damage, file_sizes
 from student.log.files import RUN_FILE, STATE_FILE, checkpoints_of
+from student.recipe import CHANGED, FREE, LATER, is_free
 
 
 def begin(folder: Path, identity: dict[str, Any]) -> None:
@@ -35,7 +39,7 @@ def require_ours(folder: Path) -> None:
 
 def require_all_ours(out: Path) -> None:
     """Raise CacheConflict if the output folder has checkpoints that are not ours, at any step."""
-    for folder in sorted(out.glob("checkpoint-*")):
+    for folder in matching(out, "checkpoint-*"):
         if folder.is_dir():
             require_ours(folder)
 
@@ -105,15 +109,28 @@ def newest_whole(out: Path) -> tuple[Path | None, str]:
     return None, "; ".join(left)
 
 
-def require_checkpoint(folder: Path, identity: dict[str, Any], last_step: int) -> None:
-    """Raise if a run cannot continue from a checkpoint: CacheDamaged, CacheConflict, or OptionError past its end."""
+def require_checkpoint(
+    folder: Path, identity: dict[str, Any], last_step: int, despite: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Raise if a run cannot continue from a checkpoint: CacheDamaged, CacheConflict, or OptionError past its end.
+
+    despite: fields that may differ. Returns the changes that the checkpoint records, and those from it to this run.
+    """
     require_whole(folder)
     signed = read_json(folder / RUN_FILE)
     for name in ("files", "weights_only"):
-        del signed[name]
-    refuse_difference(signed, identity, f"{folder}: is of another run")
-    if (step := step_of(folder)) > last_step:
+        signed.pop(name, None)
+    earlier = signed.pop(CHANGED, [])
+    signed |= {name: identity[name] for name in LATER if name not in signed and name in identity}
+    step, now = step_of(folder), []
+    for name, old, new in differences(signed, identity):
+        if not is_free(name, despite):
+            remedy = f"; --resume_despite {name} goes on with the new value" if is_free(name, FREE) else ""
+            raise CacheConflict(f"{folder}: is of another run, {name}: expected {old}, got {new}{remedy}")
+        now.append({"field": name, "until_step": step, "before": json.loads(old), "after": json.loads(new)})
+    if step > last_step:
         raise OptionError(f"{folder}: expected a checkpoint of the run's {last_step:,} steps, got one of step {step:,}")
+    return earlier, now
 
 
 def require_whole(folder: Path) -> None:

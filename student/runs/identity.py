@@ -1,39 +1,33 @@
 """The identity of a run: what its checkpoints record, and what a resumed run must have in common."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from shards.format.plan import canonical_json
 from student.data.order import GlobalBatchSampler
 from student.data.responses import CachedResponses
 from student.loss.forward import base_model
 from student.options import DistillArguments
+from student.recipe import RECIPE
 
-RECIPE = (
-    *(
-        "learning_rate",
-        "warmup_steps",
-        "lr_scheduler_kwargs",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "optim_args",
-        "max_grad_norm",
-    ),
-    *("dtype", "bf16", "fp16", "tf32", "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
+NOT_THE_STUDENTS = (
+    *("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache"),
+    *("_attn_implementation", "attn_implementation", "bos_token_id", "eos_token_id", "pad_token_id"),
 )
-"""Fixed for a resumed run, besides teacher, loss and order. The number of steps may change."""
+"""What a config says about a file, a library or a generation."""
 
 
 def run_identity(
-    args: DistillArguments, dataset: CachedResponses, sampler: GlobalBatchSampler, model_sha256: str | None
+    args: DistillArguments, dataset: CachedResponses, sampler: GlobalBatchSampler, student: Mapping[str, str | None]
 ) -> dict[str, Any]:
-    """Caches, initial weights of the student, teacher, loss, order and recipe, as JSON values."""
+    """Caches, student, teacher, loss, order and recipe, as JSON values. student: as `student_identity`, or empty."""
     return {
         "caches": [cache.plan.sha256 for cache in dataset.caches],
-        "model": model_sha256,
+        "model": student.get("model"),
+        "model_config": student.get("model_config"),
         "train_on": dataset.train_on,
         "teacher": args.spec.to_json(),
         "divergence": args.divergence,
@@ -47,6 +41,18 @@ def run_identity(
         **({"padding_free": True} if args.padding_free else {}),  # absent in older checkpoints, as the next one
         **({} if args.shuffle_window is None else {"shuffle_window": args.shuffle_window}),
     }
+
+
+def student_identity(model: Any) -> dict[str, str | None]:
+    """What a student starts from: its weights, and the settings of its config that differ from their defaults."""
+    config = base_model(model).config
+    try:
+        defaults = type(config)().to_dict()  # a later library may have more of them
+    except (TypeError, ValueError):  # a config that has none
+        defaults = {}
+    own = {name: value for name, value in config.to_dict().items() if name not in NOT_THE_STUDENTS}
+    own = {name: str(value) for name, value in own.items() if name not in defaults or defaults[name] != value}
+    return {"model": weights_sha256(model), "model_config": hashlib.sha256(canonical_json(own)).hexdigest()}
 
 
 def weights_sha256(model: Any) -> str:

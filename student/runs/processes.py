@@ -1,12 +1,16 @@
 """Runs work on the first of several processes, for all of them."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from shards.cli.outside import naming_saves
 from shards.errors import AlignDistilError, first_line
+from shards.locks.lock import exclusive, holds
 
 Found = TypeVar("Found")
 
@@ -31,6 +35,23 @@ def by_first_process(work: Callable[[], Found]) -> Found:
     if error is not None:
         raise error
     return box[0]
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep other commands out of a run's folder while this one works there; its first process has the lock for all.
+
+    Raises CacheConflict, on every process, if another command is at work there.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            if not holds(out):
+                with naming_saves("output_dir"):
+                    stack.enter_context(exclusive(out))
+
+        by_first_process(lock)
+        yield
 
 
 def _attempt(work: Callable[[], Found]) -> tuple[Found | None, Exception | None]:

@@ -13,6 +13,7 @@ from shards.format.manifest import read_json
 from shards.format.plan import Plan
 from shards.format.writer import write_json
 from student.log.files import RECORD_FILE, RUN_FILE
+from student.recipe import CHANGED
 
 Reduction = Literal["sequence", "token"]
 
@@ -55,11 +56,16 @@ def divergence_text(divergence: Divergence) -> str:
     return f"jsd of weight {divergence.jsd_weight:g}" if divergence.name == "jsd" else divergence.name
 
 
-def write_record(folder: Path, args: Any, caches: Sequence[ShardCache]) -> None:
-    """Write the record of a run with these DistillArguments and caches; the caches are of one kind."""
+def write_record(
+    folder: Path, args: Any, caches: Sequence[ShardCache], changed: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write the record of a run with these DistillArguments and caches; the caches are of one kind.
+
+    changed: what was not the same all the time (`student.recipe`).
+    """
     models = caches[0].plan.identity["models"]
     record = Record(spec=args.spec, divergence=args.loss_divergence, reduction=args.reduction, models=models)
-    write_json(folder, RECORD_FILE, record.to_json())
+    write_json(folder, RECORD_FILE, record.to_json() | ({CHANGED: list(changed)} if changed else {}))
 
 
 def read_record(source: str) -> Record | None:

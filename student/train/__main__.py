@@ -15,6 +15,7 @@ from shards.cli.launcher import leave
 from shards.cli.outside import naming_saves
 from shards.cli.trust_text import GOOD_TEXT, sampled, trust_lines
 from shards.errors import OptionError, first_line
+from shards.files import matching
 from shards.modelfiles.adapter import lora_config
 from shards.modelfiles.find import resolve
 from shards.progress import commanded
@@ -31,6 +32,8 @@ from student.options import DistillArguments
 from student.precision import precision_text
 from student.runs.checkpoints import checkpoint_to_resume, step_of
 from student.runs.learned import require_teacher, take_fit
+from student.runs.outside import naming_processes
+from student.runs.processes import alone
 from student.runs.schedule import steps_texts
 from student.train.distance import distance_text, measure
 from student.train.ranks import require_same_inputs
@@ -44,6 +47,11 @@ SAMPLE_ROWS = 200
 
 def train(args: DistillArguments) -> DistillTrainer:
     """Train a student and save it with tokenizer and model card. Raises AlignDistilError."""
+    with alone(Path(str(args.output_dir))):
+        return _train(args)
+
+
+def _train(args: DistillArguments) -> DistillTrainer:
     set_seed(args.seed)
     room = args.room
     train_data = CachedResponses(args.shards, train_on=args.train_on, room=room)
@@ -109,7 +117,7 @@ def _require_output(args: DistillArguments, source: Path) -> None:
 def _require_unused(args: DistillArguments, out: Path) -> None:
     """Raise OptionError if the output folder has a model or checkpoints that this run does not resume from."""
     wanted = str(args.resume_from_checkpoint).lower()
-    found = sorted(path.name for pattern in ("config.json", "checkpoint-*") for path in out.glob(pattern))
+    found = sorted(path.name for pattern in ("config.json", "checkpoint-*") for path in matching(out, pattern))
     if args.overwrite_output_dir or not found or (wanted == "true" and checkpoints_of(out)):
         return
     if wanted in ("none", "false", "true"):
@@ -193,7 +201,7 @@ def _add_lora(model: Any, args: DistillArguments) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     (args,) = parse_dataclasses(HfArgumentParser, DistillArguments, "student.train", __doc__, arguments)
-    with commanded(quiet=args.quiet, level=asked_level(args)):
+    with commanded(quiet=args.quiet, level=asked_level(args)), naming_processes():
         train(args)
         leave(dist)
 

@@ -6,16 +6,19 @@ from typing import Any
 import torch
 
 from shards.cli.outside import naming, naming_saves
+from shards.locks.lock import require_held
 from shards.modelfiles.find import ModelFolder
 from student.load import load_model
 
 
 def save(trainer: Any, tokenizer: Any, source: ModelFolder) -> None:
-    """Save weights (adapters merged), tokenizer, model card and the run's state. Raises OptionError for a full disk.
+    """Save weights (adapters merged), tokenizer, model card and the run's state. Raises OptionError for a full disk,
+    CacheConflict if another command has the folder by now.
 
     source: what the student started from.
     """
     out = Path(trainer.args.output_dir)
+    require_held(out)
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     with naming_saves(str(out)):
         trainer.save_state()

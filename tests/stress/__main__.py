@@ -15,7 +15,16 @@ from pathlib import Path
 from stress.campaign import Campaign
 from stress.slices import State, cases_until_caught, read_state, run_slice
 
-CAMPAIGNS = {"flips": "stress.flips.campaign:Flips"}  # name -> "module:class"
+CAMPAIGNS = {  # name -> "module:class"
+    "kills": "stress.kills.campaign:Kills",
+    "faults": "stress.faults.campaign:Faults",
+    "flips": "stress.flips.campaign:Flips",
+    "content": "stress.content:Content",
+    "mutants": "stress.mutants.campaign:Mutants",
+    "locks": "stress.locks.campaign:Locks",
+    "resumes": "stress.resumes.campaign:Resumes",
+    "loaders": "stress.resumes.loaders:Loaders",
+}
 SAVE_SECONDS = 20.0
 
 

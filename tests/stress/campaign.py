@@ -17,19 +17,21 @@ class Outcome:
 
     kind   the group that it is counted under, such as "build: kill before fsync"
     text   one line for a case that did not hold: what was expected, what was found
+    others further tries of the same case, such as mutants of a batch, that held
     """
 
     verdict: Verdict
     kind: str
     text: str = ""
+    others: int = 0
 
 
-def held(kind: str) -> Outcome:
-    return Outcome(verdict="held", kind=kind)
+def held(kind: str, others: int = 0) -> Outcome:
+    return Outcome(verdict="held", kind=kind, others=others)
 
 
-def missed(kind: str, text: str) -> Outcome:
-    return Outcome(verdict="missed", kind=kind, text=text)
+def missed(kind: str, text: str, others: int = 0) -> Outcome:
+    return Outcome(verdict="missed", kind=kind, text=text, others=others)
 
 
 def hung(kind: str, text: str) -> Outcome:

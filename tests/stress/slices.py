@@ -18,7 +18,7 @@ KEPT = 50  # cases that did not hold, with their lines; all are counted
 class State:
     """How far a campaign is.
 
-    counts     "kind | verdict" -> cases
+    counts     "kind | verdict" -> cases, or tries where a case is a batch of them
     failures   number and line of cases that did not hold
     """
 
@@ -33,6 +33,8 @@ class State:
     def add(self, number: int, outcome: Outcome) -> None:
         self.done += 1
         self.counts[f"{outcome.kind} | {outcome.verdict}"] += 1
+        if outcome.others:
+            self.counts[f"{outcome.kind} | held"] += outcome.others
         if outcome.verdict != "held" and len(self.failures) < KEPT:
             self.failures.append((number, f"{outcome.verdict}: {outcome.kind}: {outcome.text}"))
 

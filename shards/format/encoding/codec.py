@@ -28,7 +28,7 @@ def encode(responses: Sequence[Response], plan: Plan, arrow_schema: pa.Schema) -
 
     Raises OptionError for values that the plan's codec cannot represent.
     """
-    rows = [_stored(response, plan) for response in responses]
+    rows = [_encodable(response, plan) for response in responses]
     arrays = []
     for column in plan.columns():
         values = [row[column.name] for row in rows]
@@ -44,7 +44,8 @@ def decode(
 ) -> list[Response]:
     """The rows of a record batch, with the values of these roles and pairs only (default: all)."""
     selection = Selection.everything(plan, roles, pairs)
-    return [decode_row(row, plan, selection) for row in split_rows(flatten(batch), selection.columns(plan))]
+    rows = split_rows(flatten(batch), selection.columns(plan))
+    return responses(rows, decode_scores(rows, plan, selection))
 
 
 def split_rows(columns: Mapping[str, Flat], table: Iterable[Column]) -> list[dict[str, Any]]:
@@ -53,17 +54,11 @@ def split_rows(columns: Mapping[str, Flat], table: Iterable[Column]) -> list[dic
     return [dict(zip(split, values, strict=True)) for values in zip(*split.values(), strict=True)]
 
 
-def decode_row(row: Row, plan: Plan, selection: Selection) -> Response:
-    """A row of `split_rows` as a Response, for a selection with names; arrays may be read-only views."""
-    return Response(
-        sample_id=row[schema.SAMPLE_ID],
-        pair_id=row[schema.PAIR_ID],
-        chosen=row[schema.CHOSEN],
-        response_start=row[schema.RESPONSE_START],
-        input_ids=row[schema.INPUT_IDS],
-        loss_mask=row[schema.LOSS_MASK],
-        scores=decode_scores([row], plan, selection),
-    )
+def responses(rows: Sequence[Row], scores: Scores) -> list[Response]:
+    """Rows of `split_rows` as Responses; scores: of all of them. Arrays are views, maybe read-only."""
+    plain = [name for name in Response.__slots__ if name != "scores"]
+    parts = scores.split([len(row[schema.SUPPORT_COUNT]) for row in rows])
+    return [Response(**{name: row[name] for name in plain}, scores=part) for row, part in zip(rows, parts, strict=True)]
 
 
 def decode_scores(rows: Sequence[Row], plan: Plan, selection: Selection) -> Scores:
@@ -102,7 +97,14 @@ def decode_next(columns: Row, plan: Plan, roles: Sequence[Role]) -> dict[Role, n
     return {role: compact.from_codes(codes[role], unit_N) for role in roles}
 
 
-def _stored(response: Response, plan: Plan) -> dict[str, Any]:
+def _encodable(response: Response, plan: Plan) -> dict[str, Any]:
+    try:
+        return stored(response, plan)
+    except OptionError as exc:
+        raise OptionError(f"{response.sample_id}: {exc}") from exc
+
+
+def stored(response: Response, plan: Plan) -> dict[str, Any]:
     """Column name -> value or array."""
     scores = response.scores
     per_value = _float32_columns if plan.values == "float32" else _compact_columns

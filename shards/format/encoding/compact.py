@@ -85,7 +85,8 @@ def from_codes(code_M: np.ndarray, unit_M: np.ndarray) -> np.ndarray:
     below_M = np.minimum(above_M, 0, out=above_M).astype(np.float32)
     below_M *= np.float32(1 / STEPS_PER_NAT)
     logprob_M += below_M
-    logprob_M[code_M == 0] = -np.inf
+    if not code_M.min(initial=1):
+        logprob_M[code_M == 0] = -np.inf
     return logprob_M
 
 

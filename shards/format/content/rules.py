@@ -1,4 +1,4 @@
-"""The rules of docs/format.md about a row, one function each.
+"""The rules of docs/format.md about a row, one function each; for readers, the writer and `shards.verify`.
 
 A function yields at most one line per column: its first fault and how many more there are. The rules of a stage rely
 on all earlier stages, so a row is checked up to the first stage with a fault.
@@ -6,22 +6,23 @@ on all earlier stages, so a row is checked up to the first stage with a fault.
 Dimensions as in `shards.format.scores`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from shards.format import schema
-from shards.format.encoding import compact
-from shards.format.nodes import interpolate
+from shards.format.content.tolerances import (
+    TAIL_TOLERANCE,
+    highest_logprob,
+    mass_tolerance,
+    step_nats,
+    tail_step_nats,
+)
+from shards.format.nodes import LARGEST_DISTANCE, interpolate
 from shards.format.plan import Plan
-from shards.format.scores import LOGPROB_TOLERANCE, Response, Scores, segment_starts
-from shards.teacher.compose import segment_logsumexp
-
-MASS_TOLERANCE = 2e-4
-"""Allowed error of masses that are sums of float32 probabilities (2e-5 was seen with 32,000 tokens)."""
-TAIL_TOLERANCE = 1e-4
-"""How far a float32 log partition may be from convex, in nats; plus a hundredth of it per nat of its size."""
+from shards.format.schema import Column
+from shards.format.scores import Response, Scores, segment_logsumexp, segment_starts
 
 NEIGHBOURS = 4
 """How much the error of stored log partitions may grow when a chord is extended."""
@@ -29,29 +30,49 @@ NEIGHBOURS = 4
 RESPONSE_KINDS = ("chosen", "rejected", "completion")
 
 
-def lengths(row: Mapping[str, Any], plan: Plan) -> Iterator[str]:
-    """Rule 10, on a row from `codec.split_rows`: list columns have the lengths of their level."""
+def shape_faults(row: Mapping[str, Any], plan: Plan, table: Iterable[Column]) -> Iterator[tuple[int, str]]:
+    """(rule, fault) of a row by columns, those of `table`, before it is decoded: decoding relies on these rules."""
+    yield from ((10, text) for text in lengths(row, plan, table))
+    yield from ((13, text) for text in counts(row, plan))
+
+
+def faults(response: Response, plan: Plan) -> Iterator[tuple[int, str]]:
+    """(rule, fault) of a row without faults of its shape, up to the first stage with a fault."""
+    for stage in STAGES:
+        found = [(rule, text) for rule, check in stage for text in check(response, plan)]
+        yield from found
+        if found:
+            return
+
+
+def lengths(row: Mapping[str, Any], plan: Plan, table: Iterable[Column]) -> Iterator[str]:
+    """Rule 10: list columns have the lengths of their level."""
     tokens, positions = len(row[schema.INPUT_IDS]), int(np.sum(row[schema.LOSS_MASK]))
     if positions < 1:
         yield f"{schema.LOSS_MASK}: expected a response token, got none"
     entries = int(np.sum(row[schema.SUPPORT_COUNT], dtype=np.int64))
     nodes = positions * (len(plan.nodes) - 1)
     expected = {"token": tokens, "position": positions, "node": nodes, "entry": entries}
-    for column in plan.columns():
+    for column in table:
         if column.level != "row" and len(row[column.name]) != expected[column.level]:
             yield f"{column.name}: expected {expected[column.level]} values, got {len(row[column.name])}"
 
 
 def counts(row: Mapping[str, Any], plan: Plan) -> Iterator[str]:
-    """Rule 13, on a row from `codec.split_rows`, because decoding relies on it: 1 <= K_t <= V."""
+    """Rule 13: 1 <= K_t <= V."""
     count_N, size = row[schema.SUPPORT_COUNT], plan.vocabulary_size
     wrong_N = (count_N < 1) | (count_N > size)
     yield from _first(wrong_N, schema.SUPPORT_COUNT, expected=f"1 to {size}", got=count_N)
 
 
+def legal_names(pair_id: int) -> tuple[str, ...]:
+    """The names that a response of this pair may have."""
+    return tuple(f"{pair_id}/{kind}" for kind in RESPONSE_KINDS)
+
+
 def names(response: Response, plan: Plan) -> Iterator[str]:
     """Rule 9: sample_id, pair_id and chosen agree. (`names.SeenNames` checks that names are unique.)"""
-    legal = [f"{response.pair_id}/{kind}" for kind in RESPONSE_KINDS]
+    legal = legal_names(response.pair_id)
     if response.pair_id < 0:
         yield f"{schema.PAIR_ID}: expected 0 or more, got {response.pair_id}"
     elif response.sample_id not in legal:
@@ -105,7 +126,7 @@ def logprobs(response: Response, plan: Plan) -> Iterator[str]:
     """Rule 15: no log-prob exceeds 0."""
     tails = [(schema.tail_logprob_column(role), tail_N, None) for role, tail_N in response.scores.tail_logprob.items()]
     for name, values, position in [*_logprobs(response.scores), *tails]:
-        wrong = values > LOGPROB_TOLERANCE + _unit(plan)
+        wrong = values > highest_logprob(plan)
         yield from _first(wrong, name, expected="0 or less", got=values, positions=position)
 
 
@@ -115,7 +136,7 @@ def mass(response: Response, plan: Plan) -> Iterator[str]:
     for role, logprobs_M in scores.logprobs.items():
         kept_N = segment_logsumexp(logprobs_M.astype(np.float64), scores.support_count)
         total_N = np.exp(np.logaddexp(kept_N, scores.tail_logprob[role]))
-        wrong_N = np.abs(total_N - 1) > _mass_tolerance(scores, plan)
+        wrong_N = np.abs(total_N - 1) > mass_tolerance(scores.support_count, plan)
         yield from _first(wrong_N, schema.logprobs_column(role), expected="a mass of 1 with the tail's", got=total_N)
 
 
@@ -130,7 +151,7 @@ def next_token(response: Response, plan: Plan) -> Iterator[str]:
         name, tail_N, stored_N = schema.next_logprob_column(role), scores.tail_logprob[role], next_N.copy()
         stored_N[position_M[kept_M]] = scores.logprobs[role][kept_M]
         yield from _first(next_N != stored_N, name, expected=stored_N, got=next_N)
-        wrong_N = ~kept_N & (next_N > tail_N + TAIL_TOLERANCE + _step_nats(plan))
+        wrong_N = ~kept_N & (next_N > tail_N + TAIL_TOLERANCE + step_nats(plan))
         yield from _first(wrong_N, name, expected=tail_N, bound=" or less", got=next_N)
 
 
@@ -144,10 +165,10 @@ def l1_distance(response: Response, plan: Plan) -> Iterator[str]:
         dpo_N, other_N = (np.exp(scores.tail_logprob[role], dtype=np.float64) for role in ("dpo", negative))
         kept_N = np.add.reduceat(np.abs(dpo_M - other_M), starts_N)
         lowest_N = kept_N + np.abs(dpo_N - other_N)
-        tolerance_N = 2 * _mass_tolerance(scores, plan)
+        tolerance_N = 2 * mass_tolerance(scores.support_count, plan)
         wrong_N = (distance_N < 0) | (distance_N < lowest_N - tolerance_N)
         yield from _first(wrong_N, name, expected=lowest_N, bound=" or more", got=distance_N)
-        highest_N = np.minimum(kept_N + dpo_N + other_N, 2.0)
+        highest_N = np.minimum(kept_N + dpo_N + other_N, LARGEST_DISTANCE)
         wrong_N = distance_N > highest_N + tolerance_N
         yield from _first(wrong_N, name, expected=highest_N, bound=" or less", got=distance_N)
 
@@ -161,41 +182,19 @@ def tail(response: Response, plan: Plan) -> Iterator[str]:
         nodes_NJ = plan.nodes.at(scores.l1_distance[pair.negative][some_N])
         anchor_N1 = scores.tail_logprob[pair.anchor][some_N, None]
         values_NJ = np.concatenate([anchor_N1, stored_NI[some_N]], axis=1, dtype=np.float64)
-        allowed_N = TAIL_TOLERANCE * (1 + np.abs(values_NJ).max(axis=1, initial=0) / 100) + _tail_step_nats(plan)
+        allowed_N = TAIL_TOLERANCE * (1 + np.abs(values_NJ).max(axis=1, initial=0) / 100) + tail_step_nats(plan)
         wrong_N = _convexity_excess(nodes_NJ, values_NJ) > allowed_N
         yield from _first(wrong_N, name, expected="convex values", got=values_NJ, positions=some_N)
         if pair.anchor == pair.negative and plan.nodes.strengths[-1] >= 1:
             dpo_N = scores.tail_logprob["dpo"][some_N]
             _, lower_N, upper_N = interpolate(nodes_NJ, values_NJ, np.ones(len(nodes_NJ)))
-            allowed_N += NEIGHBOURS * _tail_step_nats(plan)
+            allowed_N += NEIGHBOURS * tail_step_nats(plan)
             wrong_N = (dpo_N < lower_N - allowed_N) | (dpo_N > upper_N + allowed_N)
             yield from _first(
                 wrong_N, name, expected=dpo_N, bound=" at strength 1, dpo's tail", got=upper_N, positions=some_N
             )
 
 
-def _unit(plan: Plan) -> float:
-    """The coarsest unit of compact values, a probability; 0 for float32."""
-    return 2.0**-compact.UNIT_BITS if plan.values == "compact" else 0.0
-
-
-def _step_nats(plan: Plan) -> float:
-    """The largest distance between neighbouring compact log-probs, nats; 0 for float32."""
-    return 1 / compact.STEPS_PER_NAT if plan.values == "compact" else 0.0
-
-
-def _tail_step_nats(plan: Plan) -> float:
-    return 1 / compact.TAIL_STEPS_PER_NAT if plan.values == "compact" else 0.0
-
-
-def _mass_tolerance(scores: Scores, plan: Plan) -> np.ndarray:
-    """Allowed error of the mass of kept tokens and tail, (N,): each compact probability is off by less than a unit."""
-    return MASS_TOLERANCE + _unit(plan) * scores.support_count + _tail_step_nats(plan)
-
-
-RawRule = Callable[[Mapping[str, Any], Plan], Iterator[str]]
-RAW_STAGE: tuple[tuple[int, RawRule], ...] = ((10, lengths), (13, counts))
-"""Rules on a row's columns, before it is decoded."""
 RowRule = Callable[[Response, Plan], Iterator[str]]
 STAGES: tuple[tuple[tuple[int, RowRule], ...], ...] = (
     ((9, names), (11, mask), (12, token_ids), (13, support)),

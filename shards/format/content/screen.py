@@ -1,0 +1,150 @@
+"""Cheap checks of what a reader is about to give out: can a value be in it that no row may hold? Pure.
+
+They look at minima, maxima and lengths over all rows at once, and say only yes or no. Where the answer is yes, `rules`
+says which row, column and value: it has the last word. Every check here is as lax as its rule, or laxer.
+
+Left to `shards.verify` and to the writer, because they need an exponential or more of every value, or other rows: the
+mass of all positions (16; here of every `SAMPLED`-th), the next token's log-prob (17), D_t's bounds by the masses (18;
+here 0 and 2), the tail's shape (19), and names that repeat (9).
+
+Dimensions: R rows, T tokens, N positions and M kept tokens over all rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shards.format import schema
+from shards.format.content.rules import legal_names
+from shards.format.content.tolerances import highest_distance, highest_logprob, mass_tolerance
+from shards.format.plan import Plan
+from shards.format.schema import Column
+from shards.format.scores import Scores, segment_starts
+
+Rows = Sequence[Mapping[str, Any]]
+LISTS = ("token", "position", "node", "entry")
+"""Levels of list columns."""
+
+SAMPLED = 64
+"""The mass is summed at one of so many positions, beginning with the first."""
+
+
+def misshapen(rows: Rows, table: Sequence[Column], plan: Plan) -> bool:
+    """Whether a list has not the length of its level, or a number of kept tokens or a D_t is impossible.
+
+    Decoding relies on all of them. rows: as stored, with the columns of `table`.
+    """
+    count_N = np.concatenate([row[schema.SUPPORT_COUNT] for row in rows])
+    if not len(count_N) or not _within(count_N, 1, plan.vocabulary_size):
+        return True
+    of_level = {level: [column.name for column in table if column.level == level] for level in LISTS}
+    entries_N, nodes, end, counted = count_N.cumsum(dtype=np.int64), len(plan.nodes) - 1, 0, 0
+    for row in rows:
+        positions = len(row[schema.SUPPORT_COUNT])
+        if positions != np.count_nonzero(row[schema.LOSS_MASK]) or not positions:
+            return True
+        end += positions
+        before, counted = counted, int(entries_N[end - 1])
+        sizes = (len(row[schema.INPUT_IDS]), positions, positions * nodes, counted - before)
+        for level, size in zip(LISTS, sizes, strict=True):
+            if not {len(row[name]) for name in of_level[level]} <= {size}:
+                return True
+    distances = [name for name in map(schema.l1_distance_column, schema.NEGATIVES) if name in rows[0]]
+    highest = highest_distance(count_N.max(), plan)
+    return not all(_within(np.concatenate([row[name] for row in rows]), 0, highest) for name in distances)
+
+
+def wrong_tokens(rows: Rows, plan: Plan) -> bool:
+    """Whether token ids, masks, starts or names of rows of the right shape are impossible; where they are read."""
+    if schema.INPUT_IDS in rows[0] and not _below(
+        np.concatenate([row[schema.INPUT_IDS] for row in rows]), plan.vocabulary_size
+    ):
+        return True
+    return any(map(_wrong_place, rows)) or any(map(_wrong_name, rows))
+
+
+def wrong_scores(scores: Scores, plan: Plan) -> bool:
+    """Whether decoded values of rows of the right shape are impossible."""
+    count_N = scores.support_count
+    starts_N = segment_starts(count_N)
+    highest = highest_logprob(plan)
+    return (
+        _unordered(scores.support_ids, starts_N, plan.vocabulary_size)
+        or not all(_finite(values_M, highest) for values_M in scores.logprobs.values())
+        or not all(_finite(values_N, highest) for values_N in scores.next_logprob.values())
+        or _wrong_tails(scores, highest, count_N == plan.vocabulary_size)
+        or _wrong_mass(scores, starts_N, plan)
+    )
+
+
+def _wrong_place(row: Mapping[str, Any]) -> bool:
+    """Whether the response starts outside the row, or the mask is true before it or at the row's first token."""
+    mask_T, start = row.get(schema.LOSS_MASK), row.get(schema.RESPONSE_START, 0)
+    tokens = row.get(schema.INPUT_IDS, mask_T)
+    if tokens is not None and not 0 <= start < len(tokens):
+        return True
+    return mask_T is not None and bool(mask_T[0] or (start > 1 and mask_T[:start].any()))
+
+
+def _wrong_name(row: Mapping[str, Any]) -> bool:
+    pair_id, name = row.get(schema.PAIR_ID, 0), row.get(schema.SAMPLE_ID)
+    if pair_id < 0:
+        return True
+    if name is None or schema.PAIR_ID not in row:
+        return False
+    return name not in legal_names(pair_id) or row.get(schema.CHOSEN) == name.endswith("/rejected")
+
+
+def _unordered(ids_M: np.ndarray, starts_N: np.ndarray, size: int) -> bool:
+    """Whether ids do not ascend strictly inside a position, from 0 or more to less than `size`."""
+    rises_M = ids_M[1:] > ids_M[:-1]
+    rises_M[starts_N[1:] - 1] = True
+    lasts_N = ids_M[np.append(starts_N[1:], len(ids_M)) - 1]
+    return not (rises_M.all() and _below(lasts_N, size) and ids_M[starts_N].min() >= 0)
+
+
+def _wrong_tails(scores: Scores, highest: float, full_N: np.ndarray) -> bool:
+    """Whether a tail is not -inf exactly where all tokens are kept, or another one is not a number or too high."""
+    for tail_N in scores.tail_logprob.values():
+        if not tail_N.max() <= highest or ((tail_N == -np.inf) != full_N).any():
+            return True
+    some_full = full_N.any()
+    for tail_NI in scores.tail_logpartition.values():
+        right = np.isfinite(tail_NI)
+        if some_full:
+            right = np.where(full_N[:, None], np.isneginf(tail_NI), right)
+        if not right.all():
+            return True
+    return False
+
+
+def _wrong_mass(scores: Scores, starts_N: np.ndarray, plan: Plan) -> bool:
+    """Whether at some positions the kept tokens and the tail have not a mass of 1, or without a tail more than 1."""
+    count_S = scores.support_count[::SAMPLED]
+    starts_S = segment_starts(count_S)
+    places = np.repeat(starts_N[::SAMPLED] - starts_S, count_S)
+    places += np.arange(len(places))
+    tolerance = mass_tolerance(count_S.max(), plan)
+    for role, logprobs_M in scores.logprobs.items():
+        mass_S = np.add.reduceat(np.exp(logprobs_M[places]), starts_S)
+        tail_N = scores.tail_logprob.get(role)
+        if tail_N is not None:
+            mass_S += np.exp(tail_N[::SAMPLED])
+        if not _within(mass_S, -np.inf if tail_N is None else 1 - tolerance, 1 + tolerance):
+            return True
+    return False
+
+
+def _finite(values: np.ndarray, highest: float) -> bool:
+    """Whether all values are finite and none is above `highest`; NaN fails every comparison."""
+    return bool(values.max() <= highest and values.min() > -np.inf)
+
+
+def _within(values: np.ndarray, low: float, high: float) -> bool:
+    return bool(values.min() >= low and values.max() <= high)
+
+
+def _below(ids: np.ndarray, size: int) -> bool:
+    """Whether all ids, int32, are in [0, size): a negative one is a large one without its sign."""
+    return bool(ids.view(np.uint32).max() < size)
