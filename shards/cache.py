@@ -134,7 +134,7 @@ class ShardCache:
         if screen.misshapen(stored, table, self.plan) or screen.wrong_tokens(stored, self.plan):
             self._refuse(rows)
         scores = codec.decode_scores(stored, self.plan, selection)
-        if screen.wrong_scores(scores, self.plan):
+        if screen.wrong_scores(scores, [len(row[schema.SUPPORT_COUNT]) for row in stored], self.plan):
             self._refuse(rows)
         return scores
 

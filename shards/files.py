@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import fnmatch
+import glob
 import hashlib
 import os
 import platform
+import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +16,8 @@ from typing import Any, NamedTuple
 
 from shards.errors import AlignDistilError
 
-TEMPORARY_GLOB = ".*.aligndistil-tmp"
+TEMPORARY_SUFFIX = ".aligndistil-tmp"
+TEMPORARY_GLOB = f".*{TEMPORARY_SUFFIX}"
 
 
 class Sums(NamedTuple):
@@ -34,7 +37,7 @@ def temporary_name(folder: Path, file: str, use: str = "") -> Path:
 
     Processes of two machines may have one number in the same folder. use: tells the uses of one process apart.
     """
-    return folder / f".{file}.{platform.node()}-{os.getpid()}{use}.aligndistil-tmp"
+    return folder / f".{file}.{platform.node()}-{os.getpid()}{use}{TEMPORARY_SUFFIX}"
 
 
 @contextlib.contextmanager
@@ -57,7 +60,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    return [folder / name for name in sorted(os.listdir(folder)) if fnmatch.fnmatchcase(name, pattern)]
+    return sorted(path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
 
 
 def paths_under(folder: Path) -> list[Path]:
@@ -77,13 +80,22 @@ def file_sizes(folder: Path) -> dict[str, int]:
 def read_regular(path: Path, most: int) -> bytes:
     """The content of a regular file of at most so many bytes. Raises OSError, also for a pipe or a device, which could
     block or never end."""
+    with about(path):
+        require_regular(path, path.stat())  # a device may do something when it is opened
     with about(path), os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "expected a file, got a pipe or a device", str(path))
+        require_regular(path, found)
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"expected at most {most:,} bytes, got {found.st_size:,}", str(path))
-        return file.read(most)
+        return file.read(found.st_size)
+
+
+def require_regular(path: Path, found: os.stat_result) -> None:
+    """Raise OSError for a folder, a pipe or a device where a file belongs. found: its state."""
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "a pipe or a device where a file belongs", str(path))
 
 
 def file_sha256(path: Path, read: Callable[[int], None] = lambda size: None) -> str:
@@ -118,6 +130,24 @@ def flush(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with the parents that it lacks, and wait until their names are on the disk."""
+    lacking = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in lacking:
+        flush(path.parent)
+
+
+def remove_temporary_files(folder: Path, file: str | None = None) -> None:
+    """Remove what a killed command left in a folder under temporary names; of one file only, if it is named.
+
+    For whoever keeps others out: a temporary file of a command that is at work would be removed too.
+    """
+    pattern = TEMPORARY_GLOB if file is None else f".{glob.escape(file)}.*{TEMPORARY_SUFFIX}"
+    for path in matching(folder, pattern):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_still(path: Path, descriptor: int) -> bool:

@@ -21,7 +21,7 @@ from student.precision import choose_autocast
 
 DEFAULT_GLOBAL_BATCH_SIZE = 128
 
-DEFAULT_SPIKE_FACTOR = 100.0
+DEFAULT_SPIKE_FACTOR = 10.0
 """Measured over healthy runs: docs/decisions/0025."""
 
 
@@ -67,7 +67,7 @@ class DistillArguments(LoraFlags, TeacherFlags, CacheFlags, QuietFlag, TrainingA
         [], "fields of the checkpoint's run that may be others, such as learning_rate; recorded in the student's folder"
     )
     stop_on_spike: bool = flag(True, "stop where the loss or the gradient norm spikes; a NaN always stops the run")
-    spike_factor: float = flag(DEFAULT_SPIKE_FACTOR, "how many times the median of the last steps is a spike")
+    spike_factor: float = flag(DEFAULT_SPIKE_FACTOR, "how many times the largest value of the steps before is a spike")
     record_samples: bool = flag(False, "write the samples of each step, in order, to samples.jsonl in the folder")
 
     overwrite_output_dir: bool = flag(False, "write into a folder with a model or checkpoints of another run")

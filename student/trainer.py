@@ -117,7 +117,8 @@ class DistillTrainer(GuardedTrainer):
         self.sampler = self.loading.sampler(train_dataset, args.per_device_train_batch_size, shuffle=True)
         self.train_sums = MetricSums()
         self.add_callback(_Steps(self))
-        self.add_callback(RunLog(self))
+        self.run_log = RunLog(self)
+        self.add_callback(self.run_log)
         self._eval_sums = MetricSums()
         self._support_watch = SupportWatch()
 
@@ -218,6 +219,9 @@ class DistillTrainer(GuardedTrainer):
         if self.state.global_step == getattr(self, "_initial_global_step", -1):
             logs.pop("train_loss", None)  # a mean over no steps
         super().log(logs, start_time)
+
+    def write_log(self) -> None:
+        self.run_log.write(self.args, self.state)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md into the output folder: the cache, the teacher and the recipe."""

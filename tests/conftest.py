@@ -28,6 +28,13 @@ os.fsync = lambda descriptor: None
 importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 
 
+LESS = [
+    ("student.train.distance", "ROWS", 4),  # every training measures its student twice
+    ("precompute.build.work.speed", "PASSES", 1),  # and every build its own speed
+    ("transformers.core_model_loading", "GLOBAL_WORKERS", 1),  # threads that each load starts
+]
+
+
 def pytest_collection_modifyitems(items) -> None:
     """First what starts processes by `fresh`: with -n one worker has all of it, and loads the libraries for it once."""
     items.sort(key=lambda item: not {"fresh", "run_ranks"} & vars(item.module).keys())
@@ -37,8 +44,9 @@ def pytest_collection_finish() -> None:
     """Leave all that is imported by now out of garbage collection, which every Trainer asks for before it trains."""
     if "torch" in sys.modules:
         _prepare(sys.modules["torch"])
-    if "student.train.distance" in sys.modules:  # every training measures its student twice
-        sys.modules["student.train.distance"].ROWS = 4
+    for name, constant, value in LESS:
+        if name in sys.modules:
+            setattr(sys.modules[name], constant, value)
     for name in ("accelerate.utils.memory", "precompute.scoring.probe"):  # a Trainer's start, and every probe
         if name in sys.modules:
             sys.modules[name].gc = YoungGarbage

@@ -121,17 +121,22 @@ def index_of(responses: Sequence[Response]) -> RowIndex:
 
 
 def write_cache(
-    folder: Path, plan: Plan, vocabulary: Mapping[str, int], responses: Sequence[Response], tokenizer: str | None = None
+    folder: Path,
+    plan: Plan,
+    vocabulary: Mapping[str, int],
+    responses: Sequence[Response],
+    tokenizer: str | None = None,
+    indexed: Sequence[Response] | None = None,
 ) -> Plan:
     """Write all files of a cache, with an index, checksums and statistics that fit any responses.
 
-    tokenizer: the content of tokenizer.json; None: a cache without one.
+    tokenizer: the content of tokenizer.json; None: a cache without one. indexed: what the index is of, if of others.
 
     Returns the plan that names this index.
     """
     recorded = {**plan.identity.get("tokenizer", {}), "vocabulary_sha256": sha256_of(vocabulary)}
     plan = replace(plan, identity={**plan.identity, "tokenizer": recorded})
-    plan = replace(plan, index_sha256=write_index(folder, index_of(responses)))
+    plan = replace(plan, index_sha256=write_index(folder, index_of(indexed or responses)))
     write_json(folder, VOCABULARY_FILE, vocabulary)
     if tokenizer is not None:
         plan = replace(plan, tokenizer_sha256=hashlib.sha256(tokenizer.encode()).hexdigest())
@@ -164,12 +169,17 @@ def finish_cache(folder: Path, plan: Plan) -> None:
     write_manifest(folder, finished(folder, plan, [findings]))
 
 
-def rewrite(fake: FakeCache, folder: Path, row: int, change: Callable[[Response], Response]) -> None:
-    """Write the cache again into `folder`, complete and with correct checksums, with one response changed."""
+def rewrite(
+    fake: FakeCache, folder: Path, row: int, change: Callable[[Response], Response], *, index: bool = False
+) -> None:
+    """Write the cache again into `folder`, complete and with correct checksums, with one row changed.
+
+    index: in the index too, not only in its shard.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     responses = list(fake.responses)
     responses[row] = change(responses[row])
-    write_cache(folder, fake.plan, fake.vocabulary, responses)
+    write_cache(folder, fake.plan, fake.vocabulary, responses, indexed=responses if index else fake.responses)
 
 
 def with_scores(response: Response, **changed: Any) -> Response:

@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-LLAMA = "transformers.models.llama.modeling_llama"
-CONTEXT.set_forkserver_preload(["student.trainer", "student.train.reference", "student.train.ranks", LLAMA])
+CONTEXT.set_forkserver_preload(["loaded"])
 SECONDS = 200
 
 

@@ -4,6 +4,8 @@ A process does one of the two: Triton decides when it is imported, by TRITON_INT
 there is no GPU. On a machine with one, `python -m pytest -m gpu` runs the compiled kernels.
 """
 
+import dataclasses
+import functools
 import inspect
 import os
 
@@ -23,14 +25,27 @@ DEVICES = [
 ]
 
 
-def speed_up_interpreter(monkeypatch):
-    """The interpreter prepares the language anew for every call inside a kernel; here once for each kernel."""
+def speed_up_interpreter(monkeypatch, *, overflows=False):
+    """The interpreter prepares the language anew for every call inside a kernel; here once for each kernel.
+
+    overflows: check every sum of integers for one, which takes a third of the time. numpy's dtype of each of Triton's
+    is looked up in a table that is otherwise made for every value.
+    """
     if not INTERPRETED:
         return
     import triton.language as tl
     import triton.runtime.interpreter as interpreter
 
     patch, scopes, prepared, depth = interpreter._patch_lang, [], set(), []
+    options = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=overflows)
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
+    number = functools.cache(np_dtype := interpreter._get_np_dtype)
+
+    def looked_up(kind):
+        scalar = kind.element_ty if isinstance(kind, tl.block_type) else kind
+        return np_dtype(scalar) if isinstance(scalar, tl.pointer_type) else number(scalar)
+
+    monkeypatch.setattr(interpreter, "_get_np_dtype", looked_up)
 
     class Scope:
         def restore(self):
@@ -40,8 +55,12 @@ def speed_up_interpreter(monkeypatch):
             if not depth:
                 prepared.clear()
 
+    @functools.cache
+    def languages(fn):
+        return {id(value) for value in fn.__globals__.values() if inspect.ismodule(value) and value in (tl, tl.core)}
+
     def once(fn):
-        seen = {id(value) for value in fn.__globals__.values() if inspect.ismodule(value) and value in (tl, tl.core)}
+        seen = languages(fn)
         if not seen <= prepared:
             scopes.append(patch(fn))
             prepared.update(seen)

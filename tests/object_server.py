@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.parse
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,12 +37,17 @@ class Fault:
 
 @dataclass
 class Proxy:
-    """Passes requests on to the server, and counts them. requests: (method, key), in order; a list has the key ""."""
+    """Passes requests on to the server, and counts them.
+
+    requests   (method, key), in order; a list has the key ""
+    watch      called with "before", "half" (of the body has come) or "after" (done, not answered), method and key
+    """
 
     server: tuple[str, int]
     requests: list[tuple[str, str]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
+    watch: Callable[[str, str, str], None] = lambda moment, method, key: None
 
     def fail(self, kind: str, *, method: str = "GET", key: str = "", times: int = 1) -> None:
         self.faults.append(Fault(kind, method, key, times))
@@ -79,11 +85,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
     def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         parts = urllib.parse.urlsplit(self.path)
         _, _, *rest = urllib.parse.unquote(parts.path).split("/", 2)
         key = "" if "list-type" in parts.query or not rest else rest[0]
         self.proxy.requests.append((self.command, key))
+        self.proxy.watch("before", self.command, key)
+        size = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(size // 2)
+        self.proxy.watch("half", self.command, key)
+        body += self.rfile.read(size - len(body))
+        if len(body) < size:
+            raise ConnectionAbortedError
         kind = self.proxy.fault_of(self.command, key)
         if kind in ("drop", "silent"):
             self.close_connection = True
@@ -93,11 +105,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             text = f"<Error><Code>Fault{kind}</Code><AWSAccessKeyId>{KEY_ID}</AWSAccessKeyId></Error>".encode()
             self.send(int(kind), {"Content-Type": "application/xml"}, text)
         else:
-            self.pass_on(body, kind)
+            self.pass_on(key, body, kind)
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer  # noqa: N815
 
-    def pass_on(self, body: bytes, kind: str) -> None:
+    def pass_on(self, key: str, body: bytes, kind: str) -> None:
         connection = http.client.HTTPConnection(*self.proxy.server, timeout=LONGEST_WAIT)
         try:
             connection.request(self.command, self.path, body, dict(self.headers))
@@ -105,6 +117,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             content, headers = found.read(), dict(found.getheaders())
         finally:
             connection.close()
+        self.proxy.watch("after", self.command, key)
         if kind == "altered":
             content = content[:-1] + bytes([content[-1] ^ 1])
         if kind == "lost":

@@ -31,7 +31,7 @@ from shards import TeacherSpec
 from shards.errors import OptionError
 
 SMALL_POTATO = Dish("small", "potato")
-TINY_BATCH = 8
+TINY_BATCH = 4
 TINY = {
     "seeds": [0], "texts": 64, "pairs": 12 * TINY_BATCH, "few_pairs": 9 * TINY_BATCH, "held_out_pairs": 8,
     "samples_per_prompt": 1, "learning_rates": [1e-3], "hidden_size": 16,
@@ -199,7 +199,8 @@ def test_an_interval_is_students():
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_tiny_run_has_every_method_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    presets = {name: dataclasses.replace(methods.PRESETS[name], values=(1.0,)) for name in methods.PRESETS}
+    # a constant strength and an adaptive one; that all compose is seen below, and that they train in test_training.py
+    presets = {name: dataclasses.replace(methods.PRESETS[name], values=(1.0,)) for name in ("linear", "aligndistil")}
     few = presets | {"learned, dpo/reverse": STUDENTS["learned, dpo/reverse"]}
     for name, value in {
         "STUDENTS": few,
@@ -303,6 +304,12 @@ def test_the_judge_of_real_pairs_sums_over_each_response(trio_folders, tmp_path,
     for half, kl, reward in ((0, found.kl_nats, found.reward), (1, found.choice_kl, found.choice_reward)):
         assert kl == pytest.approx(np.mean(np.array(kls)[order % 2 == half]), rel=1e-3)
         assert reward == pytest.approx(np.mean(np.array(rewards)[order % 2 == half]), rel=1e-3)
+
+
+def test_every_method_composes_a_teacher_at_every_value_of_its_knob():
+    for student in STUDENTS.values():
+        specs = [student.spec_at(value, 0.3) for value in student.values]
+        assert len(set(specs)) == len(student.values) and all(spec.beta == 0.3 for spec in specs)
 
 
 def test_a_strength_is_what_the_flags_compose():

@@ -417,6 +417,18 @@ def test_what_lacks_in_the_first_step_is_one_line(sparse_cache, trio_folders, tm
     assert str(caught.value) == f"the first step: {error}"
 
 
+@pytest.mark.parametrize(
+    ("kind", "last"), [(OSError, "OSError: [Errno 5] Input/output error: 'part-0.arrow'"), (MemoryError, "MemoryError")]
+)
+def test_what_a_worker_lacks_is_one_line(kind, last):
+    text = (
+        f"Caught {kind.__name__} in DataLoader worker process 1.\nOriginal Traceback (most recent call last):\n  ...\n"
+    )
+    with pytest.raises(OptionError) as caught, naming_workers():
+        raise kind(f"{text}{last}\n")
+    assert str(caught.value) == f"dataloader_num_workers: a worker ended: {last}"
+
+
 def test_a_worker_that_dies_is_one_line():
     with (
         pytest.raises(OptionError, match=r"^dataloader_num_workers: DataLoader worker \(pid 7\) is killed"),

@@ -442,8 +442,9 @@ MOMENTS = [
 @pytest.fixture(scope="module")
 def unbroken(trio_folders, pairs_file, tmp_path_factory):
     """Settings, and what a build with them leaves."""
-    settings, out = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}, tmp_path_factory.mktemp("unbroken")
+    settings, out = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 25}, tmp_path_factory.mktemp("unbroken")
     build(build_options(trio_folders, pairs_file, out, **settings))
+    assert len(list(out.glob("part-*"))) == 3, "a first, a middle and a last shard"
     return settings, contents(out)
 
 

@@ -150,6 +150,16 @@ def test_a_kill_in_the_first_checkpoint_begins_anew(sparse_cache, student_folder
     assert same_weights(finished, copy)
 
 
+def test_what_a_killed_run_left_is_removed_when_the_next_one_goes_on(sparse_cache, student_folder, finished, copy):
+    for step, signed in ((2, {"files": None}), (5, {"files": None})):
+        (copy / f"checkpoint-{step}" / "distill_run.json").write_text(json.dumps(signed))
+    (copy / ".trial.vm-1.aligndistil-tmp").mkdir()
+    (copy / ".trainer_state.json.vm-1.aligndistil-tmp").write_text("{")
+    resume(sparse_cache, student_folder, copy)
+    assert files_of(copy) == sorted({*files_of(finished)} - {"checkpoint-2", "checkpoint-5"})
+    assert same_weights(finished, copy)
+
+
 def test_checkpoints_of_others_are_not_written_over(sparse_cache, student_folder, copy):
     for folder in checkpoints.checkpoints_of(copy):
         (folder / "distill_run.json").unlink()

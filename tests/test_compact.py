@@ -133,7 +133,9 @@ def test_no_column_lets_a_value_without_a_code_through(tmp_path, field):
         wrong = values.copy()
         wrong.flat[-1] = np.nan
         changed = with_scores(response, **{field: {**getattr(response.scores, field), key: wrong}})
-        with pytest.raises(OptionError, match=f"^values: expected .*{FIELDS[field]}.*, got nan; build with"):
+        with pytest.raises(
+            OptionError, match=f"^{response.sample_id}: values: expected .*{FIELDS[field]}.*, got nan; build with"
+        ):
             codec.encode([changed], fake.plan, schema)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_cache import make_cache, rewrite, with_scores
+from fake_cache import index_of, make_cache, rewrite, with_scores
 from faults import ROW_FAULTS, V, has_a_position_of_every_kind
 from test_verify_compact import EDITS, FAULTS, set_columns
 
@@ -16,7 +16,8 @@ from shards.errors import CacheDamaged, OptionError, WrongValues
 from shards.format import schema
 from shards.format.content import screen
 from shards.format.encoding.selection import Selection
-from shards.format.writer import write_shard
+from shards.format.index import read_index
+from shards.format.writer import write_index, write_shard
 from student.data.responses import CachedResponses
 
 ROW = 2
@@ -69,11 +70,25 @@ def test_a_reader_refuses_a_value_that_no_row_may_hold(fakes, tmp_path, name):
         require_refused(student_reads(tmp_path), tmp_path, column)
 
 
-@pytest.mark.parametrize("name", ["token ids: V", "names: negative pair", "mask: start beyond", "log-probs"])
+@pytest.mark.parametrize("name", ["token ids: V", "names: another kind", "mask: start beyond", "log-probs"])
 def test_a_notebook_is_shown_no_value_that_no_row_may_hold(fakes, tmp_path, name):
     _, column, change = READ[name]
     rewrite(fakes["float32"], tmp_path, ROW, change)
     require_refused(lambda: ShardCache(tmp_path).to_polars([column]), tmp_path, column)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"), [("pair_id", -1, "0"), ("num_positions", 0, "1"), ("num_tokens", 1, r"\d+")]
+)
+def test_an_index_with_a_value_that_no_row_may_have_is_refused(fakes, tmp_path, column, value, expected):
+    fake, folder = fakes["float32"], shutil.copytree(fakes["float32"].folder, tmp_path / "copy")
+    index = index_of(fake.responses)
+    getattr(index, column)[ROW] = value
+    plan = replace(fake.plan, index_sha256=write_index(folder, index))
+    with pytest.raises(
+        CacheDamaged, match=rf"index.arrow row {ROW}: {column}: expected {expected} or more, got {value}$"
+    ):
+        read_index(folder, plan)
 
 
 COMPACT = {name: fault for name, fault in FAULTS.items() if name in READ}

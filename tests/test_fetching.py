@@ -80,9 +80,14 @@ def in_a_store(folder, *others):
     return made
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return cache_of(tmp_path_factory.mktemp("made") / "cache")
+
+
 @pytest.fixture
-def data(tmp_path):
-    return in_a_store(cache_of(tmp_path / "cache"))
+def data(made, tmp_path):
+    return in_a_store(shutil.copytree(made, tmp_path / "cache"))
 
 
 def options(**changed):

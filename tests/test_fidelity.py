@@ -85,9 +85,15 @@ def test_a_teacher_at_a_node_is_exact(dense):
     assert found["kept_error_max"] < 1e-4
 
 
+def few_steps(monkeypatch):
+    """From stage to stage a tenth of the steps, each ten times as far."""
+    monkeypatch.setattr(student, "RATE", 10 * student.RATE)
+    monkeypatch.setattr(student, "MOST_STEPS", student.MOST_STEPS // 10)
+
+
 def test_every_section_of_the_page_is_there(trio_folders, pairs_file, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "SIZES", (2, 4, 9))
-    monkeypatch.setattr(student, "RATE", 1e-3)  # fewer steps from stage to stage
+    few_steps(monkeypatch)
     (tmp_path / "trio").symlink_to(trio_folders["dpo"].parent)
     options = FidelityOptions(
         trios=[f"tiny={tmp_path / 'trio'}"],
@@ -121,8 +127,9 @@ def test_every_section_of_the_page_is_there(trio_folders, pairs_file, tmp_path, 
 
 
 def test_a_student_in_float16_turns_less_than_one_in_bfloat16_and_the_output_layer_alone_less_than_all(
-    trio_folders, pairs_file
+    trio_folders, pairs_file, monkeypatch
 ):
+    few_steps(monkeypatch)
     rows = read_rows(trio_folders, str(pairs_file), rows=3, max_length=64)
     models = load_roles(trio_folders, "float32")
     dense_ = score(models, rows, sum(int(row.loss_mask.sum()) for row in rows))

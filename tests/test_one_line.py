@@ -7,7 +7,13 @@ import pyarrow as pa
 import pytest
 
 from shards.cli.command import run_command
-from shards.errors import first_line
+from shards.cli.outside import naming_saves
+from shards.errors import OptionError, first_line
+from shards.files import file_sha256, matching, remove_temporary_files
+from shards.format.writer import write_text
+from shards.modelfiles.folder import require_weights, weights_sha256
+from shards.modelfiles.whole import file_sizes
+from student.log.files import checkpoints_of
 
 
 def raised(message, cause=None):
@@ -79,9 +85,86 @@ def test_a_full_disk_under_pyarrow_is_one_line(capsys):
     assert "No space left" in error and error.count("\n") == 1
 
 
-def test_a_file_that_the_code_itself_lost_is_a_traceback():
+def ending(error, capsys):
+    """What a command prints on the standard error that ends with exit code 2 because of an error."""
+
     def main():
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "lost")
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_file_whose_folder_was_removed_is_one_line(capsys):
+    error = FileNotFoundError(errno.ENOENT, "No such file or directory", "out/part-00003.arrow")
+    assert ending(error, capsys).startswith(
+        "error: out/part-00003.arrow: expected to be able to read and write, got No"
+    )
+
+
+def test_an_error_that_names_no_file_and_no_cause_is_a_traceback():
+    def main():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
 
     with pytest.raises(FileNotFoundError):
         run_command(main)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("can't start new thread"), pa.ArrowMemoryError("realloc")]
+)
+def test_a_full_memory_is_one_line(error, capsys):
+    found = ending(error, capsys)
+    assert found.startswith("error: memory: expected enough of it for this command, got ") and found.count("\n") == 1
+
+
+def test_both_files_of_a_rename_are_named(capsys):
+    error = OSError(errno.EIO, "Input/output error", "out/.a", None, "out/a")
+    assert ending(error, capsys).startswith("error: out/.a -> out/a: expected to be able to read and write, got Input")
+
+
+@pytest.mark.parametrize("fails", ["write", "fsync", "read"])
+def test_what_names_no_file_itself_names_the_file_that_was_at_work(fails, tmp_path, monkeypatch):
+    def failing(*args, **kwargs):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError) as caught:
+        match fails:
+            case "write":
+                patch.setattr(type(tmp_path), "write_bytes", failing)
+                write_text(tmp_path, "a.json", "{}")
+            case "fsync":
+                patch.setattr("shards.files.os.fsync", failing)
+                write_text(tmp_path, "a.json", "{}")
+            case _:
+                (tmp_path / "a.json").write_text("{}")
+                file_sha256(tmp_path / "a.json", failing)
+    assert caught.value.errno == errno.EIO and "a.json" in caught.value.filename
+    assert [path.name for path in tmp_path.iterdir()] == ([] if fails != "read" else ["a.json"])
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch):
+    def failing(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    assert matching(tmp_path, "*") == matching(tmp_path / "none", "*") == []
+    monkeypatch.setattr(type(tmp_path), "iterdir", failing)
+    for ask in (
+        lambda: weights_sha256(tmp_path, "model"),
+        lambda: require_weights("m", tmp_path, "model"),
+        lambda: file_sizes(tmp_path, without="x"),
+        lambda: checkpoints_of(tmp_path),
+        lambda: remove_temporary_files(tmp_path),
+    ):
+        with pytest.raises(PermissionError):
+            ask()
+
+
+def test_tokenizers_and_torch_that_cannot_write_are_one_line():
+    for error in (Exception("No space left on device (os error 28)"), RuntimeError("basic_ios::clear: iostream error")):
+        with pytest.raises(OptionError, match=r"^out: expected to be able to write there, got "), naming_saves("out"):
+            raise error
+    with pytest.raises(RuntimeError, match="a bug"), naming_saves("out"):
+        raise RuntimeError("a bug")

@@ -62,7 +62,7 @@ def test_with_every_token_kept_the_weights_are_those_of_online_training(
         assert metric["difference"] < 2e-5 and metric["curve_gap"] < 2e-5
 
 
-@pytest.mark.parametrize("preset", dense.PRESETS)
+@pytest.mark.parametrize("preset", ["linear", "aligndistil"])  # a constant strength and an adaptive one
 def test_with_some_tokens_kept_the_weights_are_far_nearer_than_another_seeds(gentle, tmp_path, preset):
     compared = compare(bench(*gentle, tmp_path), TeacherSpec.preset(preset), RECIPE)
     ratio = summary(compared)["weights"]["ratio"]

@@ -91,8 +91,8 @@ def in_a_fork(logs, step, *, quiet=False):
 def finished(tmp_path_factory):
     """A folder in which the whole pipeline has run once, and what it printed.
 
-    The first step by real starts of the pipeline and of the command, as in the tests of exit codes and signals; then
-    the others, each in a process that has the libraries loaded.
+    The second step by real starts of the pipeline and of the command, as in the tests of exit codes and signals; the
+    others each in a process that has the libraries loaded.
     """
     folder = tmp_path_factory.mktemp("pipeline")
     save(make_llama(0, scale=0.1), folder / "reference")
@@ -101,12 +101,14 @@ def finished(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.chdir(folder)
-        command = [sys.executable, "-m", "shards.pipeline", str(write_pipeline(steps=["teachers"]))]
+        patch.setattr("shards.pipeline.__main__.run_to_end", partial(in_a_fork, logs))
+        main([str(write_pipeline(steps=["teachers"]))])
+        command = [sys.executable, "-m", "shards.pipeline", str(write_pipeline(steps=["teachers", "build"]))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr[-3000:]
-        patch.setattr("shards.pipeline.__main__.run_to_end", partial(in_a_fork, logs))
+        printed.write(done.stdout)
         main([str(write_pipeline())])
-    return folder, done.stdout + printed.getvalue()
+    return folder, printed.getvalue()
 
 
 @pytest.fixture

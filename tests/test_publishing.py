@@ -89,6 +89,7 @@ def test_a_finished_cache_is_recognised_without_a_put(bucket, options, capsys):
     bucket.proxy.forget()
     build(options)
     assert not bucket.proxy.count("PUT")
+    assert staged(options) == [], "not even the manifest that was looked at"
     assert capsys.readouterr().out.endswith(f"{options.out}: already built from the same inputs, nothing to do\n")
 
 

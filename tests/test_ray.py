@@ -17,7 +17,7 @@ from shards.errors import CacheConflict
 if importlib.util.find_spec("ray") is None:  # it is imported where its messages are turned off
     pytest.skip("needs the extra ray", allow_module_level=True)
 
-NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
+NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_log_monitor": False}
 SETTINGS = {"top_k": 5, "max_top_k": 12, "tokens_per_shard": 15}
 
 
@@ -33,7 +33,7 @@ def cluster(tmp_path_factory):
     (fake / "jinja2-9.9.dist-info").mkdir()
     (fake / "jinja2-9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: jinja2\nVersion: 9.9\n")
     path = os.pathsep.join(filter(None, [str(fake), os.environ.get("PYTHONPATH")]))
-    head = {"include_dashboard": False, "num_cpus": 0, "object_store_memory": 100 << 20}
+    head = NODE | {"include_dashboard": False, "num_cpus": 0}
     found = Cluster(initialize_head=True, head_node_args=head)
     found.stranger = found.add_node(env_vars={"PYTHONPATH": path}, **NODE)
     ray.init(address=found.address, log_to_driver=False, logging_level="ERROR")

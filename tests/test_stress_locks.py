@@ -6,7 +6,7 @@ import pytest
 from stress.locks.campaign import BARE_ROUNDS, Locks
 from stress.slices import spread
 
-ROUNDS = 16
+ROUNDS = 6
 
 
 @pytest.fixture(scope="module")

@@ -331,10 +331,9 @@ def same_weights(a, b):
 
 def test_a_resumed_run_equals_an_unbroken_run_bit_for_bit(sparse_cache, student_folder, tmp_path):
     train(arguments(sparse_cache, student_folder, tmp_path / "unbroken", **recipe()))
-    train(arguments(sparse_cache, student_folder, tmp_path / "broken", **recipe()))
     # 24 rows in batches of 4: six steps an epoch; step 2 is inside the first, step 8 inside the second
     for step in (2, 6, 8):
-        checkpoint = tmp_path / "broken" / f"checkpoint-{step}"
+        checkpoint = tmp_path / "unbroken" / f"checkpoint-{step}"
         out = tmp_path / f"from{step}"
         train(arguments(sparse_cache, student_folder, out, resume_from_checkpoint=str(checkpoint), **recipe()))
         assert same_weights(out, tmp_path / "unbroken")

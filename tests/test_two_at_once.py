@@ -4,23 +4,35 @@ import json
 import multiprocessing
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import build_options
+from test_locks import at_work
 from test_rollout import options
 from tiny import make_llama, save
+from two_ranks import run_ranks
 
+from precompute.build.__main__ import main as build_main
 from precompute.build.build import build
 from precompute.build.work import models as model_work
 from precompute.rollout import __main__ as rollout_module
+from precompute.rollout.__main__ import main as rollout_main
 from precompute.rollout.__main__ import rollout
 from precompute.rollout.sampling import TransformersEngine
+from precompute.teachers.__main__ import main as teachers
+from shards.copy.__main__ import main as copy
 from shards.errors import AlignDistilError, CacheConflict
 from shards.format.writer import write_text
-from shards.locks.lock import LOCK_FILE, exclusive
+from shards.locks.lock import LOCK_FILE, exclusive, exclusive_file
+from shards.pipeline.__main__ import main as pipeline
 from shards.pipeline.record import Record
 from shards.pipeline.step import Step
+from shards.places.objects import ObjectStore
+from shards.places.out import staging_folder
+from shards.places.url import parse_url
+from student.train.__main__ import main as train
 
 FORK = multiprocessing.get_context("fork")
 
@@ -107,6 +119,76 @@ def test_a_build_that_comes_second_is_refused_while_the_first_loads_its_models(
     with exclusive(tmp_path / "out"):
         assert build(asked) == manifest
     assert not (tmp_path / "out" / LOCK_FILE).exists()
+
+
+# ---- every command
+
+
+def command_and_place(name, tmp_path):
+    """A command whose inputs are not there, and what it locks."""
+    out, nowhere = str(tmp_path / "out"), str(tmp_path / "nowhere")
+    models = ["--models", *(f"{role}={nowhere}" for role in ("dpo", "reverse", "reference"))]
+    match name:
+        case "build":
+            return partial(build_main, [*models, "--data", nowhere, "--out", out]), exclusive, tmp_path / "out"
+        case "build into a URL":
+            staging = staging_folder(parse_url("s3://b/c"), str(tmp_path / "cache"))
+            flags = ["--out", "s3://b/c", "--cache_dir", str(tmp_path / "cache")]
+            return partial(build_main, [*models, "--data", nowhere, *flags]), exclusive, staging
+        case "teachers":
+            flags = [
+                "--reference",
+                nowhere,
+                "--data",
+                nowhere,
+                "--out",
+                out,
+                "--use_cpu",
+                "true",
+                "--report_to",
+                "none",
+            ]
+            return partial(teachers, flags), exclusive, tmp_path / "out"
+        case "rollout":
+            return (
+                partial(rollout_main, ["--model", nowhere, "--data", nowhere, "--out", f"{out}.jsonl"]),
+                exclusive_file,
+                Path(f"{out}.jsonl"),
+            )
+        case "copy":
+            return partial(copy, [nowhere, out]), exclusive, tmp_path / "out"
+        case "train":
+            flags = ["--shards", nowhere, "--output_dir", out, "--use_cpu", "true", "--report_to", "none"]
+            return partial(train, flags), exclusive, tmp_path / "out"
+        case "pipeline":
+            (tmp_path / "steps.yaml").write_text(
+                f"out: {out}\nsteps: [{{name: a, run: precompute.rollout, flags: {{model: m, data: d, out: o}}}}]"
+            )
+            return partial(pipeline, [str(tmp_path / "steps.yaml")]), exclusive_file, tmp_path / "out" / "steps.yaml"
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", ["build", "build into a URL", "teachers", "rollout", "copy", "train", "pipeline"])
+def test_every_command_that_writes_is_refused_before_it_reads_anything(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(ObjectStore, "sizes", lambda store: {})
+    command, locked, place = command_and_place(name, tmp_path)
+    with at_work(place, locked) as process:
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(CacheConflict, match=rf"expected no other command .* \(process {process.pid} on "):
+            command()
+        assert sorted(tmp_path.rglob("*")) == before
+    if name != "pipeline":  # which starts another interpreter
+        with pytest.raises(AlignDistilError, match="nowhere"):
+            command()
+    assert not (tmp_path / "out").exists(), "it has read nothing, and leaves nothing"
+
+
+def test_all_ranks_of_a_training_end_if_another_command_is_at_work(tmp_path):
+    flags = {"shards": "nowhere", "output_dir": str(tmp_path / "out"), "use_cpu": "true", "report_to": "none"}
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    with at_work(tmp_path / "out") as process, pytest.raises(AssertionError) as caught:
+        run_ranks("student.train", words, tmp_path)
+    assert str(caught.value).count(f"(process {process.pid} on ") == 2
 
 
 # ---- files that are written whole

@@ -301,7 +301,7 @@ def test_every_rule_is_tested():
 
 
 def test_rule_9_finds_a_name_that_comes_twice(fake, tmp_path):
-    rewrite(fake, tmp_path, 6, lambda r: replace(r, sample_id=fake.responses[2].sample_id, pair_id=1))
+    rewrite(fake, tmp_path, 6, lambda r: replace(r, sample_id=fake.responses[2].sample_id, pair_id=1), index=True)
     (fault,) = require_only(tmp_path, 9)
     assert "part-00001.arrow row 6 ('1/chosen'): sample_id: expected a name of its own, got that of row 2" in str(fault)
 

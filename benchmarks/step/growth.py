@@ -28,8 +28,17 @@ COMPARED_LOSSES = (SPARSE, DENSE)
 
 
 def growth(options: StepOptions) -> dict[str, list[dict[str, Any]]]:
-    """Axis -> a point for every factor of the options, ascending."""
-    return {axis: [_point(axis, options, factor) for factor in sorted(options.growth)] for axis in AXES}
+    """Axis -> a point for every factor of the options, ascending. Equal sizes are measured once, for all axes."""
+    base = replace(options, loader_batches=2, out=str(Path(options.out) / "growth"))
+    measured: dict[str, dict[str, Any]] = {}
+
+    def point(axis: str, factor: float) -> dict[str, Any]:
+        grown = AXES[axis](base, factor)
+        if repr(grown) not in measured:
+            measured[repr(grown)] = _measured(grown)
+        return {"value": getattr(grown, axis)} | measured[repr(grown)]
+
+    return {axis: [point(axis, factor) for factor in sorted(options.growth)] for axis in AXES}
 
 
 def require_sizes(options: StepOptions) -> None:
@@ -39,14 +48,12 @@ def require_sizes(options: StepOptions) -> None:
             multiplied(options, factor)
 
 
-def _point(axis: str, base: StepOptions, factor: float) -> dict[str, Any]:
-    options = AXES[axis](replace(base, loader_batches=2, out=str(Path(base.out) / "growth")), factor)
+def _measured(options: StepOptions) -> dict[str, Any]:
     bench = make_bench(options)
     steps, device = Steps(bench), bench.trainer.model.device
     whole, losses = _only(steps.whole(), COMPARED), _only(steps.losses(), COMPARED_LOSSES)
     seconds = interleaved(whole, steps.clear, repeats=options.repeats, device=device)
     return {
-        "value": getattr(options, axis),
         "parameters": bench.trainer.model.num_parameters(),
         "seconds": medians(seconds, device),
         "loss_bytes": {name: measured_bytes(steps, work) for name, work in losses.items()},

@@ -14,6 +14,7 @@ from precompute.feeding.budget import AUTO
 from precompute.processes import Processes
 from shards.cli.device import resolve_device
 from shards.cli.space import require_writable
+from shards.files import make_folder
 from shards.format.manifest import Manifest
 from shards.format.plan import Plan
 from shards.places.out import Out, open_out
@@ -51,12 +52,13 @@ def _build(options: BuildOptions, place: Out, processes: Processes, stack: conte
     if options.batch_tokens == AUTO:
         found = processes.together(work.fitting_batch_tokens)
         work = work.with_batch_tokens(min(processes.gather(found)))
-    place.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(place.folder)
     processes.together(lambda: begin_alone(place, stack) if processes.is_first else None)
     earlier = processes.together(lambda: read_earlier(place, work.inputs.identity))  # a URL's may be another machine's
     if isinstance(earlier, Manifest):
-        return _already_built(place, earlier, processes)
-    manifest = _run(work, Build(place=place, options=work.options, inputs=work.inputs), earlier, processes)
+        manifest = _already_built(place, earlier, processes)
+    else:
+        manifest = _run(work, Build(place=place, options=work.options, inputs=work.inputs), earlier, processes)
     if processes.is_first:
         place.clear()
     return manifest

@@ -43,10 +43,10 @@ from precompute.scoring.probe import needs_probe
 from precompute.tokens.token_store import TokenStore
 from shards.cli.space import require_writable
 from shards.errors import OptionError
+from shards.files import make_folder, remove_temporary_files
 from shards.format.finishing import Findings
 from shards.format.manifest import Manifest, differences
 from shards.format.plan import Plan
-from shards.format.writer import remove_temporary_files
 from shards.places.out import Out, open_out
 from shards.progress import progress
 from shards.say import say, warn
@@ -117,12 +117,13 @@ class ClusterBuild:
         require_writable(place.folder, place.option)
         inputs = read_inputs(options, BuildSources(models=models, identity=asked, corpus=corpus), Processes())
         inputs = self._load(inputs, probing=begun is None and needs_probe(self.numerics))
-        place.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(place.folder)
         begin_alone(place, stack)
         earlier = read_earlier(place, inputs.identity)
         if isinstance(earlier, Manifest):
-            return recognised(place, earlier)
-        manifest = self._write(Build(place=place, options=self.options, inputs=inputs), earlier)
+            manifest = recognised(place, earlier)
+        else:
+            manifest = self._write(Build(place=place, options=self.options, inputs=inputs), earlier)
         place.clear()
         return manifest
 

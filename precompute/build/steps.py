@@ -25,6 +25,7 @@ from precompute.feeding.stages import Times
 from precompute.models.made_from import direction_warnings
 from shards.cli.space import require_space, require_writable
 from shards.errors import CacheConflict, CacheDamaged, CacheMissing
+from shards.files import remove_temporary_files
 from shards.format.encoding.seal import sealed
 from shards.format.finishing import Findings, finished
 from shards.format.index import INDEX_FILE
@@ -42,12 +43,11 @@ from shards.format.plan import Plan
 from shards.format.writer import (
     json_bytes,
     plan_bytes,
-    remove_temporary_files,
     require_absent_or_same,
     write_bytes,
     write_manifest,
 )
-from shards.locks.lock import exclusive, holds
+from shards.locks.lock import clear_left, exclusive, holds
 from shards.places.out import Out
 from shards.say import say, speaks, warn
 
@@ -182,6 +182,10 @@ def _content(path: Path) -> bytes:
 def recognised(place: Out, manifest: Manifest) -> Manifest:
     """The manifest of a finished cache. Raises CacheMissing, CacheDamaged unless every shard is present."""
     require_files(manifest, place.present(), place.name)
+    if not place.is_url:
+        clear_left(place.folder)
+    elif holds(place.folder):
+        place.clear()
     say(f"{place}: already built from the same inputs, nothing to do")
     return manifest
 

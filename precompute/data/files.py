@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from precompute.data.text_files import COMPRESSIONS, TEXT_SUFFIXES, Extent, Row, WhereRow, text_rows
 from shards.errors import DataError, first_line
+from shards.format.encoding.messages import is_file, require_possible
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 EXPECTED_SUFFIXES = f"{', '.join(TEXT_SUFFIXES + TABLE_SUFFIXES)}, or {' or '.join(COMPRESSIONS)} behind one of text"
@@ -93,10 +94,10 @@ def _parquet_batches(file: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.Record
 
 
 def _arrow_batches(file: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    try:
-        opened = pa.ipc.open_file(file)
-    except pa.ArrowInvalid:  # `datasets` writes the streaming format under the same suffix
-        file.seek(0)
+    require_possible(file)
+    file.seek(0)
+    if not is_file(file):  # `datasets` writes the streaming format under the same suffix
         stream = pa.ipc.open_stream(file)
         return stream.schema, iter(stream)
+    opened = pa.ipc.open_file(file)
     return opened.schema, (opened.get_batch(i) for i in range(opened.num_record_batches))

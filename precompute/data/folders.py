@@ -10,10 +10,11 @@ from pathlib import Path
 
 from precompute.data.files import suffixes_of
 from shards.errors import DataError
-from shards.files import about
+from shards.files import about, read_regular
 
 _PATTERN = re.compile(r"[*?\[\]]|::|://")
 _CARD_HEAD = re.compile(r"---\r?\n(.*?)^---", re.DOTALL | re.MULTILINE)
+MAX_CARD_BYTES = 2**26
 _NOT_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _JSON = (".jsonl", ".ndjson", ".json")
 
@@ -65,5 +66,6 @@ def _require_one_kind(folder: Path, files: list[Path]) -> None:
 def _names_its_files(card: Path) -> bool:
     """Whether the head of a data set's card names its files; `datasets` then follows it."""
     with about(card):
-        head = _CARD_HEAD.match(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else None
+        text = read_regular(card, MAX_CARD_BYTES).decode("utf-8", errors="replace") if card.is_file() else ""
+    head = _CARD_HEAD.match(text)
     return head is not None and re.search(r"^(configs|data_files):", head[1], re.MULTILINE) is not None

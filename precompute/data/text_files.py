@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,7 +40,10 @@ WhereRow = tuple[str, Row]
 
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 COMPRESSIONS = (".gz", ".zst")
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 11
+"""Read from a zstd stream at a time: what a hostile one makes of it still fits into memory (sixty thousand times)."""
+MAX_LINE_BYTES, MAX_LIST_BYTES = 1 << 26, 1 << 30
+"""Of a line of text, and of a .json file that is one list."""
 _LINES_PER_LOOK = 10
 _LONGEST_FIELD = 2**31 - 1
 _BLANK = b"\xef\xbb\xbf \t\r\n"
@@ -69,9 +73,18 @@ def _json_rows(name: str, lines: Iterator[bytes]) -> Iterator[WhereRow]:
     if not start or not start[-1].lstrip(_BLANK).startswith(b"["):
         yield from _json_lines(name, chain(start, lines))
         return
-    for number, value in enumerate(_parse(b"".join(chain(start, lines)), name, "a list of JSON objects")):
+    for number, value in enumerate(_parse(_joined(name, chain(start, lines)), name, "a list of JSON objects")):
         where = f"{name} row {number}"
         yield where, _object(value, where)
+
+
+def _joined(name: str, lines: Iterable[bytes]) -> bytes:
+    content = bytearray()
+    for line in lines:
+        content += line
+        if len(content) > MAX_LIST_BYTES:
+            raise DataError(f"{name}: expected a list of at most {MAX_LIST_BYTES:,} bytes, got more; use JSON lines")
+    return bytes(content)
 
 
 def _json_lines(name: str, lines: Iterable[bytes]) -> Iterator[WhereRow]:
@@ -142,6 +155,10 @@ def _lines(path: Path, compression: str, extent: Extent) -> Iterator[bytes]:
         with about(path), path.open("rb") as file:
             extent.total = path.stat().st_size
             for number, line in enumerate(_unpacked(file, compression)):
+                if len(line) > MAX_LINE_BYTES:
+                    raise DataError(
+                        f"{path.name} line {number + 1}: expected at most {MAX_LINE_BYTES:,} bytes, got more"
+                    )
                 if number % _LINES_PER_LOOK == 0:
                     extent.done = file.tell()
                 yield line
@@ -156,17 +173,23 @@ def _unpacked(file: BinaryIO, compression: str) -> Iterator[bytes]:
         yield from _cut_into_lines(_zstd_pieces(file))
     elif compression == ".gz":
         with gzip.open(file) as unpacked:
-            yield from unpacked
+            yield from iter(partial(unpacked.readline, MAX_LINE_BYTES + 1), b"")
     else:
-        yield from file
+        yield from iter(partial(file.readline, MAX_LINE_BYTES + 1), b"")
 
 
 def _cut_into_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     unfinished = b""
     for piece in pieces:
-        *lines, unfinished = (unfinished + piece).split(b"\n")
+        *lines, last = piece.split(b"\n")
+        if lines:
+            lines[0] = unfinished + lines[0]
+            unfinished = b""
         for line in lines:
             yield line + b"\n"
+        unfinished += last
+        if len(unfinished) > MAX_LINE_BYTES:
+            break
     if unfinished:
         yield unfinished
 

@@ -26,7 +26,7 @@ from shards.cli.launcher import launched_processes
 from shards.cli.outside import naming_saves
 from shards.cli.space import require_writable
 from shards.errors import OptionError
-from shards.locks.lock import exclusive_file, holds
+from shards.locks.lock import clear_left, exclusive_file, holds
 from shards.progress import commanded, progress
 from shards.say import say, warn
 
@@ -73,6 +73,7 @@ def _rollout(options: RolloutOptions, path: Path, stack: contextlib.ExitStack) -
 def _found(file: SampleFile) -> Path:
     """Report a finished file and leave it unchanged."""
     file.clean()
+    clear_left(file.path)
     say(f"{file.path}: already sampled from the same inputs, nothing to do")
     return file.path
 

@@ -14,10 +14,11 @@ from typing import Any
 
 from shards import strict_json
 from shards.errors import CacheConflict
-from shards.files import about
+from shards.files import about, read_regular, remove_temporary_files
 from shards.format.manifest import read_json, refuse_difference
 from shards.format.writer import write_json, write_text
 
+MAX_BYTES = 2**40
 Key = tuple[int, int]
 """Prompt number, sample number."""
 
@@ -43,14 +44,18 @@ class SampleFile:
         """Write the identity of the samples."""
         write_json(self.path.parent, self.sidecar.name, self.identity)
         self.partial.touch()
+        for path in (self.path, self.sidecar):
+            remove_temporary_files(path.parent, path.name)
 
     def keep(self, order: Sequence[Key], batch_size: int) -> list[dict[str, Any]]:
         """The rows that are already written, in whole batches; cuts the file off after them.
 
         order: the keys of all rows in the order of sampling, `batch_size` at a time.
         """
-        with about(self.partial):
-            lines = self.partial.read_bytes().splitlines(keepends=True)
+        try:
+            lines = read_regular(self.partial, MAX_BYTES).splitlines(keepends=True)
+        except OSError as exc:
+            raise CacheConflict(f"{self.partial}: expected samples, got {exc.strerror}") from exc
         whole = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
         count = len(whole) if len(whole) == len(order) else len(whole) // batch_size * batch_size
         rows = [self._parse(line, number) for number, line in enumerate(whole[:count], start=1)]

@@ -32,8 +32,9 @@ from shards.cli.outside import naming_saves
 from shards.cli.space import require_here, require_writable
 from shards.cli.text import counted, skipped_text
 from shards.errors import OptionError
+from shards.files import make_folder
 from shards.format.schema import Role
-from shards.locks.lock import exclusive, holds
+from shards.locks.lock import clear_left, exclusive, holds
 from shards.modelfiles.find import ModelFolder, resolve
 from shards.progress import commanded
 from shards.say import say, warn
@@ -102,6 +103,8 @@ def _make_teachers(
             on_first(args)(f"{out / role}: already trained from the same inputs, nothing to do")
             if processes.is_first:
                 remove_training(training_folder(out, role))
+        if processes.is_first:
+            clear_left(out)
     else:
         alone(out, stack, processes)
         train(options, args, read_inputs(options, args, sources, processes), processes)
@@ -118,7 +121,7 @@ def train(options: TeacherOptions, args: "DPOArguments", inputs: TeacherInputs, 
     for warning in inputs.warnings if processes.is_first else ():
         warn(warning)
     with naming_saves("out"):
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
     done = {role: is_done(out / role, record) for role, record in inputs.records.items()}
     starts = {role: last_checkpoint(training_folder(out, role), record) for role, record in inputs.records.items()}
     processes.wait()  # until every process has seen it

@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from transformers.trainer_utils import SaveStrategy
 from shards.cli.outside import naming, naming_saves
 from shards.cli.space import require_training_fits
 from shards.errors import OptionError
+from shards.files import remove_temporary_files, temporary_name
 from shards.modelfiles.find import ModelFolder
 
 GENERATION_FILE = "generation_config.json"
@@ -45,10 +45,14 @@ def carry_generation_config(reference: ModelFolder, folder: Path) -> None:
 def try_saving(model: Any, tokenizer: Any, work: Path) -> None:
     """Save all parts of a model folder except the weights, and remove it again. Raises OptionError."""
     with naming_saves("out"):
-        work.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=work, prefix=".trial-") as folder, naming("saving the model"):
-            model.save_pretrained(folder, state_dict={})
-            tokenizer.save_pretrained(folder)
+        remove_temporary_files(work)
+        folder = temporary_name(work, "trial")
+        try:
+            with naming(f"saving the model in {work}"):
+                model.save_pretrained(folder, state_dict={})
+                tokenizer.save_pretrained(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class StepsThatMove(TrainerCallback):

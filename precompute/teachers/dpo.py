@@ -26,6 +26,7 @@ from precompute.teachers.pairs import TokenizedPair, dpo_dataset
 from precompute.teachers.trainer import StepsShown, TeacherTrainer
 from shards.cli.outside import naming_saves
 from shards.errors import OptionError
+from shards.files import make_folder
 from shards.format.schema import Role
 from shards.format.writer import publish_folder, write_json
 from shards.modelfiles.adapter import lora_config
@@ -49,6 +50,8 @@ def train_role(
     out = Path(options.out)
     work = training_folder(out, role)
     checkpoint, _ = last_checkpoint(work, record)
+    with naming_saves(str(work)):
+        make_folder(work)
     trainer = _trainer(role, pairs, reference, record, options, _of_role(args, role, work))
     tokenizer = load_tokenizer(reference, trust_remote_code=args.trust_remote_code)
     _require_ready(trainer, tokenizer, work, options)

@@ -12,11 +12,11 @@ from typing import Any
 
 from precompute.models.made_from import MADE_FROM_FILE, require_same_inputs
 from shards.errors import CacheConflict, CacheDamaged
-from shards.files import matching, paths_under
+from shards.files import flush, make_folder, matching, paths_under
 from shards.format.manifest import read_json
 from shards.format.schema import Role
 from shards.format.writer import flush_files, write_json
-from shards.modelfiles.whole import damage, file_sizes
+from shards.modelfiles.whole import damage, file_sizes, surplus
 
 _PREFIX = "checkpoint-"
 
@@ -37,8 +37,22 @@ def is_done(folder: Path, record: Mapping[str, Any]) -> bool:
 
 def begin_checkpoint(folder: Path) -> None:
     """Remove what a kill left under the name of a checkpoint that is about to be written."""
-    (folder / MADE_FROM_FILE).unlink(missing_ok=True)  # first: from here on the checkpoint is not complete
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_checkpoint(folder)
+    make_folder(folder)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint, whole or not. Its record goes first: from then on it is not complete."""
+    if folder.is_dir():
+        (folder / MADE_FROM_FILE).unlink(missing_ok=True)
+        flush(folder)
+        shutil.rmtree(folder)
+
+
+def remove_surplus(work: Path, limit: int | None, newest: Path) -> None:
+    """Remove the oldest checkpoints beyond a limit, but not the one that has just been written."""
+    for folder in surplus(_checkpoints(work), limit, [newest]):
+        remove_checkpoint(folder)
 
 
 def sign_checkpoint(folder: Path, record: Mapping[str, Any]) -> None:

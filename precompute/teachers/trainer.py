@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, SchedulerType, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import rotate_checkpoints
 from transformers.training_args import OptimizerNames
 from trl import DPOTrainer
 
-from precompute.teachers.folders import begin_checkpoint, sign_checkpoint, step_of
+from precompute.teachers.folders import begin_checkpoint, remove_surplus, sign_checkpoint, step_of
 from shards.cli.loads import SafeLoads
 from shards.cli.outside import is_own_fault, naming, naming_saves
 from shards.errors import OptionError
@@ -82,7 +81,7 @@ class TeacherTrainer(SafeLoads, DPOTrainer):
         finally:
             args.save_total_limit = limit
         if self.is_world_process_zero():
-            rotate_checkpoints(str(args.output_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
+            remove_surplus(folder.parent, limit, folder)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer.create_optimizer; raises OptionError if it is not installed or lacks the given settings."""

@@ -13,8 +13,15 @@ from shards.errors import AlignDistilError, OptionError, first_line
 REFUSED_BY_THE_SYSTEM = frozenset({
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.EEXIST, errno.ENOTEMPTY, errno.ESTALE, errno.EBUSY, errno.ENXIO, errno.ENODEV, errno.ENOMEM),
 })  # fmt: skip
 """Errors of the operating system about disks and folders, which code cannot fix."""
+
+
+OUT_OF_MEMORY = "OutOfMemoryError"
+"""The names of torch's errors for a full accelerator memory."""
+FULL_MEMORY = ("can't allocate memory", "can't start new thread", "std::bad_alloc", "Cannot allocate memory")
+"""Parts of the RuntimeErrors of Python and torch when the machine's memory is full."""
 
 
 class OneLineErrors(argparse.ArgumentParser):
@@ -72,7 +79,7 @@ def require_at_least(options: Any, least: int, names: Iterable[str]) -> None:
 def run_command(main: Callable[[], None], *, interrupted: str = "interrupted") -> None:
     """Run a command's main: an AlignDistilError gives one line and exit code 2, any other error a traceback.
 
-    An error of the operating system (full disk, read-only folder, too many open files) also gives one line.
+    An error of the operating system (full disk, read-only folder, too many open files) and a full memory also give one.
 
     interrupted: the message after Ctrl-C, with exit code 130.
     """
@@ -87,11 +94,24 @@ def run_command(main: Callable[[], None], *, interrupted: str = "interrupted") -
     except AlignDistilError as error:
         _refuse(str(error))
     except OSError as error:
-        if error.errno not in REFUSED_BY_THE_SYSTEM:
+        # a library's error may have no number, and a folder that was removed is a file that is not there: if they are
+        # about a file, our code knew its name
+        named = error.filename is not None and error.errno in (None, errno.ENOENT)
+        if error.errno not in REFUSED_BY_THE_SYSTEM and not named:
             raise
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
         where = " -> ".join(files) or "a file"
         _refuse(f"{where}: expected to be able to read and write, got {error.strerror or first_line(error)}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _refuse(f"memory: expected enough of it for this command, got {first_line(error)}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or of a library says that the memory is full, or that of an accelerator."""
+    full = any(text in str(error) for text in FULL_MEMORY)
+    return isinstance(error, MemoryError) or type(error).__name__ == OUT_OF_MEMORY or full
 
 
 def _refuse(message: str) -> NoReturn:

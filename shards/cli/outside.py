@@ -8,13 +8,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from shards.cli.command import is_out_of_memory
 from shards.errors import AlignDistilError, OptionError, first_line
 
-TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
-"""Part of the RuntimeError that torch.save raises on a full disk."""
-
-OUT_OF_MEMORY = "OutOfMemoryError"
-"""The names of torch's errors for a full accelerator memory."""
+TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "basic_ios::clear", "Parent directory")
+"""Parts of the RuntimeErrors that torch.save raises on a full disk."""
 
 OUR_ROOMS = tuple(Path(__file__).resolve().parents[2] / room for room in ("shards", "precompute", "student"))
 
@@ -39,15 +37,16 @@ def naming_saves(where: str) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as exc:
         raise OptionError(f"{where}: expected to be able to write there, got {first_line(exc)}") from exc
-    except RuntimeError as exc:
-        if not any(name in str(exc) for name in TORCH_WRITER):
+    except Exception as exc:
+        plain = type(exc) is Exception  # what tokenizers raises
+        if not plain and not (isinstance(exc, RuntimeError) and any(name in str(exc) for name in TORCH_WRITER)):
             raise
         raise OptionError(f"{where}: expected to be able to write there, got {first_line(exc)}") from exc
 
 
 def is_own_fault(error: BaseException) -> bool:
     """Whether an error comes from our own code, so that a traceback helps. False for a missing file or full memory."""
-    if isinstance(error, OSError) or type(error).__name__ == OUT_OF_MEMORY:
+    if isinstance(error, OSError) or is_out_of_memory(error):
         return False
     # a worker of a loader sends its traceback as the message
     files = re.findall(r'^  File "(.+)", line \d+', str(error), re.MULTILINE) or [

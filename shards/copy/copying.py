@@ -12,9 +12,8 @@ from shards.copy.card import CARD_FILE, card
 from shards.copy.destination import Destination
 from shards.copy.folder import FolderStore
 from shards.copy.source import Source
-from shards.files import temporary_name
+from shards.files import remove_temporary_files, temporary_name
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, Manifest, ShardEntry
-from shards.format.writer import remove_temporary_files
 from shards.locks.lock import exclusive
 from shards.places.hub import HubStore
 from shards.places.stores import Store

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from shards.errors import CacheDamaged, OptionError
+from shards.files import require_regular
 from shards.format import schema
 from shards.format.encoding import arrays
 from shards.format.encoding.flatbuffer import Malformed
@@ -214,6 +215,7 @@ def _broken(file: OpenShard, batch: int, most: Mapping[schema.Level, int]) -> st
 
 def _source(path: Path) -> pa.NativeFile:
     """The file at `path`: a small one as a whole in memory, a large one read in parts as needed."""
+    require_regular(path, path.stat())  # opening a pipe would wait for a writer
     file = pa.OSFile(str(path), "rb")
     return pa.BufferReader(file.read_buffer()) if file.size() <= SMALL_SHARD_BYTES else file
 

@@ -5,6 +5,7 @@ opens with one read. It is written before the first shard, from the tokenised da
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import CacheDamaged, CacheMissing, first_line
+from shards.files import read_regular
 from shards.format import schema
 from shards.format.encoding import arrays
+from shards.format.encoding.messages import require_possible
 from shards.format.manifest import INDEX_FILE
 from shards.format.plan import Plan
 
@@ -63,7 +66,7 @@ def read_index(folder: Path, plan: Plan, name: str | None = None) -> RowIndex:
     """
     path, where = folder / INDEX_FILE, f"{name or folder}/{INDEX_FILE}"
     try:
-        content = path.read_bytes()
+        content = read_regular(path, 64 * plan.rows + 2**16)
     except FileNotFoundError as exc:
         raise CacheMissing(f"{folder}: expected a cache, found no {INDEX_FILE}") from exc
     except OSError as exc:
@@ -76,6 +79,7 @@ def read_index(folder: Path, plan: Plan, name: str | None = None) -> RowIndex:
 
 def _decoded(content: bytes, plan: Plan, where: str) -> RowIndex:
     try:
+        require_possible(pa.BufferReader(content), compressed=False)
         table = pa.ipc.open_file(pa.py_buffer(content)).read_all()
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as exc:
@@ -84,4 +88,18 @@ def _decoded(content: bytes, plan: Plan, where: str) -> RowIndex:
         raise CacheDamaged(f"{where}: expected the columns of format version {schema.FORMAT_VERSION}, got others")
     if table.num_rows != plan.rows:
         raise CacheDamaged(f"{where}: expected {plan.rows} rows, got {table.num_rows}")
-    return RowIndex(**{name: table.column(name).to_numpy() for name in INDEX_SCHEMA.names})
+    found = RowIndex(**{name: table.column(name).to_numpy() for name in INDEX_SCHEMA.names})
+    for fault in _faults(found):
+        raise CacheDamaged(f"{where} {fault}")
+    return found
+
+
+def _faults(index: RowIndex) -> Iterator[str]:
+    """Values that no row may have, as far as the index tells."""
+    rows = np.zeros(len(index.pair_id), np.int32)
+    lowest = {schema.PAIR_ID: rows, "num_positions": rows + 1, "num_tokens": index.num_positions + 1}
+    for name, bounds in lowest.items():
+        values = getattr(index, name)
+        if (values < bounds).any():
+            row = int(np.argmax(values < bounds))
+            yield f"row {row}: {name}: expected {bounds[row]} or more, got {values[row]}"

@@ -208,6 +208,7 @@ class Plan:
                 precision=None if data.get("precision") is None else dict(data["precision"]),
                 tokenizer_sha256=None if data.get("tokenizer_sha256") is None else str(data["tokenizer_sha256"]),
             )
+            plan.sha256  # noqa: B018 - JSON has no NaN, which a text may become
         except (KeyError, TypeError, ValueError, ArithmeticError) as exc:
             raise CacheDamaged(f"{where}: expected a plan of format version {FORMAT_VERSION}, got {exc!r}") from exc
         for fault in plan.faults():

@@ -54,23 +54,16 @@ class Scores:
     def slice(self, start: int, stop: int) -> "Scores":
         """The positions start <= t < stop."""
         first, last = (int(self.support_count[:end].sum()) for end in (start, stop))
-        return self._part(slice(start, stop), slice(first, last))
+        return _part(self, slice(start, stop), slice(first, last))
 
     def split(self, size_R: Sequence[int]) -> "list[Scores]":
         """The first positions, the next ones, ..., so many each; all in all N."""
         ends = np.cumsum([0, *size_R])
         entries = np.append(0, np.cumsum(self.support_count, dtype=np.int64))[ends]
         return [
-            self._part(slice(*ends_), slice(*entries_))
+            _part(self, slice(*ends_), slice(*entries_))
             for ends_, entries_ in zip(pairwise(ends.tolist()), pairwise(entries.tolist()), strict=True)
         ]
-
-    def _part(self, positions: slice, entries: slice) -> "Scores":
-        parts: dict[str, Any] = {
-            f.name: _cut(getattr(self, f.name), entries if f.name in ("support_ids", "logprobs") else positions)
-            for f in fields(Scores)
-        }
-        return Scores(**parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -119,6 +112,14 @@ def segment_logsumexp(values_M: Array, count_N: Array) -> Array:
     starts_N = segment_starts(count_N)
     peak_N = np.maximum.reduceat(values_M, starts_N)
     return peak_N + np.log(np.add.reduceat(np.exp(values_M - np.repeat(peak_N, count_N)), starts_N))
+
+
+def _part(scores: Scores, positions: slice, entries: slice) -> Scores:
+    parts: dict[str, Any] = {
+        f.name: _cut(getattr(scores, f.name), entries if f.name in ("support_ids", "logprobs") else positions)
+        for f in fields(Scores)
+    }
+    return Scores(**parts)
 
 
 def _cut(value: Array | Mapping, part: slice) -> Array | dict:

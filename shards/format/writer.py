@@ -1,5 +1,6 @@
 """Writes files whole or not at all (temporary name, fsync, rename), as long as their folder is still ours."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import CacheConflict, OptionError, WrongValues
-from shards.files import TEMPORARY_GLOB, about, flush, matching, paths_under, temporary_name
+from shards.files import about, flush, paths_under, temporary_name
 from shards.format.content import rules
 from shards.format.encoding import arrays, codec
 from shards.format.encoding.layout import MAX_BATCH_BYTES
@@ -35,10 +36,9 @@ def write_shard(folder: Path, shard: ShardPlan, plan: Plan, responses: Sequence[
     exact = replace(plan, values="float32")  # what is stored may be rounded, but not what is about to be
     for number, response in enumerate(responses, shard.first_row):
         require_sound(response, exact, f"{folder / shard.file} row {number} ({response.sample_id!r})")
-    temporary = temporary_name(folder, shard.file)
-    with about(temporary), pa.BufferedOutputStream(pa.OSFile(str(temporary), "wb"), BUFFER_BYTES) as sink:
+    buffered = pa.BufferedOutputStream
+    with _whole(folder / shard.file) as temporary, buffered(pa.OSFile(str(temporary), "wb"), BUFFER_BYTES) as sink:
         _write_batches(sink, plan, _encoded(shard, plan, responses))
-    _publish(temporary, folder / shard.file)
 
 
 def require_sound(response: Response, plan: Plan, where: str) -> None:
@@ -112,10 +112,8 @@ def write_text(folder: Path, file: str, text: str) -> None:
 
 def write_bytes(folder: Path, file: str, content: bytes) -> None:
     """Write a file atomically."""
-    temporary = temporary_name(folder, file)
-    with about(temporary):
+    with _whole(folder / file) as temporary:
         temporary.write_bytes(content)
-    _publish(temporary, folder / file)
 
 
 def require_absent_or_same(path: Path, content: bytes) -> None:
@@ -126,25 +124,7 @@ def require_absent_or_same(path: Path, content: bytes) -> None:
         raise CacheConflict(f"{path}: expected nothing of this name where no build was begun, found another file")
 
 
-def publish_folder(temporary: Path, path: Path) -> None:
-    """Flush every file of a folder to the disk, then rename the folder to `path`, which does not exist yet."""
-    flush_files(paths_under(temporary))
-    _publish(temporary, path)
-
-
-def flush_files(paths: Iterable[Path]) -> None:
-    """Wait until the content of these files and folders is on the disk."""
-    for path in paths:
-        flush(path)
-
-
-def remove_temporary_files(folder: Path) -> None:
-    """Remove the temporary files of an interrupted build."""
-    for path in matching(folder, TEMPORARY_GLOB):
-        path.unlink()
-
-
-def _publish(temporary: Path, path: Path) -> None:
+def publish(temporary: Path, path: Path) -> None:
     """Flush to the disk, then rename, then flush the folder. Raises CacheConflict if this process's lock was lost."""
     flush(temporary)
     try:
@@ -154,3 +134,29 @@ def _publish(temporary: Path, path: Path) -> None:
         raise
     temporary.replace(path)
     flush(path.parent)
+
+
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Flush every file of a folder to the disk, then rename the folder to `path`, which does not exist yet."""
+    flush_files(paths_under(temporary))
+    publish(temporary, path)
+
+
+def flush_files(paths: Iterable[Path]) -> None:
+    """Wait until the content of these files and folders is on the disk."""
+    for path in paths:
+        flush(path)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`: a file that takes its name if the context ends well, and is removed otherwise."""
+    temporary = temporary_name(path.parent, path.name)
+    try:
+        with about(temporary):
+            yield temporary
+        publish(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from shards.errors import CacheConflict, OptionError
+from shards.files import about, make_folder
 from shards.locks.mounts import local_locks
 from shards.locks.owner import Owner
 from shards.say import warn
@@ -100,6 +101,17 @@ def exclusive_file(file: Path, *, name: str | None = None, wait_seconds: float =
         yield
 
 
+def clear_left(place: Path) -> None:
+    """Remove the lock file of a folder or file whose command was killed, where nothing is locked any more.
+
+    Nothing if there is none, if a command has the lock, or if it cannot be removed.
+    """
+    file = place / LOCK_FILE if place.is_dir() else lock_file_of(place)
+    if file.exists():
+        with contextlib.suppress(CacheConflict, OptionError, OSError), _locked(place, file, str(place), wait_seconds=0):
+            pass
+
+
 def lock_file_of(file: Path) -> Path:
     return file.with_name(f".{file.name}.aligndistil-lock")
 
@@ -128,7 +140,9 @@ def _locked(place: Path, file: Path, name: str, *, wait_seconds: float) -> Itera
     made = [path for path in (file.parent, *file.parent.parents) if not path.exists()]
     held = None
     try:
-        if (descriptor := _acquired(file, name, owner, wait_seconds=wait_seconds)) is not None:
+        with about(file):
+            descriptor = _acquired(file, name, owner, wait_seconds=wait_seconds)
+        if descriptor is not None:
             held = _Held(place=place.absolute(), name=name, file=file.absolute(), descriptor=descriptor, owner=owner)
             _HELD.append(held)
         yield
@@ -169,7 +183,7 @@ def _opened(file: Path) -> int:
     """The lock file, opened for writing; it and its folder are made, which others may remove meanwhile."""
     for tries in range(MOST_TRIES):
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(file.parent)
             return os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except (FileNotFoundError, FileExistsError):  # the second from mkdir: the folder was there just now
             if tries == MOST_TRIES - 1 or file.parent.is_file():

@@ -71,12 +71,14 @@ def adapter_base(name: str, folder: Path) -> str | None:
 
 def require_weights(name: str, folder: Path, stem: str) -> None:
     """Raise ModelError without `stem`*.safetensors; pickled weights are never loaded."""
-    if matching(folder, f"{stem}*.safetensors"):
+    if found := matching(folder, f"{stem}*.safetensors"):
+        if strange := [path.name for path in found if not path.is_file()]:
+            raise ModelError(f"{name}/{strange[0]}: expected a file, got a folder, a pipe, a device or a broken link")
         require_named_weights(name, folder, stem)
         return
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in matching(folder, pattern))
-    found = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
-    raise ModelError(f"{name}: expected {stem}*.safetensors, found {found}")
+    other = f"only pickle weights ({pickles[0]})" if pickles else "no weights"
+    raise ModelError(f"{name}: expected {stem}*.safetensors, found {other}")
 
 
 def require_named_weights(name: str, folder: Path, stem: str) -> None:
@@ -133,7 +135,7 @@ def _loaded(parameters: Any, bytes_by_name: Mapping[str, int], who: str) -> Iter
 def _tensor_bytes(folder: Path) -> dict[str, int]:
     """Name -> bytes of every tensor in a folder, from the headers of its safetensors files."""
     found: dict[str, int] = {}
-    for path in matching(folder, "*.safetensors"):
+    for path in filter(Path.is_file, matching(folder, "*.safetensors")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError), path.open("rb") as file:
             length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
             header = strict_json.loads(file.read(length if length < min(size, MAX_HEADER_BYTES) else 0))

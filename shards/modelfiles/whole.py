@@ -1,10 +1,10 @@
-"""Compares a folder with a recorded list of file names and sizes; a checkpoint is judged whole by it.
+"""Compares a folder with a recorded list of file names and sizes; a checkpoint is judged whole by it, or surplus.
 
 A kill between two writes, a full disk or an incomplete removal leaves files missing or shorter.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path, PurePath
 
 from shards.files import paths_under
 
@@ -25,10 +25,28 @@ def damage(folder: Path, sizes: Mapping[str, int]) -> str | None:
         return f"got {type(sizes).__name__} where sizes of files belong"
     for name, size in sizes.items():
         path = folder / name
-        if path.is_absolute() != folder.is_absolute() or ".." in path.parts or type(size) is not int:
+        if (
+            not name.isprintable()
+            or not len(name) < 256
+            or PurePath(name).is_absolute()
+            or ".." in PurePath(name).parts
+        ):
+            return f"got {name!r:.80} in its record, which is no file of it"
+        if type(size) is not int:
             return f"got {name!r} of {size!r:.20} bytes in its record"
         if not path.is_file():
             return f"found no {name}"
         if (found := path.stat().st_size) != size:
             return f"got {name} of {found:,} bytes instead of {size:,}"
     return None
+
+
+def surplus(found: Sequence[Path], limit: int | None, kept: Collection[Path]) -> list[Path]:
+    """The oldest checkpoints, beyond a limit of all, but none of `kept`. found: oldest first. limit: none if 0 or None.
+
+    A newer one that was never finished must not take the place of the one that has just been written.
+    """
+    if not limit or limit < 0:
+        return []
+    others = [folder for folder in found if folder not in kept]
+    return others[: max(0, len(found) - max(limit, len(found) - len(others)))]

@@ -90,8 +90,10 @@ def _parts(
     """The columns of a few rows at a time."""
     levels = {column.name: column.level for column in schema.columns(cache.plan.roles, cache.plan.pairs, "float32")}
     plain = {name for name in columns if levels.get(name) in ("row", "token")}
-    if {"prompt", "response"} & set(columns):
-        plain |= {schema.INPUT_IDS, schema.RESPONSE_START}
+    if {"prompt", "response", schema.RESPONSE_START} & set(columns):
+        plain |= {schema.INPUT_IDS, schema.RESPONSE_START}  # a start is checked against its row's length
+    if schema.SAMPLE_ID in columns:
+        plain |= {schema.PAIR_ID, schema.CHOSEN}  # a name against both
     valued = [name for name in columns if levels.get(name) in ("position", "node", "entry")]
     for start in range(0, len(numbers), ROWS_AT_A_TIME):
         some = numbers[start : start + ROWS_AT_A_TIME]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import CacheConflict, CacheDamaged, OptionError
-from shards.files import file_sha256
+from shards.files import file_sha256, remove_temporary_files
 from shards.format.manifest import differences, read_json
 from shards.format.writer import write_json
 from shards.locks.lock import exclusive_file
@@ -68,6 +68,7 @@ class Record:
         try:
             # another file of steps may share the folder
             with exclusive_file(self.folder / RECORD_FILE, wait_seconds=SECONDS_FOR_ANOTHER):
+                remove_temporary_files(self.folder, RECORD_FILE)
                 done = {"command": _command(step), "inputs": dict(inputs), "outputs": outputs}
                 self._steps = self._read() | {step.name: done}
                 write_json(self.folder, RECORD_FILE, {"format": FORMAT, "steps": self._steps})

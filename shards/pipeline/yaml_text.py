@@ -8,7 +8,7 @@ import yaml
 from shards.errors import OptionError
 from shards.files import read_regular
 
-MAX_BYTES, MAX_VALUES = 2**20, 10_000
+MAX_BYTES, MAX_VALUES, MAX_LEVELS = 2**20, 10_000, 100
 
 
 def load_yaml(file: Path) -> Any:
@@ -20,8 +20,6 @@ def load_yaml(file: Path) -> Any:
     except yaml.MarkedYAMLError as exc:
         line = f" in line {exc.problem_mark.line + 1}" if exc.problem_mark else ""
         raise OptionError(f"{file}: expected YAML, got {exc.problem}{line}") from exc
-    except RecursionError as exc:
-        raise OptionError(f"{file}: expected YAML of a few levels, got very many") from exc
     except (yaml.YAMLError, ValueError) as exc:
         raise OptionError(f"{file}: expected YAML, got bytes that are none") from exc
 
@@ -34,13 +32,17 @@ class _Loader(yaml.BaseLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._values = 0
+        self._values = self._level = 0
         self._inside: dict[int, int] = {}  # id of a node -> values in it, once it is whole
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         before, mark = self._values, self.peek_event().start_mark
         is_alias = self.check_event(yaml.AliasEvent)
+        self._level += 1
+        if self._level > MAX_LEVELS:
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_LEVELS} levels", mark)
         node = super().compose_node(parent, index)
+        self._level -= 1
         self._values += self._inside.get(id(node), MAX_VALUES) if is_alias else 1  # an alias may be inside of itself
         if self._values > MAX_VALUES:
             raise yaml.composer.ComposerError(None, None, f"more than {MAX_VALUES:,} values", mark)

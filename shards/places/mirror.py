@@ -163,7 +163,7 @@ class Mirror:
     def _arrive(self, file: str, size: int, fill: Callable[[Path], None], *, fresh: bool = False) -> Path:
         """Make a file, unless another process has made it before we have the lock. fresh: make it in any case."""
         path, part = self.folder / file, self.folder / f"{file}{PART}"
-        with _locked_part(part) as descriptor:
+        with self._standing(), _locked_part(part) as descriptor:
             old = path.stat().st_size if path.exists() else 0
             if path.exists() and old == size and not fresh:
                 return path
@@ -179,6 +179,18 @@ class Mirror:
                 self.room.give_back(left)
                 raise
         return path
+
+    @contextlib.contextmanager
+    def _standing(self) -> Iterator[None]:
+        """Raise CacheMissing where a file cannot be found because somebody removed the whole folder."""
+        try:
+            yield
+        except FileNotFoundError as exc:
+            if self.folder.is_dir():
+                raise
+            raise CacheMissing(
+                f"cache_dir: expected {self.folder} with the copies of {self} as long as this process runs, found none"
+            ) from exc
 
     def _fetch(self, file: str, part: Path) -> None:
         """Fetch a file into `part`. One that arrives with another content is tried once more."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from shards.errors import plain
+
 RULES = {
     1: "manifest",
     2: "plan",
@@ -36,4 +38,4 @@ class Fault:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.text} [rule {self.rule}: {RULES[self.rule]}]"
+        return f"{plain(self.text)} [rule {self.rule}: {RULES[self.rule]}]"

@@ -36,7 +36,7 @@ class Collator:
     strength, tail_bound        (N,)   w_t; error bound of the interpolated tail, nats
     coefficient                 (N,)   factor of a position's divergence in the sum that is divided by `num_items`
     counts                      (N,)   1, or 0 at the positions of rows that only fill the batch
-    rows                        (B,)   the data set's row of each sequence, -1 where it only fills the batch; for the host
+    rows                        (B,)   each sequence's row of the data set, -1 if it only fills the batch; for the host
     num_items, num_sequences, num_positions   counts of: units of the reduction, sequences, response positions
     """
 

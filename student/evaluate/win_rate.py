@@ -16,10 +16,14 @@ import numpy as np
 
 from shards import strict_json
 from shards.errors import DataError, OptionError
+from shards.files import read_regular
 from student.evaluate.figures import Series, compared, outcome_counts, outcomes
 
 Scorer = Callable[[list[Any], list[Any]], Sequence[float]]
 """Maps prompts and completions, text or lists of messages, to one score each; higher is better."""
+
+
+MAX_BYTES = 2**33
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,9 @@ def win_rate(file: Path, against: Path | None, scorer: Scorer) -> dict[str, Any]
 def read_samples(file: Path) -> list[Sample]:
     """The rows of a .jsonl file with the columns id, prompt, completion and, for several per prompt, sample."""
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # splitlines would also split at other characters
+        lines = (
+            read_regular(file, MAX_BYTES).decode("utf-8").split("\n")
+        )  # splitlines would also split at other characters
     except (OSError, UnicodeDecodeError) as exc:
         raise DataError(f"{file}: expected a .jsonl file of samples, got {exc}") from exc
     samples: dict[tuple[str, int], Sample] = {}

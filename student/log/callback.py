@@ -7,12 +7,11 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 
 from shards.cli.outside import naming_saves
-from shards.files import temporary_name
 from shards.format.writer import write_json
 from shards.progress import progress
 from shards.say import say
 from student.log.figures import EVALUATION
-from student.log.files import RUN_FILE, STATE_FILE
+from student.log.files import RUN_FILE, write_state
 from student.log.lines import evaluation_text, other_text, step_text
 
 WRITE_SECONDS, WRITE_SHARE = 10.0, 0.02
@@ -48,7 +47,7 @@ class RunLog(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._steps.update(state.global_step - self._steps.n)
         if not self._named:  # a run that is refused in its first step leaves nothing
-            self._write(args, state)
+            self.write(args, state)
 
     def on_prediction_step(
         self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
@@ -69,14 +68,14 @@ class RunLog(TrainerCallback):
             if self._steps is not None:
                 self._steps.refresh()
         if time.monotonic() >= self._next_write:
-            self._write(args, state)
+            self.write(args, state)
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._write(args, state)
+        self.write(args, state)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._steps.close()
-        self._write(args, state)
+        self.write(args, state)
 
     def _hides(self, args: Any, state: TrainerState) -> bool:
         return not self.says or args.disable_tqdm or not state.is_world_process_zero
@@ -90,7 +89,7 @@ class RunLog(TrainerCallback):
             return evaluation_text(logs, step=state.global_step)
         return other_text(logs, step=state.global_step)
 
-    def _write(self, args: Any, state: TrainerState) -> None:
+    def write(self, args: Any, state: TrainerState) -> None:
         """Write the log whole, then give it its name; and the first time the identity of its run."""
         if not state.is_world_process_zero:
             return
@@ -99,9 +98,7 @@ class RunLog(TrainerCallback):
             if not self._named:
                 write_json(out, RUN_FILE, self.trainer.run_identity())
                 self._named = True
-            temporary = temporary_name(out, STATE_FILE)
-            state.save_to_json(str(temporary))
-            temporary.replace(out / STATE_FILE)
+            write_state(out, state)
         ended = time.monotonic()
         self._next_write = ended + max(WRITE_SECONDS, (ended - began) / WRITE_SHARE)
 

@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
-from shards.files import matching
+from shards.files import matching, temporary_name
+from shards.format.writer import publish
 
 STATE_FILE = "trainer_state.json"
 """transformers' own: the log so far. In the run's folder since its first step, and in every checkpoint."""
@@ -20,6 +22,13 @@ SAMPLES_FILE = "samples.jsonl"
 
 STOPPED_FILE = "stopped.json"
 """In the folder of a run that stopped at a bad step: which one, and its samples with the loss of each micro-batch."""
+
+
+def write_state(out: Path, state: Any) -> None:
+    """Write the log of a run, a TrainerState, so that its file is whole at any time."""
+    temporary = temporary_name(out, STATE_FILE)
+    state.save_to_json(str(temporary))
+    publish(temporary, out / STATE_FILE)
 
 
 def checkpoints_of(out: Path) -> list[Path]:

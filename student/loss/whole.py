@@ -11,8 +11,12 @@ import torch
 
 def is_split(module: Any) -> bool:
     """Whether a wrapper keeps only a part of the module's weights on this rank outside of its call."""
-    fsdp = torch.distributed.fsdp.FSDPModule if torch.distributed.is_available() else ()
-    return isinstance(module, fsdp) or any(hasattr(parameter, "ds_id") for parameter in module.parameters(False))
+    if torch.distributed.is_available():
+        from torch.distributed.fsdp import FSDPModule
+
+        if isinstance(module, FSDPModule):
+            return True
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters(False))
 
 
 def in_call_of(module: Any, work: Callable[..., Any], *inputs: Any) -> Any:

@@ -1,7 +1,7 @@
 """Checks before the first step that the student can be saved at the end: a trial save, and disk space."""
 
 import contextlib
-import tempfile
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from shards.cli.outside import naming, naming_saves
 from shards.cli.space import require_training_fits
+from shards.files import make_folder, remove_temporary_files, temporary_name
 from student.log.files import STATE_FILE, checkpoints_of
 from student.loss.forward import base_model
 from student.runs.card import write_model_card
@@ -27,17 +28,27 @@ def try_saving(trainer: Any) -> None:
         return
     out = Path(args.output_dir)
     with naming_saves("output_dir"):
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".trial-") as folder, naming("saving the student"):
-            with _quietly():
-                model.save_pretrained(folder, state_dict={})
-            for adapter in getattr(trainer.model, "peft_config", {}).values():
-                adapter.save_pretrained(folder)
-            if trainer.processing_class is not None:
-                trainer.processing_class.save_pretrained(folder)
-            torch.save(args, Path(folder) / "training_args.bin")
-            trainer.state.save_to_json(str(Path(folder) / STATE_FILE))
-            write_model_card(trainer, Path(folder))
+        make_folder(out)
+        if trainer.is_world_process_zero():
+            remove_temporary_files(out)
+        folder = temporary_name(out, "trial")
+        try:
+            with naming(f"saving the student in {out}"):
+                _save_all_but_weights(trainer, model, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _save_all_but_weights(trainer: Any, model: Any, folder: Path) -> None:
+    with _quietly():
+        model.save_pretrained(folder, state_dict={})
+    for adapter in getattr(trainer.model, "peft_config", {}).values():
+        adapter.save_pretrained(folder)
+    if trainer.processing_class is not None:
+        trainer.processing_class.save_pretrained(folder)
+    torch.save(trainer.args, folder / "training_args.bin")
+    trainer.state.save_to_json(str(folder / STATE_FILE))
+    write_model_card(trainer, folder)
 
 
 @contextlib.contextmanager

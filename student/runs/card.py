@@ -82,7 +82,7 @@ Distilled token by token from a cached teacher with
 {measured}{"" if curves is None else CURVES}"""
     if curves is not None:
         write_text(folder, CURVES_FILE, curves)
-    ModelCard(text).save(folder / CARD_FILE)
+    write_text(folder, CARD_FILE, str(ModelCard(text)))
     write_record(folder, args, caches, trainer.changed)
 
 

@@ -4,6 +4,7 @@ A checkpoint's `distill_run.json` says which run it belongs to. It is written tw
 folder is known to be ours while it is written, and last with the size of every file. Then the checkpoint is complete.
 """
 
+import fnmatch
 import json
 import os
 import shutil
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import AlignDistilError, CacheConflict, CacheDamaged, CacheMissing, OptionError
-from shards.files import matching
+from shards.files import TEMPORARY_GLOB, make_folder, matching
 from shards.format.manifest import differences, read_json
 from shards.format.writer import flush_files, write_json
-from shards.modelfiles.whole import damage, file_sizes
+from shards.modelfiles.whole import damage, file_sizes, surplus
 from student.log.files import RUN_FILE, STATE_FILE, checkpoints_of
 from student.recipe import CHANGED, FREE, LATER, is_free
 
@@ -25,13 +26,13 @@ def begin(folder: Path, identity: dict[str, Any]) -> None:
     if folder.is_dir():
         require_ours(folder)
         remove(folder)
-    folder.mkdir(parents=True)
+    make_folder(folder)
     write_json(folder, RUN_FILE, identity | {"files": None})
 
 
 def require_ours(folder: Path) -> None:
     """Raise CacheConflict for a folder that would be overwritten or removed, but was not written by our runs."""
-    if any(folder.iterdir()) and not (folder / RUN_FILE).is_file():
+    if not _is_empty(folder) and not (folder / RUN_FILE).is_file():
         raise CacheConflict(
             f"{folder}: expected a checkpoint with {RUN_FILE}, found none; move it, or give another --output_dir"
         )
@@ -62,6 +63,22 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def remove_unfinished(out: Path) -> None:
+    """Remove what earlier runs were killed in the middle of writing, or of removing."""
+    for folder in checkpoints_of(out):
+        if is_unfinished(folder):
+            remove(folder)
+
+
+def remove_surplus(out: Path, limit: int | None, best: str | None, newest: Path) -> None:
+    """Remove the oldest checkpoints beyond a limit, but neither the best one nor the one that was just written.
+
+    transformers' own would leave a folder that nobody knows to be ours, if it were killed.
+    """
+    for folder in surplus(checkpoints_of(out)[::-1], limit, [newest, *([] if best is None else [Path(best)])]):
+        remove(folder)
+
+
 def sign(folder: Path, identity: dict[str, Any], *, weights_only: bool) -> None:
     """Mark a checkpoint as complete, once its files are on the disk."""
     files = file_sizes(folder, without=RUN_FILE)
@@ -87,9 +104,14 @@ def fault(folder: Path) -> str | None:
 def is_unfinished(folder: Path) -> bool:
     """Whether a checkpoint is ours and was still being written when its run ended."""
     try:
-        return not any(folder.iterdir()) or read_json(folder / RUN_FILE).get("files", {}) is None
+        return _is_empty(folder) or read_json(folder / RUN_FILE).get("files", {}) is None
     except AlignDistilError:
         return False
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder has nothing but temporary files: its run was killed before it could say whose it is."""
+    return all(fnmatch.fnmatchcase(path.name, TEMPORARY_GLOB) for path in folder.iterdir())
 
 
 def newest_whole(out: Path) -> tuple[Path | None, str]:

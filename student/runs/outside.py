@@ -45,8 +45,8 @@ def naming_processes() -> Iterator[None]:
         if not (dist.is_initialized() and _is_of_a_backend(exc)):
             raise
         raise ProcessLost(
-            f"rank {dist.get_rank()} of {dist.get_world_size()}: expected all processes of this run, lost one, which "
-            f"says why if it could; give the command again with --resume_from_checkpoint true ({first_line(exc)})"
+            f"rank {dist.get_rank()} of {dist.get_world_size()}: expected all processes of this run, got no answer "
+            "from one, which has said why if it could; go on with --resume_from_checkpoint true"
         ) from exc
 
 

@@ -15,7 +15,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import rotate_checkpoints
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
@@ -129,13 +128,15 @@ class ResumableTrainer(SafeLoads, ScalingTrainer):
                 say(f"{checkpoint}: goes on despite another {'; '.join(map(change_text, now))}")
 
     def _remove_earlier(self, checkpoint: Path | None) -> None:
-        """With overwrite_output_dir, remove the checkpoints of earlier runs unless this one resumes from them."""
+        """Remove unfinished checkpoints; with overwrite_output_dir all, unless this run resumes from one of them."""
         out = Path(str(self.args.output_dir))
         self.accelerator.wait_for_everyone()  # until no rank reads them any more
         goes_on = checkpoint is not None and checkpoint.resolve().parent == out.resolve()
-        if self.args.overwrite_output_dir and self.args.should_save and not goes_on:
+        if self.args.should_save:
             with naming_saves(str(out)):
-                checkpoints.remove_all(out)
+                checkpoints.remove_unfinished(out)
+                if self.args.overwrite_output_dir and not goes_on:
+                    checkpoints.remove_all(out)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Trainer._run_epoch, except for a run that has done all its steps: Trainer would do one more.
@@ -201,8 +202,9 @@ class ResumableTrainer(SafeLoads, ScalingTrainer):
         """Remove the oldest checkpoints, so that save_total_limit of them and the best one are left."""
         args = self.args
         if args.should_save:
-            out = str(args.output_dir)
-            rotate_checkpoints(out, args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+            out = Path(str(args.output_dir))
+            newest = out / f"checkpoint-{self.state.global_step}"
+            checkpoints.remove_surplus(out, args.save_total_limit, self.state.best_model_checkpoint, newest)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer.create_optimizer; raises OptionError if the optimizer is not installed or lacks the given options."""

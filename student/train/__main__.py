@@ -15,7 +15,7 @@ from shards.cli.launcher import leave
 from shards.cli.outside import naming_saves
 from shards.cli.trust_text import GOOD_TEXT, sampled, trust_lines
 from shards.errors import OptionError, first_line
-from shards.files import matching
+from shards.files import make_folder, matching
 from shards.modelfiles.adapter import lora_config
 from shards.modelfiles.find import resolve
 from shards.progress import commanded
@@ -38,7 +38,7 @@ from student.runs.schedule import steps_texts
 from student.train.distance import distance_text, measure
 from student.train.ranks import require_same_inputs
 from student.train.reference import reference_of
-from student.train.saving import save
+from student.train.saving import save, save_evaluation
 from student.trainer import DistillTrainer
 
 SAMPLE_ROWS = 200
@@ -84,7 +84,7 @@ def _train(args: DistillArguments) -> DistillTrainer:
     start = measure(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     if eval_data is not None:
-        trainer.save_metrics("eval", trainer.evaluate())
+        save_evaluation(trainer, trainer.evaluate())
     went = distance_text(start, measure(trainer))
     save(trainer, tokenizer, source)
     if trainer.is_world_process_zero():
@@ -109,7 +109,7 @@ def _require_output(args: DistillArguments, source: Path) -> None:
         raise OptionError("eval_shards: expected caches to evaluate on, got none")
     if int(os.environ.get("RANK", "0")) == 0:
         with naming_saves("output_dir"):
-            out.mkdir(parents=True, exist_ok=True)
+            make_folder(out)
             tempfile.TemporaryFile(dir=out).close()
         _require_unused(args, out)
 
@@ -207,4 +207,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    said = "interrupted; with --resume_from_checkpoint true the same command continues from the last checkpoint"
+    run_command(main, interrupted=said)

@@ -5,6 +5,7 @@ evaluation, the end. So a bad step may be noticed late, but always before the ne
 for a newer one only when a step after the newer one was good: until then nobody knows whether its weights are.
 """
 
+from abc import abstractmethod
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ class GuardedTrainer(ResumableTrainer):
         self._remove_older()
         return found
 
+    @abstractmethod
+    def write_log(self) -> None:
+        """Write the log so far into the run's folder."""
+
     def begin_watch(self) -> None:
         """Start from the log so far, which is that of the checkpoint in a resumed run."""
         log = [entry for entry in self.state.log_history if "loss" in entry and entry["step"] <= self.state.global_step]
@@ -70,9 +75,10 @@ class GuardedTrainer(ResumableTrainer):
         waits = control.should_log or control.should_save or control.should_evaluate or control.should_training_stop
         fault = self._look() if waits or self.steps.are_many else None
         if fault is not None:
-            control.should_save = control.should_evaluate = False
+            control.should_log, control.should_save, control.should_evaluate = True, False, False
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
         if fault is not None:
+            self.write_log()
             raise fault
 
     def _look(self) -> BadStep | None:
@@ -144,7 +150,9 @@ class GuardedTrainer(ResumableTrainer):
             return
         found = [name for name, count in zip(names, bad.tolist(), strict=True) if count]
         where = f" in {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "") if found else ""
-        raise self._bad(self._last, f"expected finite weights after it, got NaN or infinity{where}", {})
+        fault = self._bad(self._last, f"expected finite weights after it, got NaN or infinity{where}", {})
+        self.write_log()
+        raise fault
 
 
 def _not_finite(tensor: torch.Tensor) -> torch.Tensor:

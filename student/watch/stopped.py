@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,19 @@ class Sample:
         return f"{self.row}" if self.sample_id is None else f"{self.row} ({self.sample_id})"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A micro-batch of the step: its rank, its part of the loss, and its samples."""
+
+    rank: int
+    loss: float | str | None
+    samples: list[Sample]
+
+    @property
+    def badness(self) -> float:
+        return self.loss if isinstance(self.loss, float) else math.inf
+
+
 def stopped_text(
     data: CachedResponses, out: Path, fault: dict[str, Any], gathered: Sequence[Sequence[tuple[list[int], float]]]
 ) -> str:
@@ -40,25 +53,22 @@ def stopped_text(
     gathered   for each rank the micro-batches of the step: rows of `data`, and loss
     """
     parts = [
-        {"rank": rank, "loss": plain(loss), "samples": samples_of(data, [row for row in rows if row != FILLS])}
+        Part(rank=rank, loss=plain(loss), samples=samples_of(data, [row for row in rows if row != FILLS]))
         for rank, batches in enumerate(gathered)
         for rows, loss in batches
     ]
-    parts.sort(key=lambda part: _badness(part["loss"]), reverse=True)
-    as_json = [
-        part | {"samples": [{name: getattr(s, name) for name in Sample.__slots__} for s in part["samples"]]}
-        for part in parts
-    ]
+    parts.sort(key=lambda part: part.badness, reverse=True)
     with naming_saves(str(out)):
-        write_json(out, STOPPED_FILE, fault | {"micro_batches": as_json})
-    samples = [sample for part in parts for sample in part["samples"]]
-    kept = checkpoints_of(out)
-    names = " and ".join(folder.name for folder in reversed(kept[:2]))
-    since = f"kept {names}, and saved nothing since" if kept else "saved nothing"
+        write_json(out, STOPPED_FILE, fault | {"micro_batches": list(map(asdict, parts))})
+    names = " and ".join(folder.name for folder in reversed(checkpoints_of(out)[:2]))
+    samples = [sample for part in parts for sample in part.samples]
     more = f" and {len(samples) - NAMED:,} more" if len(samples) > NAMED else ""
-    named = ", ".join(map(str, samples[:NAMED])) + more
-    look = f"python -m shards.inspect {samples[0].cache} --row {samples[0].row}" if samples else ""
-    return f"{since}; its samples, the largest loss first ({out / STOPPED_FILE} has all): rows {named}; look at them: {look}"
+    since = f"kept {names}, and saved nothing since" if names else "saved nothing"
+    return (
+        f"{since}; its samples, the largest loss first "
+        f"({out / STOPPED_FILE} has all): rows {', '.join(map(str, samples[:NAMED]))}{more}; look at them: "
+        f"python -m shards.inspect {samples[0].cache} --row {samples[0].row}"
+    )
 
 
 def samples_of(data: CachedResponses, rows: Sequence[int]) -> list[Sample]:
@@ -84,7 +94,3 @@ def _sample_id(data: CachedResponses, cache: int, row: int) -> str | None:
 def plain(value: float | None) -> float | str | None:
     """A number as JSON can have it."""
     return value if value is None or math.isfinite(value) else str(value)
-
-
-def _badness(loss: Any) -> float:
-    return math.inf if isinstance(loss, str) else float(loss)

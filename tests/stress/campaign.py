@@ -34,8 +34,8 @@ def missed(kind: str, text: str, others: int = 0) -> Outcome:
     return Outcome(verdict="missed", kind=kind, text=text, others=others)
 
 
-def hung(kind: str, text: str) -> Outcome:
-    return Outcome(verdict="hung", kind=kind, text=text)
+def hung(kind: str, text: str, others: int = 0) -> Outcome:
+    return Outcome(verdict="hung", kind=kind, text=text, others=others)
 
 
 class Campaign(ABC):

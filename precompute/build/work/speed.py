@@ -14,6 +14,9 @@ from precompute.tokens.tokenized import TokenizedResponse
 from shards.progress import progress
 from shards.spread import spread
 
+PASSES = 2
+"""Of which the better one counts; the first one finds nothing in the caches of the processor."""
+
 
 def measured_batch_tokens(scorer: Scorer, corpus: Corpus, rule: SupportRule, memory: Memory) -> int:
     """The padded tokens of a batch that the device's memory has room for. Raises OptionError if a row has none."""
@@ -30,7 +33,7 @@ def measured_batch_tokens(scorer: Scorer, corpus: Corpus, rule: SupportRule, mem
 def tokens_per_second(
     scorer: Scorer, responses: Sequence[TokenizedResponse], rule: SupportRule, batch_tokens: int
 ) -> float | None:
-    """Response tokens a second: the better of two passes over a batch of typical rows. For the plan's estimate only.
+    """Response tokens a second: the better of PASSES passes over a batch of typical rows. For the plan's estimate only.
 
     None if the models are moved to the device in turn: the progress bar shows the cost after the first shard.
     """
@@ -44,7 +47,7 @@ def tokens_per_second(
     )
     batch = [rows[i] for i in batches[len(batches) // 2]]
     seconds = []
-    for _ in progress(range(2), "measuring the speed", unit="pass", brief=True):
+    for _ in progress(range(PASSES), "measuring the speed", unit="pass", brief=True):
         start = time.perf_counter()
         positions = sum(scores.num_positions for scores in next(scorer.score([batch], rule)))
         seconds.append(time.perf_counter() - start)

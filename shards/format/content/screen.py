@@ -4,7 +4,7 @@ They look at minima, maxima and lengths over all rows at once, and say only yes 
 says which row, column and value: it has the last word. Every check here is as lax as its rule, or laxer.
 
 Left to `shards.verify` and to the writer, because they need an exponential or more of every value, or other rows: the
-mass of all positions (16; here of every `SAMPLED`-th), the next token's log-prob (17), D_t's bounds by the masses (18;
+mass of all positions (16; here of a few of each row), the next token's log-prob (17), D_t's bounds by the masses (18;
 here 0 and 2), the tail's shape (19), and names that repeat (9).
 
 Dimensions: R rows, T tokens, N positions and M kept tokens over all rows.
@@ -26,8 +26,13 @@ Rows = Sequence[Mapping[str, Any]]
 LISTS = ("token", "position", "node", "entry")
 """Levels of list columns."""
 
+LOWEST_BITS = int(np.float32(np.finfo(np.float32).min).view(np.int32))
+lowest_of, highest_of = (
+    np.minimum.reduce,
+    np.maximum.reduce,
+)  # as an array's min and max, in half the time if it is short
 SAMPLED = 64
-"""The mass is summed at one of so many positions, beginning with the first."""
+"""The mass is summed at the first position of each row and at one of so many others."""
 
 
 def misshapen(rows: Rows, table: Sequence[Column], plan: Plan) -> bool:
@@ -48,10 +53,10 @@ def misshapen(rows: Rows, table: Sequence[Column], plan: Plan) -> bool:
         before, counted = counted, int(entries_N[end - 1])
         sizes = (len(row[schema.INPUT_IDS]), positions, positions * nodes, counted - before)
         for level, size in zip(LISTS, sizes, strict=True):
-            if not {len(row[name]) for name in of_level[level]} <= {size}:
+            if not {size}.issuperset(map(len, map(row.__getitem__, of_level[level]))):
                 return True
     distances = [name for name in map(schema.l1_distance_column, schema.NEGATIVES) if name in rows[0]]
-    highest = highest_distance(count_N.max(), plan)
+    highest = highest_distance(int(highest_of(count_N)), plan)
     return not all(_within(np.concatenate([row[name] for row in rows]), 0, highest) for name in distances)
 
 
@@ -64,8 +69,8 @@ def wrong_tokens(rows: Rows, plan: Plan) -> bool:
     return any(map(_wrong_place, rows)) or any(map(_wrong_name, rows))
 
 
-def wrong_scores(scores: Scores, plan: Plan) -> bool:
-    """Whether decoded values of rows of the right shape are impossible."""
+def wrong_scores(scores: Scores, size_R: Sequence[int], plan: Plan) -> bool:
+    """Whether decoded values of rows of the right shape, size_R positions each, are impossible."""
     count_N = scores.support_count
     starts_N = segment_starts(count_N)
     highest = highest_logprob(plan)
@@ -74,7 +79,7 @@ def wrong_scores(scores: Scores, plan: Plan) -> bool:
         or not all(_finite(values_M, highest) for values_M in scores.logprobs.values())
         or not all(_finite(values_N, highest) for values_N in scores.next_logprob.values())
         or _wrong_tails(scores, highest, count_N == plan.vocabulary_size)
-        or _wrong_mass(scores, starts_N, plan)
+        or (bool(scores.logprobs) and _wrong_mass(scores, _sampled(size_R), starts_N, plan))
     )
 
 
@@ -101,50 +106,57 @@ def _unordered(ids_M: np.ndarray, starts_N: np.ndarray, size: int) -> bool:
     rises_M = ids_M[1:] > ids_M[:-1]
     rises_M[starts_N[1:] - 1] = True
     lasts_N = ids_M[np.append(starts_N[1:], len(ids_M)) - 1]
-    return not (rises_M.all() and _below(lasts_N, size) and ids_M[starts_N].min() >= 0)
+    return not (rises_M.all() and _below(lasts_N, size) and lowest_of(ids_M[starts_N]) >= 0)
 
 
 def _wrong_tails(scores: Scores, highest: float, full_N: np.ndarray) -> bool:
     """Whether a tail is not -inf exactly where all tokens are kept, or another one is not a number or too high."""
-    for tail_N in scores.tail_logprob.values():
-        if not tail_N.max() <= highest or ((tail_N == -np.inf) != full_N).any():
+    logprobs, partitions = scores.tail_logprob.values(), scores.tail_logpartition.values()
+    if not full_N.any():
+        return not (all(_finite(v, highest) for v in logprobs) and all(np.isfinite(v).all() for v in partitions))
+    for tail_N in logprobs:
+        if not highest_of(tail_N) <= highest or ((tail_N == -np.inf) != full_N).any():
             return True
-    some_full = full_N.any()
-    for tail_NI in scores.tail_logpartition.values():
-        right = np.isfinite(tail_NI)
-        if some_full:
-            right = np.where(full_N[:, None], np.isneginf(tail_NI), right)
-        if not right.all():
-            return True
-    return False
+    return not all(np.where(full_N[:, None], np.isneginf(v), np.isfinite(v)).all() for v in partitions)
 
 
-def _wrong_mass(scores: Scores, starts_N: np.ndarray, plan: Plan) -> bool:
-    """Whether at some positions the kept tokens and the tail have not a mass of 1, or without a tail more than 1."""
-    count_S = scores.support_count[::SAMPLED]
+def _sampled(size_R: Sequence[int]) -> np.ndarray:
+    """The positions whose mass is summed, (S,)."""
+    ends = np.cumsum(size_R)
+    return np.append(ends - size_R, np.arange(SAMPLED, ends[-1], SAMPLED))
+
+
+def _wrong_mass(scores: Scores, some_S: np.ndarray, starts_N: np.ndarray, plan: Plan) -> bool:
+    """Whether at these positions the kept tokens and the tail have not a mass of 1, or without a tail more than 1."""
+    count_S = scores.support_count[some_S]
     starts_S = segment_starts(count_S)
-    places = np.repeat(starts_N[::SAMPLED] - starts_S, count_S)
+    places = np.repeat(starts_N[some_S] - starts_S, count_S)
     places += np.arange(len(places))
-    tolerance = mass_tolerance(count_S.max(), plan)
-    for role, logprobs_M in scores.logprobs.items():
-        mass_S = np.add.reduceat(np.exp(logprobs_M[places]), starts_S)
-        tail_N = scores.tail_logprob.get(role)
-        if tail_N is not None:
-            mass_S += np.exp(tail_N[::SAMPLED])
-        if not _within(mass_S, -np.inf if tail_N is None else 1 - tolerance, 1 + tolerance):
-            return True
-    return False
+    mass_RS = np.add.reduceat(np.exp([values_M[places] for values_M in scores.logprobs.values()]), starts_S, axis=1)
+    tolerance = mass_tolerance(int(highest_of(count_S)), plan)
+    for role, mass_S in zip(scores.logprobs, mass_RS, strict=True):
+        if role in scores.tail_logprob:
+            mass_S += np.exp(scores.tail_logprob[role][some_S])
+            if not lowest_of(mass_S) >= 1 - tolerance:
+                return True
+    return not highest_of(mass_RS, axis=None) <= 1 + tolerance
 
 
 def _finite(values: np.ndarray, highest: float) -> bool:
-    """Whether all values are finite and none is above `highest`; NaN fails every comparison."""
-    return bool(values.max() <= highest and values.min() > -np.inf)
+    """Whether all values are finite and none is above `highest`; NaN fails every comparison.
+
+    The bits of a float32, read as a signed integer, are at most `LOWEST_BITS` exactly if it is below 0 and finite. So
+    one pass is enough, unless a value is 0 or above.
+    """
+    if values.dtype == np.float32 and highest_of(values.view(np.int32)) <= LOWEST_BITS:
+        return True
+    return bool(highest_of(values) <= highest and lowest_of(values) > -np.inf)
 
 
-def _within(values: np.ndarray, low: float, high: float) -> bool:
-    return bool(values.min() >= low and values.max() <= high)
+def _within(values: np.ndarray, low: Any, high: Any) -> bool:
+    return bool(lowest_of(values) >= low and highest_of(values) <= high)
 
 
 def _below(ids: np.ndarray, size: int) -> bool:
     """Whether all ids, int32, are in [0, size): a negative one is a large one without its sign."""
-    return bool(ids.view(np.uint32).max() < size)
+    return bool(highest_of(ids.view(np.uint32)) < size)

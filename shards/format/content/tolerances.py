@@ -1,6 +1,6 @@
 """How far stored values may be from what the rules say: the error of float32 sums, and of compact codes. Pure."""
 
-import numpy as np
+from typing import Any
 
 from shards.format.encoding import compact
 from shards.format.nodes import LARGEST_DISTANCE
@@ -18,12 +18,12 @@ def highest_logprob(plan: Plan) -> float:
     return LOGPROB_TOLERANCE + unit(plan)
 
 
-def highest_distance(count_N: np.ndarray, plan: Plan) -> np.ndarray:
+def highest_distance(count_N: Any, plan: Plan) -> Any:
     """The highest D_t that may be stored at positions with so many kept tokens, (N,)."""
     return LARGEST_DISTANCE + 2 * mass_tolerance(count_N, plan)
 
 
-def mass_tolerance(count_N: np.ndarray, plan: Plan) -> np.ndarray:
+def mass_tolerance(count_N: Any, plan: Plan) -> Any:
     """Allowed error of the mass of kept tokens and tail, (N,): each compact probability is off by less than a unit."""
     return MASS_TOLERANCE + unit(plan) * count_N + tail_step_nats(plan)
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 NUMBERS = {
     **{"read": 0, "write": 1, "open": 2, "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "sendfile": 40},
@@ -56,7 +57,7 @@ def seen(pid: int, number: int, arguments: Sequence[int]) -> Call:
     path = _text(pid, arguments[at])
     if not path.startswith("/"):
         folder = _signed(arguments[at - 1]) if at else AT_CURRENT_FOLDER
-        path = os.path.join(_link(f"/proc/{pid}/cwd") if folder == AT_CURRENT_FOLDER else _open_file(pid, folder), path)
+        path = f"{_link(f'/proc/{pid}/cwd') if folder == AT_CURRENT_FOLDER else _open_file(pid, folder)}/{path}"
     if name in ("open", "openat"):
         writes = bool(arguments[at + 1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
     return Call(pid=pid, name=name, path=path, writes=writes)
@@ -68,7 +69,7 @@ def _open_file(pid: int, descriptor: int) -> str:
 
 def _link(path: str) -> str:
     try:
-        return os.readlink(path).removesuffix(" (deleted)")
+        return str(Path(path).readlink()).removesuffix(" (deleted)")
     except OSError:
         return ""
 
@@ -77,7 +78,7 @@ def _text(pid: int, address: int) -> str:
     """The string at an address of the process: it may reach to the end of a mapped page."""
     found = b""
     try:
-        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
             while b"\0" not in found and len(found) < LONGEST_PATH:
                 memory.seek(address + len(found))
                 piece = memory.read(4096 - (address + len(found)) % 4096)

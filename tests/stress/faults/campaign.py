@@ -1,111 +1,139 @@
-"""Faults: every call about files fails once, in every command that writes."""
+"""Faults: every call about files fails once, disks are full, folders vanish, memory ends, in every command."""
 
-import errno
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from shards.spread import spread
 from stress.campaign import Campaign, Outcome, held, hung, missed
-from stress.faults.calls import Call
-from stress.faults.commands import COMMANDS
-from stress.faults.judge import Undisturbed, half, names_of, unlike, wrong_end
-from stress.faults.runs import FailOnce, Runs, kind_of
+from stress.faults import defects
+from stress.faults.calls import NUMBERS, Call
+from stress.faults.cases import Fault, Limit, faults_of, limits_of
+from stress.faults.commands import COMMANDS, Places, make_inputs
+from stress.faults.judge import Undisturbed, half, names_of, unlike, wrong_end, wrong_interruption
+from stress.faults.limits import limited
+from stress.faults.runs import Runs, kind_of
 from stress.forked import Ended
 
-READS = 3
-"""Of each file, that fail; a cache is read in hundreds of pieces."""
-
-E_ = errno
-ERRORS = {
-    **dict.fromkeys(
-        ("write", "pwrite64", "writev", "ftruncate", "fallocate", "copy_file_range", "sendfile"), (E_.ENOSPC, E_.EIO)
-    ),
-    **dict.fromkeys(("fsync", "fdatasync"), (E_.EIO, E_.ENOSPC)),
-    **dict.fromkeys(("open to write", "openat to write", "creat"), (E_.ENOSPC, E_.EACCES, E_.EMFILE, E_.EROFS, E_.EIO)),
-    **dict.fromkeys(
-        ("mkdir", "mkdirat", "rename", "renameat", "renameat2", "link", "linkat"),
-        (E_.ENOSPC, E_.EACCES, E_.EROFS, E_.EIO),
-    ),
-    **dict.fromkeys(("unlink", "unlinkat", "rmdir"), (E_.EACCES, E_.EIO, E_.EROFS)),
-    **dict.fromkeys(("open", "openat"), (E_.EIO, E_.EMFILE, E_.EACCES)),
-    **dict.fromkeys(("read", "pread64", "readv", "getdents64"), (E_.EIO,)),
-    "mmap": (E_.ENOMEM,),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """The `number`-th call of a kind that a command makes fails with `code`."""
-
-    command: str
-    kind: str
-    number: int
-    code: int
+WRITING = tuple(name for name in NUMBERS if name not in ("read", "pread64", "readv", "getdents64", "mmap"))
 
 
 class Faults(Campaign):
     name, unit = "faults", "faults"
+    defects: ClassVar = defects.DEFECTS
 
-    def __init__(self, ground: Path, seed: int, commands: Sequence[str] = tuple(COMMANDS)) -> None:
+    def __init__(
+        self,
+        ground: Path,
+        seed: int,
+        commands: Sequence[str] = tuple(COMMANDS),
+        make: Callable[[Places], object] = make_inputs,
+    ) -> None:
+        """Raises NotHere where system calls cannot be watched."""
         self.seed = seed
-        self.runs = Runs.prepare(ground, commands)
+        self.runs = Runs.prepare(ground, commands, make)
         self.undisturbed: dict[str, Undisturbed] = {}
-        self.faults: list[Fault] = []
+        self.cases: list[Fault | Limit] = []
         for name in commands:
             self.undisturbed[name], calls = self.runs.undisturbed(COMMANDS[name])
-            self.faults += _faults(name, calls)
+            self.cases += [*faults_of(name, calls), *limits_of(name, self.undisturbed[name].bytes)]
 
     def __len__(self) -> int:
-        return len(self.faults)
+        return len(self.cases)
 
     def case(self, number: int) -> Outcome:
-        fault = self.faults[number]
-        kind = f"{fault.command}: {fault.kind} {errno.errorcode[fault.code]}"
+        case = self.cases[number]
         self.runs.clear()
-        fails = FailOnce(kind=fault.kind, number=fault.number, code=fault.code, here=self.runs.places.here)
-        ended = self.runs.watched(COMMANDS[fault.command], fails, [fault.kind.removesuffix(" to write")])
-        return self.judged(kind, fault.command, ended, fails.call, fails.there)
+        if isinstance(case, Limit):
+            return self._limit(case)
+        at = At(case, self.runs.places.here)
+        names = [case.kind.removesuffix(" to write")] if case.mode == "once" else WRITING
+        ended = self.runs.watched(COMMANDS[case.command], at, names)
+        what = f"{case.mode}: {at.call.name} of {at.call.path}" if at.call else "no call"
+        if case.mode == "stopped":
+            wrong = wrong_interruption(ended, self.undisturbed[case.command]) if ended.code else None
+        else:
+            places = self._names(at.call)
+            if case.mode != "once":  # what fails next is another call
+                places += [f"{self.runs.places.here}/", f"{self.runs.places.tmp}"]
+            wrong = wrong_end(ended, self.undisturbed[case.command], places) if ended.code else None
+        if not ended.code and at.call is not None and case.mode == "once" and at.call.name in ("fsync", "fdatasync"):
+            wrong = "not on the disk, and nothing said so"
+        return self._judged(case, ended, f"{what}: {wrong}" if wrong else "", what, at.there)
 
-    def judged(self, kind: str, name: str, ended: Ended, call: Call | None, there: frozenset[str]) -> Outcome:
-        undisturbed, here = self.undisturbed[name], self.runs.places.here
-        what = "no call" if call is None else f"{call.name} of {call.path}"
+    def _names(self, call: Call | None) -> list[str]:
+        """What a line may name for a call: a copy in the folder for temporary files is also told by its original."""
+        if call is None:
+            return [str(self.runs.places.here)]
+        path, places = Path(call.path), self.runs.places
+        originals = [str(p) for p in places.inputs.rglob(path.name)] if path.is_relative_to(places.tmp) else []
+        return [*names_of(call.path, self.runs.roots), *originals]
+
+    def _limit(self, case: Limit) -> Outcome:
+        places = self.runs.places
+        with limited(case, places.here) as before:
+            ended = self.runs.plain(COMMANDS[case.command], before)
+            roots = [f"{root}" for root in self.runs.roots]
+            wrong = None
+            if ended.code:
+                anywhere = ["memory:"] if case.mode == "memory" else [*roots, *(f"{root}/" for root in roots)]
+                wrong = wrong_end(ended, self.undisturbed[case.command], anywhere)
+            wrong = wrong or next(half(places.here, self.undisturbed[case.command]), None)
+        return self._judged(case, ended, wrong or "", f"{case.mode} of {case.size}", frozenset())
+
+    def _judged(self, case: Fault | Limit, ended: Ended, wrong: str, what: str, there: frozenset[str]) -> Outcome:
+        """After a command that ended with an error, the same one must end as if nothing had been."""
+        undisturbed, here, kind = self.undisturbed[case.command], self.runs.places.here, str(case)
         if ended.code is None:
             return hung(kind, f"{what}: no end")
+        if wrong:
+            return missed(kind, wrong)
+        if not ended.code and case.mode == "gone":
+            return held(kind)  # what was removed had been whole, or was made again
         if ended.code:
-            if call is None:
-                return missed(kind, f"{what}: {ended.err}")
-            places = names_of(call.path, self.runs.roots)
-            if wrong := wrong_end(ended, undisturbed, places):
-                return missed(kind, f"{what}: {wrong}")
-            for wrong in half(here, undisturbed):
-                return missed(kind, f"{what}: {wrong}")
-            if lost := [f for f in there & undisturbed.contents.keys() if not (here / f).exists()]:
+            for fault in half(here, undisturbed):
+                return missed(kind, f"{what}: {fault}")
+            kept = there & undisturbed.contents.keys() if case.mode != "gone" else frozenset()
+            if lost := [file for file in sorted(kept) if not (here / file).exists()]:
                 return missed(kind, f"{what}: lost {lost}")
-            ended = self.runs.plain(COMMANDS[name])
+            ended = self.runs.plain(COMMANDS[case.command])
             if ended.code is None:
                 return hung(kind, f"{what}: the command after it did not end")
             if ended.code:
                 return missed(kind, f"{what}: the command after it ended with {ended.code}: {ended.err[-600:]}")
-        elif call is not None and call.name in ("fsync", "fdatasync"):
-            return missed(kind, f"{what}: not on the disk, and nothing said so")
-        for wrong in unlike(here, undisturbed):
-            return missed(kind, f"{what}: {wrong}")
+        for fault in unlike(here, undisturbed, temporary=case.mode in ("ever", "gone")):
+            return missed(kind, f"{what}: {fault}")
         return held(kind)
 
 
-def _faults(name: str, calls: Sequence[Call]) -> Iterator[Fault]:
-    """Every call that writes fails with every error; of the reads of one file a few, with one error each."""
-    seen: Counter[str] = Counter()
-    reads: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-    for call in calls:
-        kind = kind_of(call)
-        if call.writes:
-            yield from (Fault(name, kind, seen[kind], code) for code in ERRORS[kind])
-        else:
-            reads[kind, call.path].append(seen[kind])
-        seen[kind] += 1
-    for (kind, _), numbers in reads.items():
-        for i, place in enumerate(spread(len(numbers), READS)):
-            yield Fault(name, kind, numbers[place], ERRORS[kind][i % len(ERRORS[kind])])
+class At:
+    """Does what a fault says at its call, and remembers the call and the files that were there."""
+
+    def __init__(self, fault: Fault, here: Path) -> None:
+        self.fault, self.here = fault, here
+        self.seen = 0
+        self.call: Call | None = None
+        self.there: frozenset[str] = frozenset()
+
+    def __call__(self, call: Call) -> int | None:
+        if not (kind_of(call) == self.fault.kind if self.fault.mode == "once" else call.writes):
+            return None
+        self.seen += 1
+        if self.seen - 1 < self.fault.number or (self.seen - 1 > self.fault.number and self.fault.mode != "ever"):
+            return None
+        if self.call is None:
+            self.call = call
+            self.there = frozenset(str(path.relative_to(self.here)) for path in self.here.rglob("*") if path.is_file())
+        match self.fault.mode:
+            case "gone":
+                for path in self.here.iterdir():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            case "stopped":
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(call.pid, signal.SIGINT)
+            case _:
+                return self.fault.code
+        return None

@@ -10,30 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TRAINING = [
-    "--use_cpu",
-    "true",
-    "--dataloader_pin_memory",
-    "false",
-    "--report_to",
-    "none",
-    "--disable_tqdm",
-    "true",
-    "--max_steps",
-    "2",
-]
-TRAINING += [
-    "--logging_steps",
-    "1",
-    "--save_strategy",
-    "steps",
-    "--save_steps",
-    "1",
-    "--save_total_limit",
-    "1",
-    "--learning_rate",
-    "1e-2",
-]
+TRAINING = (
+    *("--use_cpu", "true", "--dataloader_pin_memory", "false", "--report_to", "none", "--disable_tqdm", "true"),
+    *("--max_steps", "2", "--logging_steps", "1", "--save_strategy", "steps", "--save_steps", "1"),
+    *("--save_total_limit", "1", "--learning_rate", "1e-2"),
+)
+LLAMA = "transformers.models.llama.modeling_llama"
 BUILD = ["--responses", "both", "--top_k", "5", "--max_top_k", "12", "--device", "cpu"]
 
 
@@ -61,6 +43,7 @@ class Command:
 
     def run(self, places: Places) -> None:
         """In a fork: as python -m does it."""
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))  # not a test's
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ["TMPDIR"], tempfile.tempdir = str(places.tmp), None
         os.chdir(places.here)
@@ -113,24 +96,32 @@ def _report(places: Places) -> Sequence[object]:
 COMMANDS = {
     command.name: command
     for command in (
-        Command(name="build", module="precompute.build", flags=_build, imports=("precompute.build.build",)),
+        Command(name="build", module="precompute.build", flags=_build, imports=("precompute.build.build", LLAMA)),
         Command(
             name="train",
             module="student.train",
             flags=_train,
-            imports=("student.trainer", "student.train.saving", "student.train.reference", "student.train.distance"),
+            imports=(
+                "student.trainer",
+                "student.train.saving",
+                "student.train.reference",
+                "student.train.distance",
+                LLAMA,
+            ),
         ),
-        Command(name="teachers", module="precompute.teachers", flags=_teachers, imports=("precompute.teachers.dpo",)),
+        Command(
+            name="teachers", module="precompute.teachers", flags=_teachers, imports=("precompute.teachers.dpo", LLAMA)
+        ),
         Command(
             name="rollout",
             module="precompute.rollout",
             flags=_rollout,
-            imports=("precompute.rollout.inputs", "precompute.rollout.file", "precompute.rollout.vllm_engine"),
+            imports=("precompute.rollout.inputs", "precompute.rollout.file", "precompute.rollout.vllm_engine", LLAMA),
         ),
         Command(name="copy", module="shards.copy", flags=_copy, imports=("shards.copy.copying",)),
         Command(name="verify", module="shards.verify", flags=lambda places: [places.inputs / "cache"]),
         Command(name="learn", module="shards.learn", flags=lambda places: [places.inputs / "cache"]),
-        Command(name="evaluate", module="student.evaluate", flags=_evaluate, imports=("student.evaluate.judge",)),
+        Command(name="evaluate", module="student.evaluate", flags=_evaluate, imports=("student.evaluate.judge", LLAMA)),
         Command(name="inspect", module="shards.inspect", flags=_page, imports=("shards.inspect.page",)),
         Command(name="report", module="student.report", flags=_report, imports=("student.report.page",)),
     )

@@ -15,10 +15,20 @@ UNFINISHED = re.compile(r"^checkpoint-\d+$|^training$|^\.|\.partial$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undisturbed:
-    """What a command leaves and says when nothing fails. contents: path -> hash, or None if two runs differ there."""
+    """What a command leaves and says when nothing fails.
+
+    contents: path -> hash, or None if two runs differ there. bytes: of all files.
+    """
 
     contents: Mapping[str, str | None]
     lines: frozenset[str]
+    bytes: int
+
+
+def is_stable(path: str) -> bool:
+    """Whether a file has the same bytes in every run: not a log with times, nor the record of its size."""
+    name = Path(path).name
+    return name not in ("trainer_state.json", "training_args.bin") and not path.endswith("/distill_run.json")
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -26,7 +36,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not path.name.endswith("aligndistil-lock")
     }
 
 
@@ -45,6 +55,14 @@ def wrong_end(ended: Ended, undisturbed: Undisturbed, places: Collection[str]) -
         return f"expected one line, got {len(lines)}: {' / '.join(lines)}"
     if not _names(lines[0], places):
         return f"expected a line that names {min(places, key=len)} or below, got: {lines[0]}"
+    return None
+
+
+def wrong_interruption(ended: Ended, undisturbed: Undisturbed) -> str | None:
+    """What is wrong with how a command ended after Ctrl-C."""
+    lines = [line for line in ended.err.splitlines() if line.strip() and line not in undisturbed.lines]
+    if ended.code != 130 or len(lines) != 1 or not lines[0].startswith("interrupted"):
+        return f"expected exit code 130 and one line, got {ended.code}: {' / '.join(lines)[-600:]}"
     return None
 
 
@@ -75,9 +93,10 @@ def half(folder: Path, undisturbed: Undisturbed) -> Iterator[str]:
             yield f"{path} has its name and is not whole"
 
 
-def unlike(folder: Path, undisturbed: Undisturbed) -> Iterator[str]:
-    """How the end differs from that of a command that nothing disturbed."""
+def unlike(folder: Path, undisturbed: Undisturbed, *, temporary: bool) -> Iterator[str]:
+    """How the end differs from that of a command that nothing disturbed. temporary: such files may be left."""
     found, wanted = contents(folder), undisturbed.contents
+    found = {path: content for path, content in found.items() if not (temporary and TEMPORARY.match(Path(path).name))}
     yield from (f"{path} is missing" for path in sorted(wanted.keys() - found.keys()))
     yield from (f"{path} is left over" for path in sorted(found.keys() - wanted.keys()))
     yield from (f"{path} has other bytes" for path in sorted(wanted) if wanted[path] not in (None, found.get(path)))

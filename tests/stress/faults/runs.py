@@ -10,11 +10,14 @@ from pathlib import Path
 from stress import forked
 from stress.faults.calls import NUMBERS, Call
 from stress.faults.commands import COMMANDS, Command, Places, make_inputs
-from stress.faults.judge import Undisturbed, contents
-from stress.faults.watched import Watched
+from stress.faults.judge import Undisturbed, contents, is_stable
+from stress.faults.watched import Watched, why_not
 
 SECONDS = 120.0
-LIBRARIES = ("transformers.models.llama.modeling_llama", "fake_run", "tiny")
+
+
+class NotHere(Exception):
+    """System calls cannot be watched on this machine."""
 
 
 @dataclass(kw_only=True)
@@ -25,13 +28,16 @@ class Runs:
     ground: Path
 
     @classmethod
-    def prepare(cls, ground: Path, names: Sequence[str]) -> "Runs":
+    def prepare(cls, ground: Path, names: Sequence[str], make: Callable[[Places], object] = make_inputs) -> "Runs":
+        """make: makes the inputs, in a fork."""
+        if (reason := why_not()) is not None:
+            raise NotHere(reason)
         places = Places.under(ground)
         places.inputs.mkdir()
         runs = cls(places=places, ground=ground)
-        for module in [*LIBRARIES, *(module for name in names for module in COMMANDS[name].imports)]:
+        for module in [module for name in names for module in COMMANDS[name].imports]:
             importlib.import_module(module)
-        made = forked.run(lambda: make_inputs(places), ground / "log")
+        made = forked.run(lambda: (make(places), None)[1], ground / "log")
         assert made.code == 0, made.err
         return runs
 
@@ -63,7 +69,7 @@ class Runs:
         return forked.wait(pid, log, max(1.0, until - time.monotonic()))
 
     def undisturbed(self, command: Command) -> tuple[Undisturbed, list[Call]]:
-        """What a command leaves and which calls it makes; files that two runs write with other bytes are not compared."""
+        """What a command leaves and which calls it makes; files that two runs write differently are not compared."""
         calls: list[Call] = []
         ends = []
         for run in (lambda: self.plain(command), lambda: self.watched(command, lambda call: calls.append(call))):
@@ -73,31 +79,9 @@ class Runs:
             ends.append((contents(self.places.here), ended.err.splitlines()))
         (one, said), (other, said_again) = ends
         assert one.keys() == other.keys(), f"{command.name}: {one.keys() ^ other.keys()}"
-        same = {path: found if found == other[path] else None for path, found in one.items()}
-        return Undisturbed(contents=same, lines=frozenset([*said, *said_again])), calls
-
-
-@dataclass(kw_only=True)
-class FailOnce:
-    """Decides that the `number`-th call of a kind fails, once. there: files at that moment."""
-
-    kind: str
-    number: int
-    code: int
-    here: Path
-    seen: int = 0
-    call: Call | None = None
-    there: frozenset[str] = frozenset()
-
-    def __call__(self, call: Call) -> int | None:
-        if kind_of(call) != self.kind:
-            return None
-        self.seen += 1
-        if self.seen - 1 != self.number:
-            return None
-        self.call = call
-        self.there = frozenset(str(path.relative_to(self.here)) for path in self.here.rglob("*") if path.is_file())
-        return self.code
+        same = {path: found if found == other[path] and is_stable(path) else None for path, found in one.items()}
+        written = sum(path.stat().st_size for path in self.places.here.rglob("*") if path.is_file())
+        return Undisturbed(contents=same, lines=frozenset([*said, *said_again]), bytes=written), calls
 
 
 def kind_of(call: Call) -> str:

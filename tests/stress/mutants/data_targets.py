@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets  # noqa: F401 - read_rows imports it at its first table
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard

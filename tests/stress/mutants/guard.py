@@ -18,10 +18,11 @@ from huggingface_hub.constants import HF_HOME
 from shards.errors import MAX_CHARACTERS, AlignDistilError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-SECONDS = 5.0  # for one mutant, which takes about a millisecond
+SECONDS = 10.0  # for one mutant, which takes about a millisecond
 ROOM_BYTES = 512 * 2**20  # for all mutants of a fork
 FORBIDDEN = ("pickle.find_class", "exec", "compile", "os.system", "subprocess.Popen", "socket.connect", "os.exec")
-FORBIDDEN += ("os.posix_spawn", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.truncate")
+FORBIDDEN += ("os.posix_spawn", "os.fork")
+CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.truncate", "os.chmod")
 OUR_OWN = ("shards", "precompute", "student", "stress")
 
 
@@ -72,6 +73,8 @@ class Guard:
         elif event == "import":
             if arguments[0].partition(".")[0] not in self._modules:
                 self._note(f"imported {arguments[0]}")
+        elif event in CHANGES:
+            self._opened(arguments[0], None, os.O_WRONLY)
         elif event in FORBIDDEN and not (event in ("exec", "compile") and _is_import()):
             self._note(f"{event} {str(arguments)[:80]}")
 

@@ -1,4 +1,4 @@
-"""The files of model folders as targets: configs, adapters, headers of safetensors, the index of their files, records."""
+"""The files of model folders as targets: configs, adapters, headers of safetensors, indexes of weights, records."""
 
 import json
 import struct

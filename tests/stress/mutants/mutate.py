@@ -106,7 +106,7 @@ def _changed(value: Any, draw: random.Random) -> Any:
         if draw.random() < 0.2:
             return [*value[:at], *value[at + 1 :]] if draw.random() < 0.5 else [*value, value[at]]
         return [*value[:at], _changed(value[at], draw), *value[at + 1 :]]
-    if isinstance(value, (int, float)) and draw.random() < 0.4:
+    if isinstance(value, (int, float)) and abs(value) < 1e300 and draw.random() < 0.4:
         return value + draw.choice((-1, 1, 0.5, 10**6))
     if isinstance(value, str) and draw.random() < 0.4:
         at = draw.randint(0, len(value))

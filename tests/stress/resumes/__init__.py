@@ -1,1 +1,1 @@
-"""Training runs that are stopped and resumed with other workers, micro-batches and ranks, compared with unbroken ones."""
+"""Trainings that are stopped and resumed with other workers, micro-batches and ranks, compared with unbroken ones."""

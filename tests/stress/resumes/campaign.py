@@ -1,4 +1,4 @@
-"""The campaign `resumes`: random schedules of stops, each ended as the unbroken run, sample by sample and bit by bit."""
+"""The campaign `resumes`: random schedules of stops end as unbroken runs do, sample by sample and bit by bit."""
 
 import json
 import random

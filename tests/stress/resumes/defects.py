@@ -7,6 +7,7 @@ from typing import Any
 from unittest import mock
 
 from student import trainer
+from student.data.loading import Loading
 from student.data.order import GlobalBatchSampler
 from student.runs import resumable
 from student.runs.resumable import ResumableTrainer
@@ -57,6 +58,20 @@ def schedule_one_step_off() -> Iterator[None]:
 
 
 @contextmanager
+def seed_of_workers_from_the_common_state() -> Iterator[None]:
+    """What dropout drops then depends on how many loaders were made."""
+    plain = Loading.loader
+
+    def loader(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = plain(self, *args, **kwargs)
+        made.generator = None
+        return made
+
+    with mock.patch.object(Loading, "loader", loader):
+        yield
+
+
+@contextmanager
 def worker_errors_stay_wrapped() -> Iterator[None]:
     with mock.patch.object(resumable, "naming_workers", nullcontext):
         yield
@@ -69,6 +84,7 @@ OF_A_RESUME: Defects = MappingProxyType({
     "a micro-batch is skipped twice": micro_batch_skipped_twice,
     "the random state is not restored": random_state_not_restored,
     "the schedule is one step off": schedule_one_step_off,
+    "the loader takes its seed from the common random state": seed_of_workers_from_the_common_state,
 })  # fmt: skip
 
 OF_A_LOADER: Defects = MappingProxyType({"a worker's error stays wrapped": worker_errors_stay_wrapped})

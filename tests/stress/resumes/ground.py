@@ -17,7 +17,7 @@ EPOCHS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """Caches of one kind in shards of four rows: two to train on, and a third of the same plan as the first but seed."""
+    """Two caches of one kind, in shards of four rows."""
 
     folder: Path
 

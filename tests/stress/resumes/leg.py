@@ -1,5 +1,6 @@
 """One run of a schedule, in forks: how it trains, how it is stopped, and what really passed through its loss."""
 
+import gc
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 from transformers.utils import logging
@@ -81,9 +83,11 @@ def run_leg(
 def _train(
     ground: Ground, kind: Kind, leg: Leg, out: Path, rank: int, port: int, *, callbacks: Any = (), **flags: Any
 ) -> None:
+    PartialState._reset_state(), AcceleratorState._reset_state()  # of the process that was forked
     if leg.layout.ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(leg.layout.ranks)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(leg.layout.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    gc.freeze()  # every Trainer asks for a collection first, which need not look at what is imported
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     logging.disable_progress_bar()
@@ -163,4 +167,7 @@ def passed(inputs: dict[str, Any]) -> list[str | None]:
     """The response of each row of a padded micro-batch; None where none of its positions has a weight."""
     mask_BT, ids_BT = inputs["attention_mask"], inputs["input_ids"]
     weighed = set((inputs["position"][inputs["coefficient"] != 0] // ids_BT.shape[1]).tolist())
-    return [key_of(ids[mask == 1]) if b in weighed else None for b, (ids, mask) in enumerate(zip(ids_BT, mask_BT))]
+    return [
+        key_of(ids[mask == 1]) if b in weighed else None
+        for b, (ids, mask) in enumerate(zip(ids_BT, mask_BT, strict=True))
+    ]
