@@ -134,6 +134,8 @@ def write_cache(
 
     Returns the plan that names this index.
     """
+    recorded = {**plan.identity.get("tokenizer", {}), "vocabulary_sha256": sha256_of(vocabulary)}
+    plan = replace(plan, identity={**plan.identity, "tokenizer": recorded})
     plan = replace(plan, index_sha256=write_index(folder, index_of(indexed or responses)))
     write_json(folder, VOCABULARY_FILE, vocabulary)
     if tokenizer is not None:
@@ -152,6 +154,11 @@ def write_cache(
 def unchecked() -> AbstractContextManager[object]:
     """The writer writes any values."""
     return mock.patch.object(writer, "require_sound", lambda *given: None)
+
+
+def sha256_of(value: Any) -> str:
+    """Of its canonical JSON."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def finish_cache(folder: Path, plan: Plan) -> None:
@@ -241,7 +248,7 @@ def _identity(roles: Sequence[Role], vocabulary: Mapping[str, int], max_length: 
             for role in roles
         },
         "tokenizer": {
-            "vocabulary_sha256": hashlib.sha256(canonical_json(vocabulary)).hexdigest(),
+            "vocabulary_sha256": sha256_of(vocabulary),
             "chat_template_sha256": None,
         },
         "data": {"rows_sha256": digest("rows"), "tokens_sha256": digest("tokens")},

@@ -110,6 +110,15 @@ def test_verify_names_bit_column_and_row(fake):
     assert any(text in fault and "[rule 5: shard]" in fault for fault in found)
 
 
+def test_verify_names_column_and_row_of_a_bit_of_the_index(fake):
+    path = fake.folder / "index.arrow"
+    content, lengths = path.read_bytes(), ShardCache(fake.folder).index.num_tokens
+    byte = content.index(lengths.tobytes())
+    flip(path, byte + 4 * 2 + 1, 7)
+    (fault,) = require_only(fake.folder, 21)
+    assert f"bit 7 of byte {byte + 9:,} was flipped, in column num_tokens, row 2" in str(fault)
+
+
 BESIDE = {"plan.json": 2, "vocabulary.json": 3, "manifest.json": 1, "provenance.json": 22, "index.arrow": 21}
 
 

@@ -178,7 +178,7 @@ def _explained_by_sums(path: Path, manifest: Manifest) -> str:
     flip = flip_by_sums(content, manifest.files[path.name])
     if flip is None or path.suffix == ".json":
         return _explained(content, flip)
-    return f": {flip}"
+    return f": {flip}, {located.in_index(content, flip, manifest.plan)}"
 
 
 def _close(found: str, expected: str) -> bool:

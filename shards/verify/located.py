@@ -9,7 +9,11 @@ from shards.errors import CacheDamaged
 from shards.format.batches import OpenShard, ShardOpener, load_batch
 from shards.format.encoding import arrays
 from shards.format.encoding.arrays import Flat
+from shards.format.encoding.flatbuffer import Malformed
+from shards.format.encoding.layout import LEVELS, Form, read_blocks
+from shards.format.index import INDEX_SCHEMA
 from shards.format.plan import Plan
+from shards.format.schema import Column
 from shards.verify.flipped import Flip
 
 KEY = re.compile(r'\s*"((?:[^"\\]|\\.)*)": ')
@@ -17,11 +21,29 @@ KEY = re.compile(r'\s*"((?:[^"\\]|\\.)*)": ')
 
 def in_shard(content: bytes, flip: Flip, plan: Plan, shard: int) -> str:
     """The place of a flip in a shard. content: with the flip."""
-    right = flip.undone(content)
     try:
-        opened = _opened(right, plan)
-    except CacheDamaged:
-        return "outside of what this format describes"
+        return _in_shard(content, flip, plan, shard)
+    except (CacheDamaged, Malformed):  # without the flip too
+        return "in a file that is none of this format"
+
+
+def in_index(content: bytes, flip: Flip, plan: Plan) -> str:
+    """The place of a flip in the index. content: with the flip."""
+    right, columns = pa.BufferReader(flip.undone(content)), [Column(f.name, "row", f.type, "") for f in INDEX_SCHEMA]
+    try:
+        (block,) = read_blocks(right)
+        buffers = Form(columns).read(right, block, dict.fromkeys(LEVELS, plan.rows))
+    except ValueError:  # Malformed too
+        return "in a file that is none of this format"
+    for buffer, column in zip(buffers, columns, strict=True):
+        row = (8 * (flip.byte - buffer.offset) + flip.bit) // column.value_type.bit_width
+        if 0 <= row < plan.rows:
+            return f"in column {column.name}, row {row}"
+    return "outside of its values"
+
+
+def _in_shard(content: bytes, flip: Flip, plan: Plan, shard: int) -> str:
+    opened = _opened(flip.undone(content), plan)
     for number, block in enumerate(opened.blocks):
         if block.offset <= flip.byte < block.body:
             return f"in the metadata of record batch {number}, {_rows(plan, shard, number, range(plan.rows_per_batch))}"
