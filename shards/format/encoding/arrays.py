@@ -44,7 +44,7 @@ def check_crc32(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes], where: s
     if schema.CRC32_KEY not in metadata:
         raise CacheDamaged(f"{where}: expected crc32 metadata, got none")
     try:
-        expected = dict(json.loads(metadata[schema.CRC32_KEY]))
+        expected = dict(json.loads(metadata[schema.CRC32_KEY].decode()))
     except (ValueError, TypeError) as exc:
         raise CacheDamaged(f"{where}: expected crc32 metadata to be a JSON object: {exc}") from exc
     columns = flatten(batch)
