@@ -62,14 +62,14 @@ def make(folder: Path, rows: int, num_shards: int) -> None:
 
 
 def batches(options: Options, reader: str) -> tuple[int, Iterator[Any]]:
-    """How many micro-batches of four rows an epoch has, and these, in shuffled order."""
+    """How many micro-batches of a row an epoch has, and these, in shuffled order."""
     assert options.shards is not None
     room = Room.of(options.cache_dir, options.cache_limit)
     data = CachedResponses([options.shards], train_on="both", room=room).for_teacher(TeacherSpec())
     args = SimpleNamespace(
         seed=0,
         data_seed=None,
-        gradient_accumulation_steps=4,
+        gradient_accumulation_steps=16,
         world_size=1,
         process_index=0,
         local_process_index=0,
@@ -80,7 +80,7 @@ def batches(options: Options, reader: str) -> tuple[int, Iterator[Any]]:
         dataloader_prefetch_factor=None,
     )
     loading = Loading(args, data, None)
-    sampler = loading.sampler(data, 4, shuffle=True)
+    sampler = loading.sampler(data, 1, shuffle=True)
     if reader == "cache":
         cache: ShardCache = data.caches[0]
         everything = Selection.everything(cache.plan)

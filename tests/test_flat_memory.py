@@ -25,24 +25,15 @@ def folder(tmp_path_factory):
     return found
 
 
-def require_flat(tmp_path, source, reader, *flags, **environment):
-    flags = ["--shards", source, "--readers", reader, "--bound_mib", BOUND_MIB, *flags]
-    done = fresh.run("benchmarks.memory", flags, Path.cwd(), tmp_path / "log", **environment)
-    assert done.returncode == 0, done.stderr
-    (found,) = json.loads(done.stdout)
-    tenth, half, end = found["anonymous_mib"].values()
-    assert max(half, end) <= tenth + GROWTH_MIB, found
-
-
 def test_the_values_of_the_cache_are_larger_than_the_bound(folder):
     assert sum(path.stat().st_size for path in folder.glob("part-*")) > BOUND_MIB * 2**20
 
 
 @pytest.mark.parametrize("reader", ["cache", "loader", "workers"])
 def test_memory_does_not_grow_over_an_epoch(folder, tmp_path, reader):
-    require_flat(tmp_path, folder, reader)
-
-
-def test_memory_does_not_grow_over_an_epoch_from_a_store(folder, tmp_path, bucket, object_server):
-    limits = ["--cache_dir", tmp_path / "room", "--cache_limit", "20MB"]
-    require_flat(tmp_path, bucket.upload(folder, "cache"), "workers", *limits, **object_server.environment)
+    flags = ["--shards", folder, "--readers", reader, "--bound_mib", BOUND_MIB]
+    done = fresh.run("benchmarks.memory", flags, Path.cwd(), tmp_path / "log")
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)
+    tenth, half, end = found["anonymous_mib"].values()
+    assert max(half, end) <= tenth + GROWTH_MIB, found

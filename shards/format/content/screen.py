@@ -4,13 +4,14 @@ They look at minima, maxima and lengths over all rows at once, and say only yes 
 says which row, column and value: it has the last word. Every check here is as lax as its rule, or laxer.
 
 Left to `shards.verify` and to the writer, because they need an exponential or more of every value, or other rows: the
-mass of all positions (16; here of a few of each row), the next token's log-prob (17), D_t's bounds by the masses (18;
-here 0 and 2), the tail's shape (19), and names that repeat (9).
+mass of all positions (16; here of the first of each row), the next token's log-prob (17), D_t's bounds by the masses
+(18; here 0 and 2), the tail's shape (19), and names that repeat (9).
 
 Dimensions: R rows, T tokens, N positions and M kept tokens over all rows.
 """
 
 from collections.abc import Mapping, Sequence
+from operator import ne
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,12 @@ from shards.format.schema import Column
 from shards.format.scores import Scores, segment_starts
 
 Rows = Sequence[Mapping[str, Any]]
-LISTS = ("token", "position", "node", "entry")
-"""Levels of list columns."""
 
 LOWEST_BITS = int(np.float32(np.finfo(np.float32).min).view(np.int32))
 lowest_of, highest_of = (
     np.minimum.reduce,
     np.maximum.reduce,
 )  # as an array's min and max, in half the time if it is short
-SAMPLED = 64
-"""The mass is summed at the first position of each row and at one of so many others."""
 
 
 def misshapen(rows: Rows, table: Sequence[Column], plan: Plan) -> bool:
@@ -43,7 +40,8 @@ def misshapen(rows: Rows, table: Sequence[Column], plan: Plan) -> bool:
     count_N = np.concatenate([row[schema.SUPPORT_COUNT] for row in rows])
     if not len(count_N) or not _within(count_N, 1, plan.vocabulary_size):
         return True
-    of_level = {level: [column.name for column in table if column.level == level] for level in LISTS}
+    lists = [(column.name, column.level) for column in table if column.level != "row"]
+    names, levels = zip(*lists, strict=True)
     entries_N, nodes, end, counted = count_N.cumsum(dtype=np.int64), len(plan.nodes) - 1, 0, 0
     for row in rows:
         positions = len(row[schema.SUPPORT_COUNT])
@@ -51,10 +49,10 @@ def misshapen(rows: Rows, table: Sequence[Column], plan: Plan) -> bool:
             return True
         end += positions
         before, counted = counted, int(entries_N[end - 1])
-        sizes = (len(row[schema.INPUT_IDS]), positions, positions * nodes, counted - before)
-        for level, size in zip(LISTS, sizes, strict=True):
-            if not {size}.issuperset(map(len, map(row.__getitem__, of_level[level]))):
-                return True
+        tokens, entries = len(row[schema.INPUT_IDS]), counted - before
+        sizes = {"token": tokens, "position": positions, "node": positions * nodes, "entry": entries}
+        if any(map(ne, map(len, map(row.__getitem__, names)), map(sizes.__getitem__, levels))):
+            return True
     distances = [name for name in map(schema.l1_distance_column, schema.NEGATIVES) if name in rows[0]]
     highest = highest_distance(int(highest_of(count_N)), plan)
     return not all(_within(np.concatenate([row[name] for row in rows]), 0, highest) for name in distances)
@@ -79,7 +77,7 @@ def wrong_scores(scores: Scores, size_R: Sequence[int], plan: Plan) -> bool:
         or not all(_finite(values_M, highest) for values_M in scores.logprobs.values())
         or not all(_finite(values_N, highest) for values_N in scores.next_logprob.values())
         or _wrong_tails(scores, highest, count_N == plan.vocabulary_size)
-        or (bool(scores.logprobs) and _wrong_mass(scores, _sampled(size_R), starts_N, plan))
+        or (bool(scores.logprobs) and _wrong_mass(scores, np.cumsum(size_R) - size_R, starts_N, plan))
     )
 
 
@@ -105,8 +103,7 @@ def _unordered(ids_M: np.ndarray, starts_N: np.ndarray, size: int) -> bool:
     """Whether ids do not ascend strictly inside a position, from 0 or more to less than `size`."""
     rises_M = ids_M[1:] > ids_M[:-1]
     rises_M[starts_N[1:] - 1] = True
-    lasts_N = ids_M[np.append(starts_N[1:], len(ids_M)) - 1]
-    return not (rises_M.all() and _below(lasts_N, size) and lowest_of(ids_M[starts_N]) >= 0)
+    return not (rises_M.all() and _below(ids_M, size))
 
 
 def _wrong_tails(scores: Scores, highest: float, full_N: np.ndarray) -> bool:
@@ -118,12 +115,6 @@ def _wrong_tails(scores: Scores, highest: float, full_N: np.ndarray) -> bool:
         if not highest_of(tail_N) <= highest or ((tail_N == -np.inf) != full_N).any():
             return True
     return not all(np.where(full_N[:, None], np.isneginf(v), np.isfinite(v)).all() for v in partitions)
-
-
-def _sampled(size_R: Sequence[int]) -> np.ndarray:
-    """The positions whose mass is summed, (S,)."""
-    ends = np.cumsum(size_R)
-    return np.append(ends - size_R, np.arange(SAMPLED, ends[-1], SAMPLED))
 
 
 def _wrong_mass(scores: Scores, some_S: np.ndarray, starts_N: np.ndarray, plan: Plan) -> bool:
