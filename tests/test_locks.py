@@ -122,15 +122,17 @@ def test_a_fork_that_outlives_its_parent_does_not_keep_the_lock(tmp_path):
 
 
 def test_leaving_the_context_in_a_fork_ends_nothing(tmp_path):
-    with exclusive(tmp_path):
-        if (child := os.fork()) == 0:
-            with contextlib.suppress(BaseException):
-                raise SystemExit  # does not leave this block here
-        else:
-            os.waitpid(child, 0)
-            assert (tmp_path / LOCK_FILE).exists() and holds(tmp_path)
-    if child == 0:
-        os._exit(0)
+    context = exclusive(tmp_path)
+    context.__enter__()
+    if (child := os.fork()) == 0:
+        try:
+            context.__exit__(None, None, None)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert (tmp_path / LOCK_FILE).exists() and holds(tmp_path)
+    context.__exit__(None, None, None)
+    assert not (tmp_path / LOCK_FILE).exists()
 
 
 def test_a_lock_of_a_file_that_its_owner_has_removed_is_not_taken_for_one(tmp_path, monkeypatch):
