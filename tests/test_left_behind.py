@@ -108,11 +108,9 @@ def test_the_oldest_checkpoints_are_surplus_but_not_the_one_that_was_just_writte
     assert surplus(found, limit, [found[2]]) == [Path(f"checkpoint-{step}") for step in expected]
 
 
-def test_a_checkpoint_that_was_killed_before_it_named_its_run_is_begun_anew(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_at(patch, Path, "replace", 1)
-        checkpoints.begin(tmp_path / "checkpoint-1", IDENTITY)
-    assert names(tmp_path / "checkpoint-1"), "a temporary file"
+def test_a_checkpoint_that_was_killed_before_it_named_its_run_is_begun_anew(tmp_path):
+    (tmp_path / "checkpoint-1").mkdir()
+    temporary_name(tmp_path / "checkpoint-1", "distill_run.json").write_text("{")
     assert checkpoints.newest_whole(tmp_path)[0] is None
     checkpoints.require_all_ours(tmp_path)
     assert checkpoints.newest_whole(tmp_path)[0] is None
