@@ -39,6 +39,7 @@ def start(function: Callable[[], int | None], log: Path) -> int:
             file = os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, number)
             os.close(file)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))  # pytest has its own
         code = function() or 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 1
