@@ -50,10 +50,14 @@ def _first_sentence(error: BaseException) -> str:
 
 
 class AlignDistilError(Exception):
-    """Base of all errors of this package. Its message is `plain`, whatever a file made it say."""
+    """Base of all errors of this package. Its message is `plain`, whatever a file made it say.
+
+    given   the message as it was given; torch puts a worker's traceback there
+    """
 
     def __init__(self, message: object) -> None:
-        super().__init__(plain(str(message)))
+        self.given = str(message)
+        super().__init__(plain(self.given))
 
 
 class OptionError(AlignDistilError, ValueError):

@@ -21,7 +21,7 @@ def naming_workers() -> Iterator[None]:
     try:
         yield
     except (AlignDistilError, OSError, MemoryError) as exc:
-        lines = str(exc).strip().splitlines()
+        lines = (exc.given if isinstance(exc, AlignDistilError) else str(exc)).strip().splitlines()
         if len(lines) <= 1 or not lines[0].startswith("Caught "):
             raise
         if isinstance(exc, AlignDistilError):
