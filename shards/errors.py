@@ -9,7 +9,7 @@ from itertools import takewhile
 
 MAX_LINES = 4
 """The most lines taken from one sentence of another library's message."""
-MAX_CHARACTERS, LAST_CHARACTERS = 500, 120
+MAX_CHARACTERS, LAST_CHARACTERS = 1000, 120
 """The most characters of a message; so many of its end are kept, where the remedy is."""
 
 

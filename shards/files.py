@@ -48,7 +48,7 @@ def about(path: Path | str) -> Iterator[None]:
     except AlignDistilError:
         raise
     except OSError as exc:
-        if exc.filename is None:
+        if exc.filename is None and exc.errno is not None:  # gzip's own have no number
             exc.filename = str(path)
         raise
 

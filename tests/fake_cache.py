@@ -134,7 +134,8 @@ def write_cache(
 
     Returns the plan that names this index.
     """
-    recorded = {**plan.identity.get("tokenizer", {}), "vocabulary_sha256": sha256_of(vocabulary)}
+    if (recorded := plan.identity.get("tokenizer", {})) is not None:
+        recorded = {**recorded, "vocabulary_sha256": sha256_of(vocabulary)}
     plan = replace(plan, identity={**plan.identity, "tokenizer": recorded})
     plan = replace(plan, index_sha256=write_index(folder, index_of(indexed or responses)))
     write_json(folder, VOCABULARY_FILE, vocabulary)

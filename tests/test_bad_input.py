@@ -15,7 +15,10 @@ from transformers import LlamaForCausalLM, TrainingArguments
 
 from precompute.build.__main__ import main as build_main
 from precompute.build.build import build
+from shards import ShardCache
 from shards.errors import AlignDistilError
+from shards.format.encoding.seal import sealed
+from shards.format.writer import json_bytes
 from student.options import DistillArguments
 from student.train.__main__ import main as train_main
 from student.train.__main__ import train
@@ -561,9 +564,9 @@ def test_an_altered_byte_is_refused_or_changes_nothing(cache, copy, tmp_path):
 
 
 def test_a_reference_that_is_no_longer_where_it_was(refuse_train, copy, tmp_path):
-    provenance = json.loads((copy / "provenance.json").read_text())
+    provenance = ShardCache(copy).provenance
     provenance["models"]["reference"] = str(tmp_path / "gone")
-    (copy / "provenance.json").write_text(json.dumps(provenance))
+    (copy / "provenance.json").write_bytes(sealed(json_bytes(provenance)))
     assert refuse_train(copy) == (
         f"{copy}: was built with the reference {tmp_path}/gone, which is not there; give --model"
     )
@@ -814,9 +817,9 @@ def test_a_student_with_fewer_positions_than_the_rows_is_refused(refuse_train, t
 
 def test_a_reference_with_other_weights_than_were_scored_is_refused(refuse_train, copy, trio_folders, tmp_path):
     other = save(make_llama(9), tmp_path / "other")
-    provenance = json.loads((copy / "provenance.json").read_text())
+    provenance = ShardCache(copy).provenance
     provenance["models"]["reference"] = str(other)
-    (copy / "provenance.json").write_text(json.dumps(provenance))
+    (copy / "provenance.json").write_bytes(sealed(json_bytes(provenance)))
     assert refuse_train(shards=[str(copy)], model=None) == (
         f"{copy}: expected the reference {other} as it was scored, got other weights; give --model"
     )

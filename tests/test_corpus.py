@@ -546,7 +546,7 @@ def test_the_data_hash_covers_the_used_columns_of_the_rows_read(load):
         ('{"prompt": [], "chosen": "a", "rejected": "b"}', "prefs.jsonl line 1 column prompt: expected text, got list"),
         (
             '{"prompt": "a", "completion": "\\ud800"}',
-            "prefs.jsonl line 1: expected text and other values that JSON has",
+            "prefs.jsonl line 1: expected a JSON object, got text that is not JSON ('utf-8' codec can't encode",
         ),
         ("", "prefs.jsonl: no response left: 0 rows read, skipped 0 overlong, 0 empty"),
         ("[" * 9999, "prefs.jsonl line 1: expected a JSON object, got text that is not JSON"),

@@ -307,7 +307,7 @@ def test_a_launcher_that_is_not_there(tmp_path, monkeypatch):
 def test_two_at_once_are_one_too_many(copy):
     with exclusive_file(Path("runs/steps.yaml")):
         message = refusal(lambda: run_pipeline(Path("steps.yaml")))
-    assert message.startswith("steps.yaml: expected no other command at work here, found python -m pytest (process ")
+    assert message.startswith("steps.yaml: expected no other command at work here, found python -")
 
 
 def test_a_dry_run_prints_the_commands_and_runs_none(copy, started, capsys):

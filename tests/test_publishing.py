@@ -109,9 +109,9 @@ def test_the_staging_folder_does_not_grow_with_the_shards(bucket, options, monke
         build(options)
     most, plain = [], shard_work.Findings.read_back
 
-    def read_back(self, *args, **options):
+    def read_back(self, *args, **given):
         most.append(len(shards(staged(options))))
-        plain(self, *args, **options)
+        plain(self, *args, **given)
 
     monkeypatch.setattr(shard_work.Findings, "read_back", read_back)
     build(options)

@@ -31,6 +31,9 @@ WITHOUT_EFFECT = (
     ),
     *("activation_checkpointing", "gradient_checkpointing", "trust_remote_code", "max_steps", "num_train_epochs"),
     *(
+        "stop_on_spike",
+        "spike_factor",
+        "record_samples",
         "average_tokens_",
         "use_cache",
         "torch_empty_cache_",

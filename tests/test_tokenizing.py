@@ -22,6 +22,7 @@ from precompute.tokens.corpus import load_corpus, rows_sha256
 from precompute.tokens.encode import Conversation, encode_all
 from precompute.tokens.tally import SpreadSample
 from shards.errors import AlignDistilError, CacheConflict, DataError, ModelError
+from shards.format.encoding.seal import END, sealed, sealed_text
 
 
 def user(text):
@@ -207,9 +208,8 @@ def test_a_build_that_goes_on_compares_its_tokens(trio_folders, pairs_file, tmp_
     build(options)
     (tmp_path / "cache" / "manifest.json").unlink()
     plan = tmp_path / "cache" / "plan.json"
-    text = plan.read_text()
-    recorded = json.loads(text)["identity"]["data"]["tokens_sha256"]
-    plan.write_text(text.replace(recorded, "0" * 64))
+    recorded = json.loads(plan.read_text())["identity"]["data"]["tokens_sha256"].encode()
+    plan.write_bytes(sealed(sealed_text(plan.read_bytes()).replace(recorded, b"0" * 64) + END))
     with pytest.raises(CacheConflict, match=r"data.tokens_sha256: expected \"0000"):
         build(options)
 

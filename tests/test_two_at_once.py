@@ -114,7 +114,7 @@ def test_a_build_that_comes_second_is_refused_while_the_first_loads_its_models(
     monkeypatch.setattr(model_work, "load_scorer", load)
     manifest = build(asked)
     assert len(refused) == 1
-    assert refused[0].startswith(f"{tmp_path}/out: expected no other command at work here, found python -m pytest (")
+    assert refused[0].startswith(f"{tmp_path}/out: expected no other command at work here, found python -")
     assert build(asked) == manifest  # recognised, and by any number at a time:
     with exclusive(tmp_path / "out"):
         assert build(asked) == manifest

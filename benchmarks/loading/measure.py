@@ -90,7 +90,7 @@ def parts(loader: Loader) -> dict[str, Step]:
 
     def read() -> None:
         for shard, batch in loader.batches():
-            reader._open(shard, tuple(loader.names)).get_batch(batch)
+            reader._open(shard, tuple(loader.names)).reader.get_batch(batch)
 
     def crc32() -> None:
         for columns in found:

@@ -95,8 +95,9 @@ def _parquet_batches(file: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.Record
 
 def _arrow_batches(file: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     require_possible(file)
+    in_file_format = is_file(file)
     file.seek(0)
-    if not is_file(file):  # `datasets` writes the streaming format under the same suffix
+    if not in_file_format:  # `datasets` writes the streaming format under the same suffix
         stream = pa.ipc.open_stream(file)
         return stream.schema, iter(stream)
     opened = pa.ipc.open_file(file)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from shards.errors import CacheConflict
+from shards.errors import CacheConflict, CacheMissing
 from shards.format.manifest import read_json
 from shards.format.writer import write_json
 from shards.locks import lock
@@ -93,7 +93,10 @@ def with_files(place: Path, referee: int, rng: Random, kind: str) -> None:
         mine = {"process": os.getpid(), "turn": turn}
         write_json(place, "work.json", mine)
         time.sleep(rng.random() * 0.001)
-        found = read_json(place / "work.json") if (place / "work.json").exists() else mine
+        try:
+            found = read_json(place / "work.json")
+        except CacheMissing:  # the folder was removed
+            found = mine
         lock.require_held(place)
         if found != mine:
             print(f"two at once: expected {mine} in work.json, found {found}", flush=True)

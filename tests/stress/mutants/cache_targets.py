@@ -13,7 +13,9 @@ from fake_cache import make_cache
 from tiny import make_tokenizer
 
 from shards import ShardCache
+from shards.files import sums_of
 from shards.format.batches import BatchReader
+from shards.format.encoding.seal import END, sealed, sealed_text
 from shards.format.index import INDEX_FILE, read_index
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, TOKENIZER_FILE, VOCABULARY_FILE, read_plan, read_tokenizer
 from shards.format.plan import shard_file
@@ -92,7 +94,15 @@ def _of_cache(ground: Path, values: Any) -> Iterator[dict[str, Any]]:
     }
 
 
+def _seal_again(file: Path) -> None:
+    """As someone would who edits a file: what lies behind the seal is what is looked at."""
+    content = file.read_bytes()
+    text = sealed_text(content)
+    file.write_bytes(sealed(content if text is None else text + END))
+
+
 def _open(folder: Path) -> None:
+    _seal_again(folder / MANIFEST_FILE)
     cache = ShardCache(folder)
     names = [shard.file for shard in cache.plan.shards]
     assert names == [shard_file(i) for i in range(len(names))], names
@@ -103,6 +113,7 @@ def _open(folder: Path) -> None:
 
 
 def _begun(folder: Path) -> None:
+    _seal_again(folder / PLAN_FILE)
     read_plan(folder / PLAN_FILE)
     found = begun(str(folder))
     assert found is not None
@@ -144,6 +155,8 @@ def _vocabulary(folder: Path, cache: ShardCache) -> None:
     sound = dict(cache.vocabulary)
     cache.__dict__.pop("vocabulary")
     inside, cache.folder = cache.folder, folder
+    recorded = {**(cache.manifest.files or {}), VOCABULARY_FILE: sums_of((folder / VOCABULARY_FILE).read_bytes())}
+    cache.manifest = replace(cache.manifest, files=recorded)
     try:
         found = cache.vocabulary
     finally:
