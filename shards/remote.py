@@ -13,8 +13,11 @@ from shards.format.manifest import (
     PROVENANCE_FILE,
     SHARD_GLOB,
     Manifest,
-    parse_json,
+    plan_of,
     read_manifest,
+    read_plan,
+    read_provenance,
+    unsealed,
 )
 from shards.format.plan import Plan
 from shards.places.mirror import Mirror, open_mirror
@@ -65,14 +68,13 @@ def begun(place: str) -> Begun | None:
     names = set(store.sizes()) if store else {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if MANIFEST_FILE in names or PLAN_FILE not in names:
         return None
-    found = {
-        file: parse_json(store.read(file) if store else (folder / file).read_bytes(), f"{place}/{file}")
-        for file in (PLAN_FILE, PROVENANCE_FILE)
-        if file in names
-    }
-    plan = Plan.from_json(found[PLAN_FILE], f"{place}/{PLAN_FILE}")
+    plan = plan_of(store.read(PLAN_FILE), f"{place}/{PLAN_FILE}") if store else read_plan(folder / PLAN_FILE)
+    provenance: Mapping[str, Any] = {}
+    if PROVENANCE_FILE in names:
+        where = f"{place}/{PROVENANCE_FILE}"
+        provenance = unsealed(store.read(PROVENANCE_FILE), where)[0] if store else read_provenance(folder)
     done = sum(shard.file in names for shard in plan.shards)
-    return Begun(plan=plan, done=done, provenance=found.get(PROVENANCE_FILE, {}))
+    return Begun(plan=plan, done=done, provenance=provenance)
 
 
 def content_of(url: str) -> str | None:

@@ -60,8 +60,8 @@ def test_the_second_one_stops_at_once_and_says_who_is_at_work(tmp_path, locked):
     with at_work(place, locked) as process:
         message = refusal(place, locked)
         assert re.fullmatch(
-            rf"{place}: expected no other command at work here, found python -(?:m pytest|c) \(process {process.pid} on "
-            rf"{platform.node()}, since \d{{4}}-\d\d-\d\d \d\d:\d\d\)",
+            rf"{place}: expected no other command at work here, found python -(?:m pytest|c) "
+            rf"\(process {process.pid} on {platform.node()}, since \d{{4}}-\d\d-\d\d \d\d:\d\d\)",
             message,
         )
     with locked(place):

@@ -157,8 +157,11 @@ def read_provenance(folder: Path, name: str | None = None) -> dict[str, Any]:
 
 
 def _read_sealed(path: Path, where: str) -> tuple[dict[str, Any], bool]:
-    """The JSON object in a file, without its seal, and whether it has one."""
-    content = _read(path, where)
+    return unsealed(_read(path, where), where)
+
+
+def unsealed(content: bytes, where: str) -> tuple[dict[str, Any], bool]:
+    """The JSON object in the content of a file, without its seal, and whether it has one. Raises CacheDamaged."""
     is_sealed, data = check_seal(content, where), parse_json(content, where)
     return {key: value for key, value in data.items() if not (is_sealed and key in SEAL_KEYS)}, is_sealed
 
@@ -202,9 +205,14 @@ def require_files(manifest: Manifest, sizes: Mapping[str, int], where: str) -> N
 
 def read_plan(path: Path) -> Plan:
     """The plan in a file of a begun or finished build. Raises CacheMissing, CacheDamaged."""
-    data, _ = _read_sealed(path, str(path))
-    plan = Plan.from_json(data, str(path))
-    _require_exact(data, plan.to_json(), str(path))
+    return plan_of(_read(path, str(path)), str(path))
+
+
+def plan_of(content: bytes, where: str) -> Plan:
+    """The plan in the content of a file. Raises CacheDamaged."""
+    data, _ = unsealed(content, where)
+    plan = Plan.from_json(data, where)
+    _require_exact(data, plan.to_json(), where)
     return plan
 
 

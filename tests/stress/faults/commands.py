@@ -48,6 +48,7 @@ class Command:
         os.environ["TMPDIR"], tempfile.tempdir = str(places.tmp), None
         os.chdir(places.here)
         sys.argv = [self.module, *map(str, self.flags(places))]
+        sys.modules.pop(f"{self.module}.__main__", None)  # that of a test's process
         runpy.run_module(self.module, run_name="__main__", alter_sys=True)
 
 

@@ -1,6 +1,7 @@
 """The files of a cache as targets: manifest, plan, index, vocabulary, tokenizer and shards of both codecs."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,11 +16,12 @@ from tiny import make_tokenizer
 from shards import ShardCache
 from shards.files import sums_of
 from shards.format.batches import BatchReader
-from shards.format.encoding.seal import END, sealed, sealed_text
+from shards.format.encoding.seal import SEAL_KEYS, sealed
 from shards.format.index import INDEX_FILE, read_index
 from shards.format.manifest import MANIFEST_FILE, PLAN_FILE, TOKENIZER_FILE, VOCABULARY_FILE, read_plan, read_tokenizer
 from shards.format.plan import shard_file
 from shards.format.scores import Response
+from shards.format.writer import json_bytes
 from shards.modelfiles.vocabulary import require_same_vocabulary
 from shards.remote import begun
 from shards.token_texts import TokenTexts, _tokenizer
@@ -96,9 +98,14 @@ def _of_cache(ground: Path, values: Any) -> Iterator[dict[str, Any]]:
 
 def _seal_again(file: Path) -> None:
     """As someone would who edits a file: what lies behind the seal is what is looked at."""
-    content = file.read_bytes()
-    text = sealed_text(content)
-    file.write_bytes(sealed(content if text is None else text + END))
+    if not file.is_file():
+        return
+    try:
+        found = json.loads(file.read_bytes())
+        content = json_bytes({key: value for key, value in found.items() if key not in SEAL_KEYS})
+    except (ValueError, AttributeError, RecursionError):  # no JSON object
+        return
+    file.write_bytes(sealed(content))
 
 
 def _open(folder: Path) -> None:
