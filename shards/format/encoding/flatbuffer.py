@@ -3,38 +3,46 @@
 import struct
 from typing import Any
 
+_I32, _U16, _U32 = (struct.Struct(form) for form in ("<i", "<H", "<I"))
+
 
 class Malformed(ValueError):
     """What is wrong with a file, in words: expected ..., got ..."""
 
 
 class Table:
-    """A table in `content`. Raises Malformed for whatever would lead out of it."""
+    """A table in `content`. Raises Malformed for whatever would lead out of it.
 
-    __slots__ = ("_content", "_fields", "_start")
+    A training reads two for every record batch: so numbers are unpacked by forms that are made once, and only those of
+    the slots asked for.
+    """
+
+    __slots__ = ("_content", "_end", "_fields", "_start")
 
     def __init__(self, content: bytes, start: int) -> None:
         self._content, self._start = content, start
-        fields = start - self.read("<i", start)
-        size = self.read("<H", fields)
+        self._fields = start - _unpack(_I32, content, start)
+        size = _unpack(_U16, content, self._fields)
+        self._end = self._fields + size
         if size < 4 or size % 2:
             raise Malformed(f"expected a table of metadata, got one of {size} bytes")
-        self._fields = self._unpack(f"<{size // 2 - 2}H", fields + 4)
+        if self._end > len(content):
+            raise Malformed(f"expected {len(content)} bytes of metadata, got an offset to byte {self._fields + 4}")
 
     @classmethod
     def root(cls, content: bytes) -> "Table":
         if len(content) < 4:
             raise Malformed(f"expected metadata, got {len(content)} bytes")
-        return cls(content, struct.unpack_from("<I", content)[0])
+        return cls(content, _unpack(_U32, content, 0))
 
     def number(self, slot: int, form: str) -> int:
         """A number; 0, the default, if it is not there."""
         place = self._place(slot)
-        return 0 if place is None else self.read(form, place)
+        return 0 if place is None else _unpack(struct.Struct(form), self._content, place)
 
     def table(self, slot: int) -> "Table | None":
         place = self._place(slot)
-        return None if place is None else Table(self._content, place + self.read("<I", place))
+        return None if place is None else Table(self._content, place + _unpack(_U32, self._content, place))
 
     def structs(self, slot: int, form: str) -> list[tuple[Any, ...]]:
         """A vector of structs; empty if it is not there."""
@@ -51,22 +59,20 @@ class Table:
         place = self._place(slot)
         if place is None:
             return 0, 0
-        start = place + self.read("<I", place)
-        count = self.read("<I", start)
+        start = place + _unpack(_U32, self._content, place)
+        count = _unpack(_U32, self._content, start)
         if start + 4 + count * bytes_each > len(self._content):
             raise Malformed(f"expected {len(self._content)} bytes of metadata, got a list of {count} at byte {start}")
         return start + 4, count
 
-    def read(self, form: str, place: int) -> int:
-        found: int = self._unpack(form, place)[0]
-        return found
-
     def _place(self, slot: int) -> int | None:
-        if slot >= len(self._fields) or self._fields[slot] == 0:
-            return None
-        return self._start + int(self._fields[slot])
+        field = self._fields + 4 + 2 * slot
+        shift = 0 if field >= self._end else _unpack(_U16, self._content, field)
+        return self._start + shift if shift else None
 
-    def _unpack(self, form: str, place: int) -> tuple[Any, ...]:
-        if place < 0 or place + struct.calcsize(form) > len(self._content):
-            raise Malformed(f"expected {len(self._content)} bytes of metadata, got an offset to byte {place}")
-        return struct.unpack_from(form, self._content, place)
+
+def _unpack(form: struct.Struct, content: bytes, place: int) -> int:
+    if place < 0 or place + form.size > len(content):
+        raise Malformed(f"expected {len(content)} bytes of metadata, got an offset to byte {place}")
+    found: int = form.unpack_from(content, place)[0]
+    return found

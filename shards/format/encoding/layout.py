@@ -6,6 +6,8 @@ first, by the slots of Arrow's File.fbs and Message.fbs, and refused if a column
 
 import struct
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add, gt, itemgetter, or_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,9 +83,13 @@ class Form:
         self._buffer, self._node, self._level, bits = np.ascontiguousarray(numbers_of.T)
         self._bits = bits.astype("<u8")
         self._of_offsets = (self._level == len(LEVELS)).astype("<u8")
-        self._places = [
-            (2 * buffer, 2 * node, level, bits, int(level == len(LEVELS))) for _, _, buffer, node, level, bits in found
-        ]
+        if len(found) == 1:
+            found *= 2  # itemgetter gives a tuple only for two or more
+        self._starts = itemgetter(*(2 * buffer for _, _, buffer, *_ in found))
+        self._stored = itemgetter(*(2 * buffer + 1 for _, _, buffer, *_ in found))
+        self._counts = itemgetter(*(2 * node for _, _, _, node, *_ in found))
+        self._most = itemgetter(*(level for *_, level, _ in found))
+        self._sizes = [(bits, bits * (level == len(LEVELS)) + 511) for *_, level, bits in found]
 
     def check(self, source: pa.NativeFile, block: Block, most: Mapping[Level, int]) -> None:
         """Raise Malformed for a record batch whose columns claim more than they can hold.
@@ -92,30 +98,34 @@ class Form:
 
         A training does this for every record batch. So it is first seen, with one read, whether all numbers are plain.
         """
-        header = _header(source, block)
-        body = source.read_at(block.body_bytes, block.body) if 8 <= block.body_bytes <= READ_AT_ONCE else b""
-        if header.table(3) is None or not self._is_plain(header, body, most):
+        body_bytes = block.body_bytes if block.body_bytes <= READ_AT_ONCE else 0
+        content = source.read_at(block.metadata_bytes + body_bytes, block.offset)
+        if not self._is_plain(_header(content, block), content, block, most):
             self.read(source, block, most)
 
-    def _is_plain(self, header: Table, body: bytes, most: Mapping[Level, int]) -> bool:
-        """Whether all buffers are compressed and fit. False also for a rare one that `read` has to look at."""
-        nodes, buffers, size, total = header.numbers(1), header.numbers(2), len(body), 0
-        if (len(nodes), len(buffers)) != (2 * self.nodes, 2 * self.buffers) or any(nodes[1::2]) or size % 8:
+    def _is_plain(self, header: Table, content: bytes, block: Block, most: Mapping[Level, int]) -> bool:
+        """Whether all buffers are compressed and fit. False also for a rare one that `read` has to look at.
+
+        Each step is a loop in C over all buffers: numpy takes twice as long for so few numbers.
+        """
+        nodes, buffers, size = header.numbers(1), header.numbers(2), block.body_bytes
+        if (len(nodes), len(buffers)) != (2 * self.nodes, 2 * self.buffers) or header.table(3) is None or size % 8:
             return False
-        words, allowed = memoryview(body).cast("q"), [*(most[level] for level in LEVELS), most["row"]]
-        for buffer, node, level, bits, more in self._places:
-            count, start, stored = nodes[node], buffers[buffer], buffers[buffer + 1]
-            if not (0 <= start <= size - 8 and start & 7 == 0 and 8 <= stored <= size - start):
-                return False
-            claimed = words[start >> 3]
-            if not (0 <= count <= allowed[level] and 0 <= claimed <= (bits * (count + more) + 511 >> 9) << 6):
-                return False
-            total += claimed
-        return total <= MAX_BATCH_BYTES
+        if size > len(content) - block.metadata_bytes or any(nodes[1::2]):
+            return False
+        starts, stored, counts = self._starts(buffers), self._stored(buffers), self._counts(nodes)
+        if min(starts) < 0 or min(stored) < 8 or max(map(add, starts, stored)) > size or reduce(or_, starts) & 7:
+            return False
+        if min(counts) < 0 or any(map(gt, counts, self._most((*map(most.__getitem__, LEVELS), most["row"])))):
+            return False
+        words = memoryview(content)[block.metadata_bytes :][:size].cast("q")
+        claimed = [words[start >> 3] for start in starts]
+        limits = [(bits * n + more >> 9) << 6 for n, (bits, more) in zip(counts, self._sizes, strict=True)]
+        return min(claimed) >= 0 and not any(map(gt, claimed, limits)) and sum(claimed) <= MAX_BATCH_BYTES
 
     def read(self, source: pa.NativeFile, block: Block, most: Mapping[Level, int]) -> list[Buffer]:
         """The buffers of `names` in a record batch. Raises Malformed as `check`."""
-        header, begin = _header(source, block), block.body
+        header, begin = _header(source.read_at(block.metadata_bytes, block.offset), block), block.body
         nodes, buffers = (np.array(header.numbers(slot)).reshape(-1, 2) for slot in (1, 2))
         if (len(nodes), len(buffers)) != (self.nodes, self.buffers):
             raise Malformed(f"expected {self.buffers} buffers for its columns, got {len(buffers)}")
@@ -175,10 +185,9 @@ def read_blocks(source: pa.NativeFile) -> list[Block]:
     return blocks
 
 
-def _header(source: pa.NativeFile, block: Block) -> Table:
-    """The table RecordBatch of a message."""
-    content = source.read_at(block.metadata_bytes, block.offset)
-    message = Table.root(content[8:])  # after a mark of four bytes and the length
+def _header(content: bytes, block: Block) -> Table:
+    """The table RecordBatch of a message, which begins with a mark of four bytes and its length."""
+    message = Table.root(content[8 : block.metadata_bytes])
     header = message.table(2)
     if header is None or message.number(1, "<B") != RECORD_BATCH or message.number(3, "<q") != block.body_bytes:
         raise Malformed(f"expected a record batch of {block.body_bytes} bytes, got another message")
