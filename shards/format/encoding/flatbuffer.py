@@ -17,10 +17,10 @@ class Table:
     the slots asked for.
     """
 
-    __slots__ = ("_content", "_end", "_fields", "_start")
+    __slots__ = ("_end", "_fields", "_start", "content")
 
     def __init__(self, content: bytes, start: int) -> None:
-        self._content, self._start = content, start
+        self.content, self._start = content, start
         self._fields = start - _unpack(_I32, content, start)
         size = _unpack(_U16, content, self._fields)
         self._end = self._fields + size
@@ -38,36 +38,39 @@ class Table:
     def number(self, slot: int, form: str) -> int:
         """A number; 0, the default, if it is not there."""
         place = self._place(slot)
-        return 0 if place is None else _unpack(struct.Struct(form), self._content, place)
+        return 0 if place is None else _unpack(struct.Struct(form), self.content, place)
 
     def table(self, slot: int) -> "Table | None":
         place = self._place(slot)
-        return None if place is None else Table(self._content, place + _unpack(_U32, self._content, place))
+        return None if place is None else Table(self.content, place + _unpack(_U32, self.content, place))
 
     def structs(self, slot: int, form: str) -> list[tuple[Any, ...]]:
         """A vector of structs; empty if it is not there."""
-        start, count = self._vector(slot, struct.calcsize(form))
-        return list(struct.iter_unpack(form, self._content[start : start + count * struct.calcsize(form)]))
+        start, count = self.vector(slot, struct.calcsize(form))
+        return list(struct.iter_unpack(form, self.content[start : start + count * struct.calcsize(form)]))
 
     def numbers(self, slot: int) -> tuple[int, ...]:
         """The numbers of a vector of structs of two int64."""
-        start, count = self._vector(slot, 16)
-        return struct.unpack_from(f"<{2 * count}q", self._content, start)
+        start, count = self.vector(slot, 16)
+        return struct.unpack_from(f"<{2 * count}q", self.content, start)
 
-    def _vector(self, slot: int, bytes_each: int) -> tuple[int, int]:
-        """Where the elements begin, and their number."""
+    def has(self, slot: int) -> bool:
+        return self._place(slot) is not None
+
+    def vector(self, slot: int, bytes_each: int) -> tuple[int, int]:
+        """Where the elements of a vector begin, and their number."""
         place = self._place(slot)
         if place is None:
             return 0, 0
-        start = place + _unpack(_U32, self._content, place)
-        count = _unpack(_U32, self._content, start)
-        if start + 4 + count * bytes_each > len(self._content):
-            raise Malformed(f"expected {len(self._content)} bytes of metadata, got a list of {count} at byte {start}")
+        start = place + _unpack(_U32, self.content, place)
+        count = _unpack(_U32, self.content, start)
+        if start + 4 + count * bytes_each > len(self.content):
+            raise Malformed(f"expected {len(self.content)} bytes of metadata, got a list of {count} at byte {start}")
         return start + 4, count
 
     def _place(self, slot: int) -> int | None:
         field = self._fields + 4 + 2 * slot
-        shift = 0 if field >= self._end else _unpack(_U16, self._content, field)
+        shift = 0 if field >= self._end else _unpack(_U16, self.content, field)
         return self._start + shift if shift else None
 
 

@@ -68,6 +68,7 @@ class Form:
     def __init__(self, columns: Sequence[Column], names: Sequence[str] | None = None) -> None:
         self.nodes = self.buffers = 0
         found: list[tuple[str, str, int, int, int, int]] = []
+        of_nodes: list[Level] = []
         for column in columns:
             is_text, is_list = pa.types.is_string(column.value_type), column.level != "row"
             last = self.buffers + 1 + is_text + 2 * is_list
@@ -78,50 +79,25 @@ class Form:
                 level = LEVELS.index(column.level)
                 found.append((column.name, "values", last, self.nodes + is_list, level, bits))
             self.nodes, self.buffers = self.nodes + 1 + is_list, last + 1
+            of_nodes += ["row", column.level] if is_list else ["row"]
         self._names = [(name, part) for name, part, *_ in found]
         numbers_of = np.array([numbers for _, _, *numbers in found])
         self._buffer, self._node, self._level, bits = np.ascontiguousarray(numbers_of.T)
         self._bits = bits.astype("<u8")
         self._of_offsets = (self._level == len(LEVELS)).astype("<u8")
-        if len(found) == 1:
-            found *= 2  # itemgetter gives a tuple only for two or more
-        self._starts = itemgetter(*(2 * buffer for _, _, buffer, *_ in found))
-        self._stored = itemgetter(*(2 * buffer + 1 for _, _, buffer, *_ in found))
-        self._counts = itemgetter(*(2 * node for _, _, _, node, *_ in found))
-        self._most = itemgetter(*(level for *_, level, _ in found))
-        self._sizes = [(bits, bits * (level == len(LEVELS)) + 511) for *_, level, bits in found]
+        self._usual = _Usual(of_nodes, [numbers for _, _, *numbers in found], self.buffers)
 
     def check(self, source: pa.NativeFile, block: Block, most: Mapping[Level, int]) -> None:
         """Raise Malformed for a record batch whose columns claim more than they can hold.
 
         most: the most values of each level, such as the response positions of the batch; the rows exactly.
 
-        A training does this for every record batch. So it is first seen, with one read, whether all numbers are plain.
+        A training does this for every record batch. So it is first seen, with one read, whether it is a usual one.
         """
         body_bytes = block.body_bytes if block.body_bytes <= READ_AT_ONCE else 0
         content = source.read_at(block.metadata_bytes + body_bytes, block.offset)
-        if not self._is_plain(_header(content, block), content, block, most):
+        if not self._usual.takes(_header(content, block), content, block, most):
             self.read(source, block, most)
-
-    def _is_plain(self, header: Table, content: bytes, block: Block, most: Mapping[Level, int]) -> bool:
-        """Whether all buffers are compressed and fit. False also for a rare one that `read` has to look at.
-
-        Each step is a loop in C over all buffers: numpy takes twice as long for so few numbers.
-        """
-        nodes, buffers, size = header.numbers(1), header.numbers(2), block.body_bytes
-        if (len(nodes), len(buffers)) != (2 * self.nodes, 2 * self.buffers) or header.table(3) is None or size % 8:
-            return False
-        if size > len(content) - block.metadata_bytes or any(nodes[1::2]):
-            return False
-        starts, stored, counts = self._starts(buffers), self._stored(buffers), self._counts(nodes)
-        if min(starts) < 0 or min(stored) < 8 or max(map(add, starts, stored)) > size or reduce(or_, starts) & 7:
-            return False
-        if min(counts) < 0 or any(map(gt, counts, self._most((*map(most.__getitem__, LEVELS), most["row"])))):
-            return False
-        words = memoryview(content)[block.metadata_bytes :][:size].cast("q")
-        claimed = [words[start >> 3] for start in starts]
-        limits = [(bits * n + more >> 9) << 6 for n, (bits, more) in zip(counts, self._sizes, strict=True)]
-        return min(claimed) >= 0 and not any(map(gt, claimed, limits)) and sum(claimed) <= MAX_BATCH_BYTES
 
     def read(self, source: pa.NativeFile, block: Block, most: Mapping[Level, int]) -> list[Buffer]:
         """The buffers of `names` in a record batch. Raises Malformed as `check`."""
@@ -156,6 +132,48 @@ class Form:
             i = int(np.flatnonzero(wrong)[0])
             name, part = self._names[i]
             raise Malformed(f"column {name}: expected {what} of {part} to be {most[i]} at most, got {found[i]}")
+
+
+class _Usual:
+    """Whether a record batch is as the writer makes it, and fits: all buffers compressed, and columns of equal lengths.
+
+    It says yes only to what `Form.read` does not refuse. Each step is a loop in C over all nodes or buffers, because
+    there are few of them; numpy takes twice as long. levels: of each node; found: numbers of the buffers, as in `Form`.
+    """
+
+    def __init__(self, levels: Sequence[Level], found: Sequence[Sequence[int]], buffers: int) -> None:
+        self._levels = list(dict.fromkeys(levels))
+        firsts, wanted = set(map(levels.index, self._levels)), {buffer for buffer, *_ in found}
+        self._firsts = struct.Struct("<" + "".join("q8x" if i in firsts else "16x" for i in range(len(levels))))
+        self._nodes = struct.Struct(f"<{'q8x' * len(levels)}")
+        self._spread = itemgetter(*map(self._levels.index, levels))
+        self._buffers = struct.Struct("<" + "".join("qq" if i in wanted else "16x" for i in range(buffers)))
+        kinds = [(self._levels.index(levels[node]), bits, level == len(LEVELS)) for _, node, level, bits in found]
+        self._kinds = [(i, bits, bits * more + 511) for i, bits, more in dict.fromkeys(kinds)]
+        places = list(map([*dict.fromkeys(kinds)].index, kinds))
+        self._kind = itemgetter(*places, places[0])  # one too many: of a single place it would give no tuple
+
+    def takes(self, header: Table, content: bytes, block: Block, most: Mapping[Level, int]) -> bool:
+        (nodes, count), (buffers, number) = header.vector(1, 16), header.vector(2, 16)
+        metadata, size = header.content, block.body_bytes
+        if (16 * count, 16 * number) != (self._nodes.size, self._buffers.size) or not header.has(3) or size % 8:
+            return False
+        counts = self._firsts.unpack_from(metadata, nodes)
+        if metadata[nodes : nodes + 16 * count] != self._nodes.pack(*self._spread(counts)):  # and no nulls
+            return False
+        if min(counts) < 0 or any(map(gt, counts, map(most.__getitem__, self._levels))):
+            return False
+        found = self._buffers.unpack_from(metadata, buffers)
+        starts, stored = found[::2], found[1::2]
+        if min(starts) < 0 or min(stored) < 8 or max(map(add, starts, stored)) > size or reduce(or_, starts) & 7:
+            return False
+        body = memoryview(content)[block.metadata_bytes :]
+        if len(body) < size:
+            return False
+        words = body.cast("q")
+        claimed = [words[start >> 3] for start in starts]
+        limits = self._kind([(bits * counts[i] + more >> 9) << 6 for i, bits, more in self._kinds])
+        return min(claimed) >= 0 and not any(map(gt, claimed, limits)) and sum(claimed) <= MAX_BATCH_BYTES
 
 
 def _claims(source: pa.NativeFile, starts: Sequence[int], stored: Any) -> Any:
