@@ -1,9 +1,11 @@
 """Table: a flatbuffers table read by slot, with every offset checked. In such tables Arrow describes record batches."""
 
 import struct
+from functools import cache, lru_cache
 from typing import Any
 
-_I32, _U16, _U32 = (struct.Struct(form) for form in ("<i", "<H", "<I"))
+_form = cache(struct.Struct)
+_I32, _U16, _U32 = map(_form, ("<i", "<H", "<I"))
 
 
 class Malformed(ValueError):
@@ -13,21 +15,20 @@ class Malformed(ValueError):
 class Table:
     """A table in `content`. Raises Malformed for whatever would lead out of it.
 
-    A training reads two for every record batch: so numbers are unpacked by forms that are made once, and only those of
-    the slots asked for.
+    A training reads two for every record batch: so numbers are unpacked by forms that are made once.
     """
 
-    __slots__ = ("_end", "_fields", "_start", "content")
+    __slots__ = ("_fields", "_start", "content")
 
     def __init__(self, content: bytes, start: int) -> None:
         self.content, self._start = content, start
-        self._fields = start - _unpack(_I32, content, start)
-        size = _unpack(_U16, content, self._fields)
-        self._end = self._fields + size
+        fields = start - _unpack(_I32, content, start)
+        size = _unpack(_U16, content, fields)
         if size < 4 or size % 2:
             raise Malformed(f"expected a table of metadata, got one of {size} bytes")
-        if self._end > len(content):
-            raise Malformed(f"expected {len(content)} bytes of metadata, got an offset to byte {self._fields + 4}")
+        if fields + size > len(content):
+            raise Malformed(f"expected {len(content)} bytes of metadata, got an offset to byte {fields + 4}")
+        self._fields = _fields(size).unpack_from(content, fields + 4)
 
     @classmethod
     def root(cls, content: bytes) -> "Table":
@@ -38,7 +39,7 @@ class Table:
     def number(self, slot: int, form: str) -> int:
         """A number; 0, the default, if it is not there."""
         place = self._place(slot)
-        return 0 if place is None else _unpack(struct.Struct(form), self.content, place)
+        return 0 if place is None else _unpack(_form(form), self.content, place)
 
     def table(self, slot: int) -> "Table | None":
         place = self._place(slot)
@@ -69,9 +70,15 @@ class Table:
         return start + 4, count
 
     def _place(self, slot: int) -> int | None:
-        field = self._fields + 4 + 2 * slot
-        shift = 0 if field >= self._end else _unpack(_U16, self.content, field)
-        return self._start + shift if shift else None
+        if slot >= len(self._fields) or self._fields[slot] == 0:
+            return None
+        return self._start + int(self._fields[slot])
+
+
+@lru_cache(64)
+def _fields(size: int) -> struct.Struct:
+    """The form of a table's list of fields, which takes `size` bytes with its head."""
+    return struct.Struct(f"<{size // 2 - 2}H")
 
 
 def _unpack(form: struct.Struct, content: bytes, place: int) -> int:

@@ -6,8 +6,7 @@ first, by the slots of Arrow's File.fbs and Message.fbs, and refused if a column
 
 import struct
 from collections.abc import Mapping, Sequence
-from functools import reduce
-from operator import add, gt, itemgetter, or_
+from operator import add, gt, itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,16 +137,17 @@ class _Usual:
     """Whether a record batch is as the writer makes it, and fits: all buffers compressed, and columns of equal lengths.
 
     It says yes only to what `Form.read` does not refuse. Each step is a loop in C over all nodes or buffers, because
-    there are few of them; numpy takes twice as long. levels: of each node; found: numbers of the buffers, as in `Form`.
+    there are few of them; numpy takes twice as long. Numbers are read without a sign: a negative one is beyond every
+    limit. levels: of each node; found: numbers of the buffers, as in `Form`.
     """
 
     def __init__(self, levels: Sequence[Level], found: Sequence[Sequence[int]], buffers: int) -> None:
         self._levels = list(dict.fromkeys(levels))
         firsts, wanted = set(map(levels.index, self._levels)), {buffer for buffer, *_ in found}
-        self._firsts = struct.Struct("<" + "".join("q8x" if i in firsts else "16x" for i in range(len(levels))))
-        self._nodes = struct.Struct(f"<{'q8x' * len(levels)}")
+        self._firsts = struct.Struct("<" + "".join("Q8x" if i in firsts else "16x" for i in range(len(levels))))
+        self._nodes = struct.Struct(f"<{'Q8x' * len(levels)}")
         self._spread = itemgetter(*map(self._levels.index, levels))
-        self._buffers = struct.Struct("<" + "".join("qq" if i in wanted else "16x" for i in range(buffers)))
+        self._buffers = struct.Struct("<" + "".join("QQ" if i in wanted else "16x" for i in range(buffers)))
         kinds = [(self._levels.index(levels[node]), bits, level == len(LEVELS)) for _, node, level, bits in found]
         self._kinds = [(i, bits, bits * more + 511) for i, bits, more in dict.fromkeys(kinds)]
         places = list(map([*dict.fromkeys(kinds)].index, kinds))
@@ -161,19 +161,21 @@ class _Usual:
         counts = self._firsts.unpack_from(metadata, nodes)
         if metadata[nodes : nodes + 16 * count] != self._nodes.pack(*self._spread(counts)):  # and no nulls
             return False
-        if min(counts) < 0 or any(map(gt, counts, map(most.__getitem__, self._levels))):
+        if any(map(gt, counts, map(most.__getitem__, self._levels))):
             return False
         found = self._buffers.unpack_from(metadata, buffers)
         starts, stored = found[::2], found[1::2]
-        if min(starts) < 0 or min(stored) < 8 or max(map(add, starts, stored)) > size or reduce(or_, starts) & 7:
+        if min(stored) < 8 or max(map(add, starts, stored)) > size:
             return False
         body = memoryview(content)[block.metadata_bytes :]
         if len(body) < size:
             return False
-        words = body.cast("q")
-        claimed = [words[start >> 3] for start in starts]
+        words = body.cast("Q")
+        claimed = [words[start >> 3] for start in starts if not start & 7]
         limits = self._kind([(bits * counts[i] + more >> 9) << 6 for i, bits, more in self._kinds])
-        return min(claimed) >= 0 and not any(map(gt, claimed, limits)) and sum(claimed) <= MAX_BATCH_BYTES
+        if len(claimed) < len(starts) or any(map(gt, claimed, limits)):
+            return False
+        return sum(claimed) <= MAX_BATCH_BYTES
 
 
 def _claims(source: pa.NativeFile, starts: Sequence[int], stored: Any) -> Any:
