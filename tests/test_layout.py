@@ -125,6 +125,8 @@ def test_what_is_seen_at_a_glance_is_what_a_full_look_allows(fake):
                 assert file.form.read(pa.BufferReader(bytes(found)), at, most)
             assert usual or other != number
     assert passed > len(words[::3])
+    written = (header, content[block.offset : block.body + block.body_bytes], block)
+    assert not any(file.form._usual.takes(*written, most | {level: 0}) for level in layout.LEVELS)
 
 
 def test_sums_are_read_at_a_glance_only_as_they_are_written():
