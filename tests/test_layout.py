@@ -12,7 +12,7 @@ from shards import ShardCache
 from shards.errors import CacheDamaged, OptionError
 from shards.format import writer
 from shards.format.batches import ShardOpener
-from shards.format.encoding import layout
+from shards.format.encoding import arrays, layout
 from shards.verify.__main__ import verify
 
 PART = "part-00000.arrow"
@@ -101,3 +101,46 @@ def test_a_writer_refuses_a_record_batch_that_no_reader_takes(tmp_path, monkeypa
 def test_a_record_batch_has_a_limit_whatever_its_plan_says(fake, monkeypatch):
     monkeypatch.setattr(layout, "MAX_BATCH_BYTES", 1000)
     assert "record batch 0 expected 1000 bytes at most, got" in refused(fake)
+
+
+def test_what_is_seen_at_a_glance_is_what_a_full_look_allows(fake):
+    """Whatever one number of a record batch's metadata becomes. A batch as it was written needs no full look."""
+    path = fake.folder / PART
+    file, most, content = ShardOpener(fake.plan).open(path), fake.plan.most_values(0, 0), path.read_bytes()
+    block = file.blocks[0]
+    header = layout._header(content[block.offset : block.body], block)
+    vectors = [header.vector(slot, 16) for slot in (1, 2)]
+    words = [start + 8 * i for start, count in vectors for i in range(2 * count)]
+    starts = [buffer.offset - block.offset for buffer in file.form.read(file.source, block, most)]
+    passed = 0
+    for place in [8 + word for word in words[::3]] + starts:
+        found = bytearray(content[block.offset : block.body + block.body_bytes])
+        (number,) = struct.unpack_from("<q", found, place)
+        for other in {number, 0, number + 1, number + 8, block.body_bytes, -1, -(2**63)}:
+            struct.pack_into("<q", found, place, other)
+            usual = file.form._usual.takes(layout._header(found, block), bytes(found), block, most)
+            passed += usual
+            if usual:
+                at = layout.Block(0, *block[1:])
+                assert file.form.read(pa.BufferReader(bytes(found)), at, most)
+            assert usual or other != number
+    assert passed > len(words[::3])
+    written = (header, content[block.offset : block.body + block.body_bytes], block)
+    assert not any(file.form._usual.takes(*written, most | {level: 0}) for level in layout.LEVELS)
+
+
+def test_sums_are_read_at_a_glance_only_as_they_are_written():
+    form = arrays.sums_form(["b", "a", "c"], ["c", "a"])
+    assert form.fullmatch(b'{"a":0,"b":7,"c":4294967295}').groupdict() == {"a": b"0", "c": b"4294967295"}
+    for text in (
+        b'{"a":1,"b":2}',
+        b'{"a":01,"b":2,"c":3}',
+        b'{"a":1,"a":1,"b":2,"c":3}',
+        b'{"a":1,"b":-2,"c":3}',
+        b"",
+        b'{"a":1,"b":2,"c":3}\n',
+        b'{"a": 1,"b":2,"c":3}',
+        b'{"b":2,"a":1,"c":3}',
+        b'{"a":1,"b":"x","c":3}',
+    ):
+        assert form.fullmatch(text) is None

@@ -1,5 +1,6 @@
 """Opens shards and reads record batches, and refuses a file with another schema, build or crc32."""
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +26,16 @@ ROUNDS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenShard:
-    """A shard that is open for reading some of its columns. blocks: where its record batches are; form: of each."""
+    """A shard that is open for reading some of its columns.
+
+    blocks: where its record batches are; form: of each; sums: of their crc32 metadata.
+    """
 
     reader: pa.ipc.RecordBatchFileReader
     source: pa.NativeFile
     blocks: Sequence[Block]
     form: Form
+    sums: re.Pattern[bytes]
 
 
 class BatchReader:
@@ -65,7 +70,7 @@ class BatchReader:
             file, first_row = self._open(shard, tuple(names)), self.plan.first_row(shard, batch)
             most = self.plan.most_values(shard, batch, None if self.entries is None else self.entries[shard])
             found, metadata = load_batch(file, batch, first_row, most, where)
-            return arrays.check_crc32(found, metadata, where)
+            return arrays.check_crc32(found, metadata, where, file.sums)
         except CacheDamaged as exc:
             altered = self.mirror and self.mirror.altered(self.plan.shards[shard].file)
             if altered:
@@ -127,6 +132,8 @@ class ShardOpener:
             fields = sorted(self._schema.get_field_index(name) for name in names)
             self._schema = pa.schema([self._schema.field(i) for i in fields], metadata=self._schema.metadata)
         self._form = Form(plan.columns(), names)
+        every = [column.name for column in plan.columns()]
+        self._sums = arrays.sums_form(every, every if names is None else names)
         self._options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
 
     def open(self, path: Path, name: str | None = None) -> OpenShard:
@@ -144,7 +151,7 @@ class ShardOpener:
             blocks = read_blocks(source)
             file = pa.ipc.open_file(source, options=self._options)
             if file.schema.equals(self._schema) and _owner(file.schema) == self.plan.sha256:
-                return OpenShard(reader=file, source=source, blocks=blocks, form=self._form)
+                return OpenShard(reader=file, source=source, blocks=blocks, form=self._form, sums=self._sums)
         except Malformed as exc:
             raise CacheDamaged(f"{name}: {exc}") from exc
         except (pa.ArrowException, OSError, ValueError) as exc:

@@ -11,7 +11,8 @@ Dimensions: R rows, T tokens, N positions and M kept tokens over all rows.
 """
 
 from collections.abc import Mapping, Sequence
-from operator import ne
+from itertools import accumulate, chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from shards.format.content.rules import legal_names
 from shards.format.content.tolerances import highest_distance, highest_logprob, mass_tolerance
 from shards.format.plan import Plan
 from shards.format.schema import Column
-from shards.format.scores import Scores, segment_starts
+from shards.format.scores import Scores
 
 Rows = Sequence[Mapping[str, Any]]
 
+LISTS = ("token", "position", "node", "entry")
 LOWEST_BITS = int(np.float32(np.finfo(np.float32).min).view(np.int32))
 lowest_of, highest_of = (
     np.minimum.reduce,
@@ -40,8 +42,12 @@ def misshapen(rows: Rows, table: Sequence[Column], plan: Plan) -> bool:
     count_N = np.concatenate([row[schema.SUPPORT_COUNT] for row in rows])
     if not len(count_N) or not _within(count_N, 1, plan.vocabulary_size):
         return True
-    lists = [(column.name, column.level) for column in table if column.level != "row"]
-    names, levels = zip(*lists, strict=True)
+    names: dict[str, list[str]] = {level: [] for level in LISTS}
+    for column in table:
+        if column.level != "row":
+            names[column.level].append(column.name)
+    values = itemgetter(*chain(*names.values()))
+    of_token, of_position, of_node, of_entry = map(len, names.values())
     entries_N, nodes, end, counted = count_N.cumsum(dtype=np.int64), len(plan.nodes) - 1, 0, 0
     for row in rows:
         positions = len(row[schema.SUPPORT_COUNT])
@@ -49,9 +55,9 @@ def misshapen(rows: Rows, table: Sequence[Column], plan: Plan) -> bool:
             return True
         end += positions
         before, counted = counted, int(entries_N[end - 1])
-        tokens, entries = len(row[schema.INPUT_IDS]), counted - before
-        sizes = {"token": tokens, "position": positions, "node": positions * nodes, "entry": entries}
-        if any(map(ne, map(len, map(row.__getitem__, names)), map(sizes.__getitem__, levels))):
+        expected = (len(row[schema.INPUT_IDS]),) * of_token + (positions,) * of_position
+        expected += (positions * nodes,) * of_node + (counted - before,) * of_entry
+        if tuple(map(len, values(row))) != expected:
             return True
     distances = [name for name in map(schema.l1_distance_column, schema.NEGATIVES) if name in rows[0]]
     highest = highest_distance(int(highest_of(count_N)), plan)
@@ -70,14 +76,14 @@ def wrong_tokens(rows: Rows, plan: Plan) -> bool:
 def wrong_scores(scores: Scores, size_R: Sequence[int], plan: Plan) -> bool:
     """Whether decoded values of rows of the right shape, size_R positions each, are impossible."""
     count_N = scores.support_count
-    starts_N = segment_starts(count_N)
+    starts_N = count_N.cumsum() - count_N
     highest = highest_logprob(plan)
     return (
         _unordered(scores.support_ids, starts_N, plan.vocabulary_size)
         or not all(_finite(values_M, highest) for values_M in scores.logprobs.values())
         or not all(_finite(values_N, highest) for values_N in scores.next_logprob.values())
         or _wrong_tails(scores, highest, count_N == plan.vocabulary_size)
-        or (bool(scores.logprobs) and _wrong_mass(scores, np.cumsum(size_R) - size_R, starts_N, plan))
+        or (bool(scores.logprobs) and _wrong_mass(scores, [0, *accumulate(size_R[:-1])], starts_N, plan))
     )
 
 
@@ -101,9 +107,12 @@ def _wrong_name(row: Mapping[str, Any]) -> bool:
 
 def _unordered(ids_M: np.ndarray, starts_N: np.ndarray, size: int) -> bool:
     """Whether ids do not ascend strictly inside a position, from 0 or more to less than `size`."""
+    last_N = starts_N[1:] - 1
     rises_M = ids_M[1:] > ids_M[:-1]
-    rises_M[starts_N[1:] - 1] = True
-    return not (rises_M.all() and _below(ids_M, size))
+    rises_M[last_N] = True
+    if not rises_M.all():
+        return True
+    return bool(lowest_of(ids_M[starts_N]) < 0 or highest_of(ids_M[last_N], initial=ids_M[-1]) >= size)
 
 
 def _wrong_tails(scores: Scores, highest: float, full_N: np.ndarray) -> bool:
@@ -117,19 +126,21 @@ def _wrong_tails(scores: Scores, highest: float, full_N: np.ndarray) -> bool:
     return not all(np.where(full_N[:, None], np.isneginf(v), np.isfinite(v)).all() for v in partitions)
 
 
-def _wrong_mass(scores: Scores, some_S: np.ndarray, starts_N: np.ndarray, plan: Plan) -> bool:
+def _wrong_mass(scores: Scores, some_S: Sequence[int], starts_N: np.ndarray, plan: Plan) -> bool:
     """Whether at these positions the kept tokens and the tail have not a mass of 1, or without a tail more than 1."""
     count_S = scores.support_count[some_S]
-    starts_S = segment_starts(count_S)
+    starts_S = count_S.cumsum() - count_S
     places = np.repeat(starts_N[some_S] - starts_S, count_S)
     places += np.arange(len(places))
-    mass_RS = np.add.reduceat(np.exp([values_M[places] for values_M in scores.logprobs.values()]), starts_S, axis=1)
+    roles = sorted(scores.logprobs, key=lambda role: role not in scores.tail_logprob)
+    tails = [scores.tail_logprob[role][some_S] for role in roles if role in scores.tail_logprob]
+    mass_RS = np.add.reduceat(np.exp([scores.logprobs[role][places] for role in roles]), starts_S, axis=1)
     tolerance = mass_tolerance(int(highest_of(count_S)), plan)
-    for role, mass_S in zip(scores.logprobs, mass_RS, strict=True):
-        if role in scores.tail_logprob:
-            mass_S += np.exp(scores.tail_logprob[role][some_S])
-            if not lowest_of(mass_S) >= 1 - tolerance:
-                return True
+    if tails:
+        whole_RS = mass_RS[: len(tails)]
+        whole_RS += np.exp(tails)
+        if not lowest_of(whole_RS, axis=None) >= 1 - tolerance:
+            return True
     return not highest_of(mass_RS, axis=None) <= 1 + tolerance
 
 

@@ -1,7 +1,8 @@
 """The columns of a record batch as flat arrays with row offsets, and their crc32. Pure: no files."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,8 +41,34 @@ def batch_metadata(batch: pa.RecordBatch, first_row: int) -> dict[bytes, bytes]:
     return {schema.FIRST_ROW_KEY: str(first_row).encode(), schema.CRC32_KEY: crc32.encode()}
 
 
-def check_crc32(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes], where: str) -> dict[str, Flat]:
-    """The columns of the batch, each checked against its crc32. Raises CacheDamaged, naming the column."""
+def sums_form(columns: Iterable[str], names: Iterable[str]) -> re.Pattern[bytes]:
+    """What `batch_metadata` writes as the crc32 of these columns, with those of `names` as groups."""
+    number, wanted = r"0|[1-9][0-9]{0,9}", set(names)
+    pairs = (f'"{name}":(?{f"P<{name}>" if name in wanted else ":"}{number})' for name in sorted(columns))
+    return re.compile(rf"\{{{','.join(pairs)}\}}".encode())
+
+
+def check_crc32(
+    batch: pa.RecordBatch, metadata: Mapping[bytes, bytes], where: str, form: re.Pattern[bytes] | None = None
+) -> dict[str, Flat]:
+    """The columns of the batch, each checked against its crc32. Raises CacheDamaged, naming the column.
+
+    form: of `sums_form`, with the names of the batch. What is written so needs no reader of JSON, which is slower than
+    the sums; anything else goes to the strict one.
+    """
+    columns = flatten(batch)
+    found = {
+        name: crc32(values) if offsets is None else crc32(offsets, crc32(values))  # `column_crc32`, without a call
+        for name, (values, offsets) in columns.items()
+    }
+    written = form and form.fullmatch(metadata.get(schema.CRC32_KEY, b""))
+    if not written or {name: int(number) for name, number in written.groupdict().items()} != found:
+        _require_sums(found, metadata, where)
+    return columns
+
+
+def _require_sums(found: Mapping[str, int], metadata: Mapping[bytes, bytes], where: str) -> None:
+    """Raise CacheDamaged, naming the first column with another crc32 than the metadata say."""
     if schema.CRC32_KEY not in metadata:
         raise CacheDamaged(f"{where}: expected crc32 metadata, got none")
     try:
@@ -50,12 +77,9 @@ def check_crc32(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes], where: s
         raise CacheDamaged(f"{where}: expected crc32 metadata to be a JSON object, got {exc}") from exc
     if not isinstance(expected, dict):
         raise CacheDamaged(f"{where}: expected crc32 metadata to be a JSON object, got {type(expected).__name__}")
-    columns = flatten(batch)
-    for name, (values, offsets) in columns.items():
-        found = crc32(values) if offsets is None else crc32(offsets, crc32(values))  # `column_crc32`, without a call
-        if expected.get(name) != found:
-            raise CacheDamaged(f"{where} column {name}: expected crc32 {expected.get(name)}, got {found}")
-    return columns
+    for name, number in found.items():
+        if expected.get(name) != number:
+            raise CacheDamaged(f"{where} column {name}: expected crc32 {expected.get(name)}, got {number}")
 
 
 def column_crc32(column: Flat) -> int:

@@ -6,6 +6,7 @@ first, by the slots of Arrow's File.fbs and Message.fbs, and refused if a column
 
 import struct
 from collections.abc import Mapping, Sequence
+from operator import add, gt, itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +67,7 @@ class Form:
     def __init__(self, columns: Sequence[Column], names: Sequence[str] | None = None) -> None:
         self.nodes = self.buffers = 0
         found: list[tuple[str, str, int, int, int, int]] = []
+        of_nodes: list[Level] = []
         for column in columns:
             is_text, is_list = pa.types.is_string(column.value_type), column.level != "row"
             last = self.buffers + 1 + is_text + 2 * is_list
@@ -76,46 +78,29 @@ class Form:
                 level = LEVELS.index(column.level)
                 found.append((column.name, "values", last, self.nodes + is_list, level, bits))
             self.nodes, self.buffers = self.nodes + 1 + is_list, last + 1
+            of_nodes += ["row", column.level] if is_list else ["row"]
         self._names = [(name, part) for name, part, *_ in found]
         numbers_of = np.array([numbers for _, _, *numbers in found])
         self._buffer, self._node, self._level, bits = np.ascontiguousarray(numbers_of.T)
         self._bits = bits.astype("<u8")
         self._of_offsets = (self._level == len(LEVELS)).astype("<u8")
-        self._places = [
-            (2 * buffer, 2 * node, level, bits, int(level == len(LEVELS))) for _, _, buffer, node, level, bits in found
-        ]
+        self._usual = _Usual(of_nodes, [numbers for _, _, *numbers in found], self.buffers)
 
     def check(self, source: pa.NativeFile, block: Block, most: Mapping[Level, int]) -> None:
         """Raise Malformed for a record batch whose columns claim more than they can hold.
 
         most: the most values of each level, such as the response positions of the batch; the rows exactly.
 
-        A training does this for every record batch. So it is first seen, with one read, whether all numbers are plain.
+        A training does this for every record batch. So it is first seen, with one read, whether it is a usual one.
         """
-        header = _header(source, block)
-        body = source.read_at(block.body_bytes, block.body) if 8 <= block.body_bytes <= READ_AT_ONCE else b""
-        if header.table(3) is None or not self._is_plain(header, body, most):
+        body_bytes = block.body_bytes if block.body_bytes <= READ_AT_ONCE else 0
+        content = source.read_at(block.metadata_bytes + body_bytes, block.offset)
+        if not self._usual.takes(_header(content, block), content, block, most):
             self.read(source, block, most)
-
-    def _is_plain(self, header: Table, body: bytes, most: Mapping[Level, int]) -> bool:
-        """Whether all buffers are compressed and fit. False also for a rare one that `read` has to look at."""
-        nodes, buffers, size, total = header.numbers(1), header.numbers(2), len(body), 0
-        if (len(nodes), len(buffers)) != (2 * self.nodes, 2 * self.buffers) or any(nodes[1::2]) or size % 8:
-            return False
-        words, allowed = memoryview(body).cast("q"), [*(most[level] for level in LEVELS), most["row"]]
-        for buffer, node, level, bits, more in self._places:
-            count, start, stored = nodes[node], buffers[buffer], buffers[buffer + 1]
-            if not (0 <= start <= size - 8 and start & 7 == 0 and 8 <= stored <= size - start):
-                return False
-            claimed = words[start >> 3]
-            if not (0 <= count <= allowed[level] and 0 <= claimed <= (bits * (count + more) + 511 >> 9) << 6):
-                return False
-            total += claimed
-        return total <= MAX_BATCH_BYTES
 
     def read(self, source: pa.NativeFile, block: Block, most: Mapping[Level, int]) -> list[Buffer]:
         """The buffers of `names` in a record batch. Raises Malformed as `check`."""
-        header, begin = _header(source, block), block.body
+        header, begin = _header(source.read_at(block.metadata_bytes, block.offset), block), block.body
         nodes, buffers = (np.array(header.numbers(slot)).reshape(-1, 2) for slot in (1, 2))
         if (len(nodes), len(buffers)) != (self.nodes, self.buffers):
             raise Malformed(f"expected {self.buffers} buffers for its columns, got {len(buffers)}")
@@ -148,6 +133,51 @@ class Form:
             raise Malformed(f"column {name}: expected {what} of {part} to be {most[i]} at most, got {found[i]}")
 
 
+class _Usual:
+    """Whether a record batch is as the writer makes it, and fits: all buffers compressed, and columns of equal lengths.
+
+    It says yes only to what `Form.read` does not refuse. Each step is a loop in C over all nodes or buffers, because
+    there are few of them; numpy takes twice as long. Numbers are read without a sign: a negative one is beyond every
+    limit. levels: of each node; found: numbers of the buffers, as in `Form`.
+    """
+
+    def __init__(self, levels: Sequence[Level], found: Sequence[Sequence[int]], buffers: int) -> None:
+        self._levels = list(dict.fromkeys(levels))
+        firsts, wanted = set(map(levels.index, self._levels)), {buffer for buffer, *_ in found}
+        self._firsts = struct.Struct("<" + "".join("Q8x" if i in firsts else "16x" for i in range(len(levels))))
+        self._nodes = struct.Struct(f"<{'Q8x' * len(levels)}")
+        self._spread = itemgetter(*map(self._levels.index, levels))
+        self._buffers = struct.Struct("<" + "".join("QQ" if i in wanted else "16x" for i in range(buffers)))
+        kinds = [(self._levels.index(levels[node]), bits, level == len(LEVELS)) for _, node, level, bits in found]
+        self._kinds = [(i, bits, bits * more + 511) for i, bits, more in dict.fromkeys(kinds)]
+        places = list(map([*dict.fromkeys(kinds)].index, kinds))
+        self._kind = itemgetter(*places, places[0])  # one too many: of a single place it would give no tuple
+
+    def takes(self, header: Table, content: bytes, block: Block, most: Mapping[Level, int]) -> bool:
+        (nodes, count), (buffers, number) = header.vector(1, 16), header.vector(2, 16)
+        metadata, size = header.content, block.body_bytes
+        if (16 * count, 16 * number) != (self._nodes.size, self._buffers.size) or not header.has(3) or size % 8:
+            return False
+        counts = self._firsts.unpack_from(metadata, nodes)
+        if metadata[nodes : nodes + 16 * count] != self._nodes.pack(*self._spread(counts)):  # and no nulls
+            return False
+        if any(map(gt, counts, map(most.__getitem__, self._levels))):
+            return False
+        found = self._buffers.unpack_from(metadata, buffers)
+        starts, stored = found[::2], found[1::2]
+        if min(stored) < 8 or max(map(add, starts, stored)) > size:
+            return False
+        body = memoryview(content)[block.metadata_bytes :]
+        if len(body) < size:
+            return False
+        words = body.cast("Q")
+        claimed = [words[start >> 3] for start in starts if not start & 7]
+        limits = self._kind([(bits * counts[i] + more >> 9) << 6 for i, bits, more in self._kinds])
+        if len(claimed) < len(starts) or any(map(gt, claimed, limits)):
+            return False
+        return sum(claimed) <= MAX_BATCH_BYTES
+
+
 def _claims(source: pa.NativeFile, starts: Sequence[int], stored: Any) -> Any:
     """What the first eight bytes of compressed buffers say; -1: what follows is not compressed."""
     heads = [source.read_at(8, start) if size >= 8 else b"" for start, size in zip(starts, stored, strict=True)]
@@ -175,10 +205,9 @@ def read_blocks(source: pa.NativeFile) -> list[Block]:
     return blocks
 
 
-def _header(source: pa.NativeFile, block: Block) -> Table:
-    """The table RecordBatch of a message."""
-    content = source.read_at(block.metadata_bytes, block.offset)
-    message = Table.root(content[8:])  # after a mark of four bytes and the length
+def _header(content: bytes, block: Block) -> Table:
+    """The table RecordBatch of a message, which begins with a mark of four bytes and its length."""
+    message = Table.root(content[8 : block.metadata_bytes])
     header = message.table(2)
     if header is None or message.number(1, "<B") != RECORD_BATCH or message.number(3, "<q") != block.body_bytes:
         raise Malformed(f"expected a record batch of {block.body_bytes} bytes, got another message")
