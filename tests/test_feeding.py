@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_options
-from tiny import make_llama
+from tiny import make_llama, make_tokenizer
 
 from precompute.build import inputs as inputs_module
 from precompute.build.build import build
@@ -23,6 +23,7 @@ from precompute.models.role_model import RoleModel
 from precompute.scoring.device_scores import joined
 from precompute.scoring.score import Scorer
 from precompute.scoring.support import SupportRule, summarise, summarised
+from precompute.tokens.encode import encode_all
 from precompute.tokens.tokenized import TokenizedResponse
 from shards.errors import NonFiniteLogits
 from shards.format.nodes import StrengthNodes
@@ -41,6 +42,25 @@ class Clock:
 
     def __call__(self):
         return self.now
+
+
+@pytest.mark.parametrize("given_up", [lambda: ahead(str, range(9), 2), lambda: encoded(range(300))])
+def test_a_generator_that_is_given_up_waits_for_no_thread(given_up, monkeypatch):
+    """Garbage collection closes it, in any thread: in one that is being started it would wait for ever."""
+    plain, waited = ThreadPoolExecutor.shutdown, []
+    monkeypatch.setattr(
+        ThreadPoolExecutor,
+        "shutdown",
+        lambda pool, wait=True, **given: (waited.append(wait), plain(pool, wait, **given)),
+    )
+    results = given_up()
+    next(results)
+    results.close()
+    assert waited == [False]
+
+
+def encoded(numbers):
+    return encode_all(((number, {"text": "the cat"}) for number in numbers), make_tokenizer())
 
 
 class LateMarks(HostMarks):

@@ -2,8 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
+
+from precompute.threads import threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -14,7 +16,7 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item], depth: int) -> 
     if depth == 0:
         yield from map(work, items)
         return
-    with ThreadPoolExecutor(max_workers=1) as thread:
+    with threads(1) as thread:
         begun: deque[Future[Result]] = deque()
         for item in items:
             begun.append(thread.submit(work, item))

@@ -8,13 +8,14 @@ import contextlib
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from precompute.data.layouts import Messages
+from precompute.threads import threads
 from shards.errors import DataError, first_line
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def encode_all(
     in_flight = IN_FLIGHT if is_plainly_fast(tokenizer) else 1
     _set_up(tokenizer)
     waiting: deque[tuple[Future[list[Encoded]], list[tuple[Item, Mapping[str, Request]]]]] = deque()
-    with ThreadPoolExecutor(max_workers=in_flight) as workers:
+    with threads(in_flight) as workers:
         for batch in batches(items):
             rendered = render([request for _, requests in batch for request in requests.values()], tokenizer)
             waiting.append((workers.submit(encode, rendered, tokenizer), batch))
