@@ -14,6 +14,7 @@ from fake_cache import make_cache
 from tiny import make_tokenizer
 
 from shards import ShardCache
+from shards.errors import MAX_CHARACTERS
 from shards.files import sums_of
 from shards.format.batches import BatchReader
 from shards.format.encoding.seal import SEAL_KEYS, sealed
@@ -116,7 +117,7 @@ def _open(folder: Path) -> None:
     cache.index, cache.vocabulary  # noqa: B018
     require_values(cache, [0])
     for fault in verify(folder):
-        assert str(fault).isprintable() and len(str(fault)) < 700, str(fault)
+        assert str(fault).isprintable() and len(str(fault)) < MAX_CHARACTERS + 200, str(fault)
 
 
 def _begun(folder: Path) -> None:
@@ -162,8 +163,9 @@ def _vocabulary(folder: Path, cache: ShardCache) -> None:
     sound = dict(cache.vocabulary)
     cache.__dict__.pop("vocabulary")
     inside, cache.folder = cache.folder, folder
-    recorded = {**(cache.manifest.files or {}), VOCABULARY_FILE: sums_of((folder / VOCABULARY_FILE).read_bytes())}
-    cache.manifest = replace(cache.manifest, files=recorded)
+    if (folder / VOCABULARY_FILE).is_file():
+        recorded = {**(cache.manifest.files or {}), VOCABULARY_FILE: sums_of((folder / VOCABULARY_FILE).read_bytes())}
+        cache.manifest = replace(cache.manifest, files=recorded)
     try:
         found = cache.vocabulary
     finally:
