@@ -62,8 +62,10 @@ def end_with(function: Callable[[], int | None]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush(), sys.stderr.flush()
+        finally:
+            os._exit(code)  # whatever cannot be flushed: the rest of the stack is the parent's
 
 
 def wait(pid: int, log: Path, seconds: float) -> Ended:
