@@ -28,12 +28,15 @@ def first_line(error: BaseException) -> str:
     Libraries announce ("an error occurred while ...") and keep the reason in `__cause__`. The last cause of the chain
     is added unless the message already contains it.
     """
-    text = _first_sentence(error)
-    root = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    reason = _first_sentence(root)
+    text, reason = _first_sentence(error), _first_sentence(root_of(error))
     return text if reason in text else f"{text.rstrip('.:')}: {reason}"
+
+
+def root_of(error: BaseException) -> BaseException:
+    """The last cause of an error; the error itself if it has none."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from shards.cli.command import run_command
 from shards.cli.outside import naming_saves
-from shards.errors import OptionError, first_line
+from shards.errors import ModelError, OptionError, first_line
 from shards.files import file_sha256, matching, remove_temporary_files
 from shards.format.writer import write_text
 from shards.modelfiles.folder import require_weights, weights_sha256
@@ -118,6 +118,18 @@ def test_an_error_that_names_no_file_and_no_cause_is_a_traceback():
 def test_a_full_memory_is_one_line(error, capsys):
     found = ending(error, capsys)
     assert found.startswith("error: memory: expected enough of it for this command, got ") and found.count("\n") == 1
+
+
+def test_a_full_memory_while_a_model_is_read_is_not_an_error_of_the_model(capsys):
+    def read():
+        raise ModelError("ref: expected a model, got can't start new thread") from RuntimeError(
+            "can't start new thread"
+        )
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(read)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: memory: expected enough of it for this command, got can't start")
 
 
 def test_both_files_of_a_rename_are_named(capsys):

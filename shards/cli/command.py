@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from shards.errors import AlignDistilError, OptionError, first_line
+from shards.errors import AlignDistilError, OptionError, first_line, root_of
 
 REFUSED_BY_THE_SYSTEM = frozenset({
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -92,7 +92,8 @@ def run_command(main: Callable[[], None], *, interrupted: str = "interrupted") -
     except BrokenPipeError:  # the reading process, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AlignDistilError as error:
-        _refuse(str(error))
+        root = root_of(error)  # whoever loads a model or data takes any error of a library for one about these
+        _refuse(memory_text(root) if is_out_of_memory(root) else str(error))
     except OSError as error:
         # a library's error may have no number, and a folder that was removed is a file that is not there: if they are
         # about a file, our code knew its name
@@ -105,7 +106,11 @@ def run_command(main: Callable[[], None], *, interrupted: str = "interrupted") -
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        _refuse(f"memory: expected enough of it for this command, got {first_line(error)}")
+        _refuse(memory_text(error))
+
+
+def memory_text(error: BaseException) -> str:
+    return f"memory: expected enough of it for this command, got {first_line(error)}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
