@@ -46,7 +46,7 @@ lint: $(INSTALLED) ## ruff, mypy, oxlint and oxfmt
 	$(BIN)/oxlint --deny-warnings shards student
 	$(BIN)/oxfmt --check --no-error-on-unmatched-pattern '{shards,student}/**/*.{js,css}'
 
-stress: $(INSTALLED) ## the campaigns of docs/promises.md: SECONDS each, the next call goes on; SEED, ONLY="kills flips"
+stress: $(INSTALLED) ## the campaigns of docs/reliability.md: SECONDS each, the next call goes on; SEED, ONLY="kills flips"
 	$(PIP_INSTALL) -e '.[dev,stress]'
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m stress $(ONLY) --seed $(or $(SEED),0) --seconds $(or $(SECONDS),600)
 
