@@ -140,6 +140,18 @@ def make_folder(folder: Path) -> None:
         flush(path.parent)
 
 
+def erase(path: Path) -> None:
+    """Remove a file, or a folder with all in it. An error names the folder; shutil's has the last name alone."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    try:
+        shutil.rmtree(path)
+    except OSError as exc:
+        exc.filename = str(path)
+        raise
+
+
 def remove_temporary_files(folder: Path, file: str | None = None) -> None:
     """Remove what a killed command left in a folder under temporary names; of one file only, if it is named.
 
@@ -147,7 +159,7 @@ def remove_temporary_files(folder: Path, file: str | None = None) -> None:
     """
     pattern = TEMPORARY_GLOB if file is None else f".{glob.escape(file)}.*{TEMPORARY_SUFFIX}"
     for path in matching(folder, pattern):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        erase(path)
 
 
 def is_still(path: Path, descriptor: int) -> bool:

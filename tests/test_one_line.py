@@ -9,7 +9,7 @@ import pytest
 from shards.cli.command import run_command
 from shards.cli.outside import naming_saves
 from shards.errors import ModelError, OptionError, first_line
-from shards.files import file_sha256, matching, remove_temporary_files
+from shards.files import erase, file_sha256, matching, remove_temporary_files
 from shards.format.writer import write_text
 from shards.modelfiles.folder import require_weights, weights_sha256
 from shards.modelfiles.whole import file_sizes
@@ -130,6 +130,19 @@ def test_a_full_memory_while_a_model_is_read_is_not_an_error_of_the_model(capsys
         run_command(read)
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("error: memory: expected enough of it for this command, got can't start")
+
+
+def test_a_folder_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "config.json").touch()
+
+    def refuse(*given, **kept):
+        raise PermissionError(errno.EACCES, "Permission denied", "config.json")
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(PermissionError) as caught:
+        erase(tmp_path / "checkpoint-1")
+    assert caught.value.filename == str(tmp_path / "checkpoint-1")
 
 
 def test_both_files_of_a_rename_are_named(capsys):

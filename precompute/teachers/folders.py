@@ -5,14 +5,13 @@ record of its inputs, which is written last and holds the sizes of the other fil
 has weights, tokenizer and record.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from precompute.models.made_from import MADE_FROM_FILE, require_same_inputs
 from shards.errors import CacheConflict, CacheDamaged
-from shards.files import flush, make_folder, matching, paths_under
+from shards.files import erase, flush, make_folder, matching, paths_under
 from shards.format.manifest import read_json
 from shards.format.schema import Role
 from shards.format.writer import flush_files, write_json
@@ -46,7 +45,7 @@ def remove_checkpoint(folder: Path) -> None:
     if folder.is_dir():
         (folder / MADE_FROM_FILE).unlink(missing_ok=True)
         flush(folder)
-        shutil.rmtree(folder)
+        erase(folder)
 
 
 def remove_surplus(work: Path, limit: int | None, newest: Path) -> None:
@@ -96,7 +95,7 @@ def is_exact(folder: Path, record: Mapping[str, Any]) -> bool:
 def remove_training(work: Path) -> None:
     """Remove the checkpoints of a finished role; files of --report_to beside them stay."""
     for path in _checkpoints(work):
-        shutil.rmtree(path)
+        erase(path)
     (work / "README.md").unlink(missing_ok=True)  # TRL's model card of a checkpoint
     for folder in (work, work.parent):
         if folder.is_dir() and not any(folder.iterdir()):

@@ -2,13 +2,12 @@
 
 import contextlib
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import AlignDistilError
-from shards.files import file_sizes
+from shards.files import erase, file_sizes
 from shards.locks.lock import LOCK_FILE
 from shards.places.publisher import Publisher, bring
 from shards.places.room import default_folder
@@ -87,7 +86,7 @@ class Out:
             for path in self.folder.iterdir():
                 if path.name == LOCK_FILE:
                     continue
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                erase(path)
 
     def said(self, message: str) -> str:
         """A message with the place that the user named instead of the staging folder."""

@@ -7,13 +7,12 @@ folder is known to be ours while it is written, and last with the size of every 
 import fnmatch
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shards.errors import AlignDistilError, CacheConflict, CacheDamaged, CacheMissing, OptionError
-from shards.files import TEMPORARY_GLOB, make_folder, matching
+from shards.files import TEMPORARY_GLOB, erase, make_folder, matching
 from shards.format.manifest import differences, read_json
 from shards.format.writer import flush_files, write_json
 from shards.modelfiles.whole import damage, file_sizes, surplus
@@ -59,8 +58,8 @@ def remove(folder: Path) -> None:
     write_json(folder, RUN_FILE, {"files": None})
     for path in folder.iterdir():
         if path.name != RUN_FILE:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(folder)
+            erase(path)
+    erase(folder)
 
 
 def remove_unfinished(out: Path) -> None:

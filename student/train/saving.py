@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from shards.cli.outside import naming, naming_saves
-from shards.files import TEMPORARY_SUFFIX, flush, matching, paths_under
+from shards.files import TEMPORARY_SUFFIX, erase, flush, matching, paths_under
 from shards.format.writer import flush_files, write_text
 from shards.locks.lock import require_held
 from shards.modelfiles.find import ModelFolder
@@ -81,7 +81,7 @@ def put_in_place(staged: Path, out: Path) -> None:
             old.unlink()
     for name in names:
         if (out / name).is_dir():
-            shutil.rmtree(out / name)
+            erase(out / name)
         if name == CONFIG_FILE:
             flush(out)
         (staged / name).replace(out / name)
