@@ -1,6 +1,7 @@
 """Faults: every call about files fails once, disks are full, folders vanish, memory ends, in every command."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -56,7 +57,7 @@ class Faults(Campaign):
         if case.mode == "stopped":
             wrong = wrong_interruption(ended, self.undisturbed[case.command]) if ended.code else None
         else:
-            places = self._names(at.call)
+            places = self._names(at.call) + (["memory:"] if case.code == errno.ENOMEM else [])
             if case.mode != "once":  # what fails next is another call
                 places += [f"{self.runs.places.here}/", f"{self.runs.places.tmp}"]
             wrong = wrong_end(ended, self.undisturbed[case.command], places) if ended.code else None

@@ -81,11 +81,15 @@ def _error(kind: str, number: int) -> int:
     return ERRORS[kind][number % len(ERRORS[kind])]
 
 
+LINE_BYTES = 4096
+"""A command's lines go to a file too, which the limit must leave room for."""
+
+
 def limits_of(name: str, written: int) -> Iterator[Limit]:
     """written: bytes that the command leaves."""
     if written:
         if os.geteuid() == 0:  # who may mount one
             yield from (Limit(name, "disk", 4096 * pages) for pages in spread(2 + 2 * written // 4096, MOMENTS))
-        yield from (Limit(name, "bytes", size) for size in spread(written, MOMENTS // 2))
+        yield from (Limit(name, "bytes", LINE_BYTES + size) for size in spread(written, MOMENTS // 2))
     yield from (Limit(name, "files", size) for size in range(1, MOMENTS))
     yield from (Limit(name, "memory", (1 << 18) * 2**i) for i in range(12))
