@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stress.processes import text_at
+
 NUMBERS = {
     **{"read": 0, "write": 1, "open": 2, "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "sendfile": 40},
     **{"fsync": 74, "fdatasync": 75, "ftruncate": 77, "getdents64": 217, "rename": 82, "mkdir": 83, "rmdir": 84},
@@ -35,7 +37,6 @@ BY_PATH = dict.fromkeys(("open", "creat", "mkdir", "rmdir", "link", "unlink", "r
 )
 """The argument that is the path of the file; with `at` the one before it is the folder's descriptor."""
 AT_CURRENT_FOLDER = -100
-LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,19 +76,11 @@ def _link(path: str) -> str:
 
 
 def _text(pid: int, address: int) -> str:
-    """The string at an address of the process: it may reach to the end of a mapped page."""
-    found = b""
+    """The string there; "" if it cannot be read."""
     try:
-        with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
-            while b"\0" not in found and len(found) < LONGEST_PATH:
-                memory.seek(address + len(found))
-                piece = memory.read(4096 - (address + len(found)) % 4096)
-                if not piece:
-                    break
-                found += piece
+        return text_at(pid, address)
     except (OSError, ValueError):
-        pass
-    return os.fsdecode(found.partition(b"\0")[0])
+        return ""
 
 
 def _signed(value: int) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from stress.processes import text_at
+
 AT_FDCWD = 0xFFFFFF9C
 CREATES = os.O_CREAT | os.O_TRUNC
 BY_DESCRIPTOR = {
@@ -66,14 +68,8 @@ def _opened(pid: int, descriptor: int) -> str:
 
 
 def _named(pid: int, folder: int, address: int) -> str:
-    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
-        memory.seek(address)
-        text = memory.read(4096 - address % 4096)  # a page at a time: the next one may not be there
-        if b"\0" not in text:
-            text += memory.read(4096)
-    name = os.fsdecode(text.partition(b"\0")[0])
     base = Path(f"/proc/{pid}/cwd").readlink() if folder & 0xFFFFFFFF == AT_FDCWD else Path(_opened(pid, folder))
-    return os.path.normpath(base / name)
+    return os.path.normpath(base / text_at(pid, address))
 
 
 def stop_at_calls() -> None:
