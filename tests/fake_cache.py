@@ -18,7 +18,7 @@ from shards.format.finishing import Findings, finished
 from shards.format.index import RowIndex
 from shards.format.manifest import PLAN_FILE, PROVENANCE_FILE, TOKENIZER_FILE, VOCABULARY_FILE
 from shards.format.nodes import StrengthNodes
-from shards.format.plan import Plan, ShardPlan, canonical_json
+from shards.format.plan import Plan, ShardPlan, json_sha256
 from shards.format.schema import ROLES, Pair, Role, Values
 from shards.format.scores import Response
 from shards.format.writer import (
@@ -135,7 +135,7 @@ def write_cache(
     Returns the plan that names this index.
     """
     if (recorded := plan.identity.get("tokenizer", {})) is not None:
-        recorded = {**recorded, "vocabulary_sha256": sha256_of(vocabulary)}
+        recorded = {**recorded, "vocabulary_sha256": json_sha256(vocabulary)}
     plan = replace(plan, identity={**plan.identity, "tokenizer": recorded})
     plan = replace(plan, index_sha256=write_index(folder, index_of(indexed or responses)))
     write_json(folder, VOCABULARY_FILE, vocabulary)
@@ -155,11 +155,6 @@ def write_cache(
 def unchecked() -> AbstractContextManager[object]:
     """The writer writes any values."""
     return mock.patch.object(writer, "require_sound", lambda *given: None)
-
-
-def sha256_of(value: Any) -> str:
-    """Of its canonical JSON."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def finish_cache(folder: Path, plan: Plan) -> None:
@@ -249,7 +244,7 @@ def _identity(roles: Sequence[Role], vocabulary: Mapping[str, int], max_length: 
             for role in roles
         },
         "tokenizer": {
-            "vocabulary_sha256": sha256_of(vocabulary),
+            "vocabulary_sha256": json_sha256(vocabulary),
             "chat_template_sha256": None,
         },
         "data": {"rows_sha256": digest("rows"), "tokens_sha256": digest("tokens")},

@@ -1,6 +1,5 @@
 """`python -m shards.verify`: a sound cache passes, and every rule of docs/format.md finds its planted fault."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -30,7 +29,7 @@ from faults import (
 from shards.format import schema
 from shards.format.encoding import arrays
 from shards.format.manifest import MANIFEST_FILE
-from shards.format.plan import canonical_json
+from shards.format.plan import json_sha256
 from shards.format.schema import Pair
 from shards.format.writer import write_json
 from shards.verify.__main__ import MAX_PRINTED, main, verify
@@ -181,7 +180,7 @@ def test_rule_3_finds_a_vocabulary_that_is_missing_or_altered(fake, copy):
 @pytest.mark.parametrize("ids", [range(V - 1), range(V + 1), ["0", *range(1, V)], [-1, *range(1, V)], []])
 def test_rule_3_finds_a_vocabulary_of_another_size(fake, tmp_path, ids):
     vocabulary = {f"word{i}": token_id for i, token_id in enumerate(ids)}
-    digest = hashlib.sha256(canonical_json(vocabulary)).hexdigest()
+    digest = json_sha256(vocabulary)
     plan = replace(fake.plan, identity={**fake.plan.identity, "tokenizer": {"vocabulary_sha256": digest}})
     write_cache(tmp_path, plan, vocabulary, fake.responses)
     require_only(tmp_path, 3)

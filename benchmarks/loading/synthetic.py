@@ -9,7 +9,6 @@ parabola in the strength. The result passes `python -m shards.verify`.
 Dimensions: N positions of a response, M kept tokens of them, A exponents, V vocabulary, J strength nodes.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from shards.format.finishing import Findings, finished
 from shards.format.index import RowIndex
 from shards.format.manifest import PLAN_FILE, VOCABULARY_FILE
 from shards.format.nodes import StrengthNodes
-from shards.format.plan import Plan, ShardPlan, canonical_json
+from shards.format.plan import Plan, ShardPlan, json_sha256
 from shards.format.schema import Role
 from shards.format.scores import Response, Scores, segment_starts
 from shards.format.writer import plan_bytes, write_bytes, write_index, write_json, write_manifest, write_shard
@@ -163,9 +162,7 @@ def make_plan(options: LoadingOptions, shards: tuple[ShardPlan, ...], rows_per_b
     return Plan(
         identity={
             "models": {role: {"synthetic": options.seed} for role in options.cached_roles},
-            "tokenizer": {
-                "vocabulary_sha256": hashlib.sha256(canonical_json(_vocabulary(options.vocabulary))).hexdigest()
-            },
+            "tokenizer": {"vocabulary_sha256": json_sha256(_vocabulary(options.vocabulary))},
             "data": {"rows": shards[-1].first_row + shards[-1].rows},
         },
         roles=options.cached_roles,

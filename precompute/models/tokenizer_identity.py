@@ -6,7 +6,7 @@ from typing import Any
 
 from precompute.tokens.encode import is_plainly_fast
 from shards.files import file_sha256, matching
-from shards.format.plan import canonical_json
+from shards.format.plan import canonical_json, json_sha256
 
 _SETTINGS = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -15,8 +15,8 @@ def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
     """sha256s, in hex, of the vocabulary, the chat template (None without one) and all else that tokens depend on."""
     template = tokenizer.chat_template
     return {
-        "vocabulary_sha256": hashlib.sha256(canonical_json(tokenizer.get_vocab())).hexdigest(),
-        "chat_template_sha256": template and hashlib.sha256(canonical_json(template)).hexdigest(),
+        "vocabulary_sha256": json_sha256(tokenizer.get_vocab()),
+        "chat_template_sha256": template and json_sha256(template),
         "backend_sha256": _backend_sha256(tokenizer),
     }
 

@@ -5,7 +5,6 @@ depend on the order. Sums of floats do, so each shard keeps its sum, and these a
 So the manifest has the same bytes for any split of the work and after any interruption.
 """
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from shards.format.manifest import (
     read_tokenizer,
     vocabulary_sha256,
 )
-from shards.format.plan import Plan, canonical_json
+from shards.format.plan import Plan, json_sha256
 from shards.format.statistics import Histogram, add_positions, new_histograms, position_columns
 from shards.format.writer import json_bytes, plan_bytes, shard_bytes
 
@@ -112,7 +111,7 @@ def _files(folder: Path, plan: Plan) -> dict[str, Sums]:
     if files[PLAN_FILE] not in (sums_of(plan_bytes(plan)), sums_of(json_bytes(plan.to_json()))):  # an older build's
         raise CacheDamaged(f"{folder / PLAN_FILE}: expected the text of the plan, got another")
     expected = vocabulary_sha256(plan)
-    found = hashlib.sha256(canonical_json(tokens := read_json(folder / VOCABULARY_FILE))).hexdigest()
+    found = json_sha256(tokens := read_json(folder / VOCABULARY_FILE))
     if files[VOCABULARY_FILE] != sums_of(json_bytes(tokens)) or expected not in (None, found):
         raise CacheDamaged(f"{folder / VOCABULARY_FILE}: expected a map with sha256 {expected}, got {found}")
     return files

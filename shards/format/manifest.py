@@ -18,7 +18,7 @@ from shards import strict_json
 from shards.errors import CacheConflict, CacheDamaged, CacheMissing
 from shards.files import Sums, read_regular
 from shards.format.encoding.seal import SEAL_KEYS, check_seal
-from shards.format.plan import Plan, canonical_json, require_format
+from shards.format.plan import Plan, json_sha256, require_format
 
 PLAN_FILE = "plan.json"
 MANIFEST_FILE = "manifest.json"
@@ -173,7 +173,7 @@ def read_vocabulary(folder: Path, manifest: Manifest, name: str | None = None) -
     if manifest.files is None:
         found = parse_json(content, where)
         expected = vocabulary_sha256(manifest.plan)
-        sha256 = hashlib.sha256(canonical_json(found)).hexdigest() if expected else None
+        sha256 = json_sha256(found) if expected else None
     else:
         expected, sha256 = manifest.files[VOCABULARY_FILE].sha256, hashlib.sha256(content).hexdigest()
     if sha256 != expected:

@@ -238,7 +238,7 @@ class Plan:
     @cached_property
     def sha256(self) -> str:
         """Identity of the build; every shard has it in its metadata."""
-        return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
+        return json_sha256(self.to_json())
 
 
 def _texts(values: Any) -> tuple[Any, ...]:
@@ -251,6 +251,11 @@ def require_format(data: Mapping[str, Any], where: str) -> None:
     for name, expected in (("format", FORMAT_NAME), ("format_version", FORMAT_VERSION)):
         if data.get(name) != expected:
             raise CacheDamaged(f"{where}: expected {name} {expected!r}, got {data.get(name)!r}")
+
+
+def json_sha256(value: Any) -> str:
+    """sha256, in hex, of the canonical text of a JSON value."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:

@@ -1,7 +1,6 @@
 """The rules of docs/format.md about the files of a cache and about the whole cache, one function each."""
 
 import fnmatch
-import hashlib
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from shards.format.manifest import (
     read_vocabulary,
     vocabulary_sha256,
 )
-from shards.format.plan import Plan, canonical_json
+from shards.format.plan import Plan, json_sha256
 from shards.format.statistics import Histogram
 from shards.verify import located
 from shards.verify.flipped import Flip, flip_by_sums, flip_of_sealed
@@ -67,11 +66,11 @@ def vocabulary(manifest: Manifest, folder: Path) -> Iterator[Fault]:
     except AlignDistilError as error:
         yield Fault(rule=3, text=f"{error}{_explained_by_sums(path, manifest)}")
         return
-    found, expected = hashlib.sha256(canonical_json(id_by_token)).hexdigest(), vocabulary_sha256(plan)
+    found, expected = json_sha256(id_by_token), vocabulary_sha256(plan)
     if found != expected:
         yield Fault(rule=3, text=f"{path}: expected a map with sha256 {expected}, got {found}")
         return
-    ids = [token_id for token_id in id_by_token.values() if isinstance(token_id, int) and token_id >= 0]
+    ids = [token_id for token_id in id_by_token.values() if token_id >= 0]
     if len(ids) < len(id_by_token) or max(ids, default=-1) + 1 != plan.vocabulary_size:
         size = max(ids, default=-1) + 1
         yield Fault(rule=3, text=f"{path}: expected ids 0 to {plan.vocabulary_size - 1}, got ids 0 to {size - 1}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from shards.format.plan import canonical_json
+from shards.format.plan import json_sha256
 from student.data.order import GlobalBatchSampler
 from student.data.responses import CachedResponses
 from student.loss.forward import base_model
@@ -52,7 +52,7 @@ def student_identity(model: Any) -> dict[str, str | None]:
         defaults = {}
     own = {name: value for name, value in config.to_dict().items() if name not in NOT_THE_STUDENTS}
     own = {name: str(value) for name, value in own.items() if name not in defaults or defaults[name] != value}
-    return {"model": weights_sha256(model), "model_config": hashlib.sha256(canonical_json(own)).hexdigest()}
+    return {"model": weights_sha256(model), "model_config": json_sha256(own)}
 
 
 def weights_sha256(model: Any) -> str:
